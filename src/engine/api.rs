@@ -1,0 +1,246 @@
+//! The words in which a store is asked and answers: plain data, the same for a
+//! caller in this process and for one at the control socket.
+//!
+//! Sizes are in bytes, times in RFC 3339, snapshots oldest first.
+
+use crate::types::{OnFull, Role};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// What a new volume is to be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CreateOptions {
+    /// Bytes that clients see.
+    pub size: u64,
+    /// Bytes in a block.
+    pub block_size: u32,
+    /// Blocks a meta bit.
+    pub granularity: u32,
+    /// What happens when space runs out.
+    pub on_full: OnFull,
+}
+
+/// A store and its volumes, as `list --json` prints them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreInfo {
+    /// The store's directory.
+    pub store: String,
+    /// Sorted by name.
+    pub volumes: Vec<VolumeInfo>,
+}
+
+/// A volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeInfo {
+    /// Its name.
+    pub name: String,
+    /// Its identity.
+    pub uuid: Uuid,
+    /// Who may change it.
+    pub role: Role,
+    /// `ok`, `receiving`, `rolling-back`, `frozen`, `read-only` (latched after a failed sync), `damaged`.
+    pub state: String,
+    /// What happens when space runs out.
+    pub on_full: OnFull,
+    /// Bytes that clients see.
+    pub size: u64,
+    /// Bytes in a block.
+    pub block_size: u32,
+    /// Blocks a meta bit.
+    pub granularity: u32,
+    /// Bytes in use by production data.
+    pub in_use: u64,
+    /// Bytes of before-images, all snapshots together.
+    pub saved: u64,
+    /// Oldest first.
+    pub snapshots: Vec<SnapshotInfo>,
+}
+
+/// A snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotInfo {
+    /// Its name.
+    pub name: String,
+    /// Its identity, the same on every store that holds it.
+    pub uuid: Uuid,
+    /// When it was taken, RFC 3339.
+    pub created: String,
+    /// The volume's size then.
+    pub size: u64,
+    /// Bytes in use then.
+    pub in_use: u64,
+    /// Bytes of before-images in its own map.
+    pub saved: u64,
+    /// Bytes of before-images that its deletion would free.
+    pub freed_by_delete: u64,
+    /// Tags that keep it from being deleted.
+    pub holds: Vec<String>,
+}
+
+/// What a changed extent is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DiffKind {
+    /// To be written.
+    Data,
+    /// To be discarded.
+    Discard,
+}
+
+/// A run of changed bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiffExtent {
+    /// Where it starts.
+    pub offset: u64,
+    /// How long it is.
+    pub length: u64,
+    /// What happened to it.
+    pub kind: DiffKind,
+}
+
+/// What changed between two snapshots, as `diff --json` prints it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Diff {
+    /// The volume's name.
+    pub volume: String,
+    /// The older snapshot's name.
+    pub from: String,
+    /// The younger snapshot's name; `null`: now.
+    pub to: Option<String>,
+    /// Bytes in a block.
+    pub block_size: u32,
+    /// Bytes to write.
+    pub data_bytes: u64,
+    /// Bytes to discard.
+    pub discard_bytes: u64,
+    /// Sorted, merged, disjoint.
+    pub extents: Vec<DiffExtent>,
+}
+
+/// Which stream a sender is to make.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SendRequest {
+    /// The volume.
+    pub volume: String,
+    /// The snapshot to send.
+    pub snapshot: String,
+    /// The base by name; none: a whole stream.
+    pub from: Option<String>,
+    /// Compress the chunks with zstd.
+    pub compress: bool,
+    /// The token of `receive --status`: leave out what has arrived.
+    pub resume: Option<String>,
+}
+
+/// How a receive ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Received {
+    /// The volume.
+    pub volume: String,
+    /// The snapshot received.
+    pub snapshot: String,
+    /// Its identity.
+    pub uuid: Uuid,
+    /// It was there before; nothing was done.
+    pub already: bool,
+    /// Bytes of data applied by this call.
+    pub data_bytes: u64,
+    /// Bytes discarded by this call.
+    pub discard_bytes: u64,
+}
+
+/// A receive that was begun and not ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HalfReceived {
+    /// The volume.
+    pub volume: String,
+    /// The name of the snapshot that is being received.
+    pub snapshot: String,
+    /// Its identity.
+    pub uuid: Uuid,
+    /// The identity of its base; none: a whole stream.
+    pub base: Option<Uuid>,
+    /// Every byte of the volume below this is durable here.
+    pub durable: u64,
+    /// What `send --resume` takes.
+    pub token: String,
+    /// A receive is running at this moment.
+    pub running: bool,
+}
+
+/// Something that `check` or `scrub` found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// The volume, if it lies in one.
+    pub volume: Option<String>,
+    /// The snapshot, if one is affected.
+    pub snapshot: Option<String>,
+    /// The file, relative to the store.
+    pub file: String,
+    /// The block, if one is affected.
+    pub block: Option<u64>,
+    /// What is wrong, in a sentence.
+    pub problem: String,
+    /// What was done about it, with `--repair`.
+    pub repaired: Option<String>,
+}
+
+/// What `check` or `scrub` saw.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckReport {
+    /// Volumes looked at.
+    pub volumes: u64,
+    /// Snapshots looked at.
+    pub snapshots: u64,
+    /// Files read.
+    pub files: u64,
+    /// Bytes whose checksum was verified.
+    pub bytes: u64,
+    /// Empty when all is well.
+    pub findings: Vec<Finding>,
+}
+
+/// What the daemon is doing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Whether a daemon serves the store.
+    pub running: bool,
+    /// The daemon's process number.
+    pub pid: Option<u32>,
+    /// The program's version.
+    pub version: String,
+    /// Addresses on which exports are served.
+    pub listening: Vec<String>,
+    /// `io_uring` or `plain`.
+    pub io_engine: String,
+    /// Clients connected.
+    pub clients: Vec<ClientInfo>,
+    /// Transfers under way.
+    pub transfers: Vec<TransferInfo>,
+}
+
+/// A client of an export.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClientInfo {
+    /// `VOL` or `VOL@SNAP`.
+    pub export: String,
+    /// Its address, or `unix`.
+    pub peer: String,
+    /// Whether it may write.
+    pub writable: bool,
+}
+
+/// A send or receive under way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TransferInfo {
+    /// `send` or `receive`.
+    pub kind: String,
+    /// The volume.
+    pub volume: String,
+    /// The snapshot.
+    pub snapshot: String,
+    /// Bytes of data so far.
+    pub data_bytes: u64,
+    /// Bytes of data in all, where it is known.
+    pub total_bytes: Option<u64>,
+}

@@ -1,0 +1,103 @@
+//! What a server of blocks needs from a volume or a snapshot: the border between
+//! the engine, which knows nothing of NBD, and `nbd`, which knows nothing of maps.
+//!
+//! Offsets and lengths are in bytes, of any alignment, and already checked against
+//! [`Device::size`] by the caller (an implementation checks again and answers
+//! `OutOfRange`). Futures are local to the engine's thread.
+
+use crate::error::Result;
+use bytes::Bytes;
+use futures::future::LocalBoxFuture;
+
+/// A piece of what a read found, in order of offset.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Piece {
+    /// These bytes.
+    Data(Bytes),
+    /// So many zeros where nothing is stored.
+    Hole(u64),
+}
+
+/// A run of equal state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Bytes in the run; never 0.
+    pub len: u64,
+    /// What it is; the meaning depends on what was asked.
+    pub flags: u32,
+}
+
+/// `base:allocation`: nothing is stored here.
+pub const ALLOCATION_HOLE: u32 = 1;
+/// `base:allocation`: it reads as zeros.
+pub const ALLOCATION_ZERO: u32 = 2;
+/// `snapvol:delta:SNAP`: changed since SNAP; the new content counts.
+pub const DELTA_DATA: u32 = 1;
+/// `snapvol:delta:SNAP`: discarded since SNAP (changed, and not in use any more).
+pub const DELTA_DISCARD: u32 = 2;
+
+/// How a range is made zero.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ZeroHow {
+    /// Keep the space allocated.
+    pub no_hole: bool,
+    /// Fail with `Unsupported` rather than be slower than a trim.
+    pub fast: bool,
+    /// Make it durable before the answer.
+    pub fua: bool,
+}
+
+/// A served volume or snapshot, on the thread of its engine.
+pub trait Device {
+    /// The size in bytes; it may grow while it is served.
+    fn size(&self) -> u64;
+
+    /// The block size in bytes, which a client does best to align to.
+    fn block_size(&self) -> u32;
+
+    /// Whether writes are refused.
+    fn read_only(&self) -> bool;
+
+    /// Whether a flush on one connection covers what other connections had acknowledged.
+    fn multi_conn(&self) -> bool;
+
+    /// Reads a range; the pieces add up to `len`.
+    fn read(&self, offset: u64, len: u64) -> LocalBoxFuture<'static, Result<Vec<Piece>>>;
+
+    /// Writes a range; with `fua` it is durable before the answer.
+    fn write(&self, offset: u64, data: Bytes, fua: bool) -> LocalBoxFuture<'static, Result<()>>;
+
+    /// Makes durable what was acknowledged before, on any connection.
+    fn flush(&self) -> LocalBoxFuture<'static, Result<()>>;
+
+    /// Forgets a range: it reads as zeros and needs no space.
+    fn trim(&self, offset: u64, len: u64, fua: bool) -> LocalBoxFuture<'static, Result<()>>;
+
+    /// Makes a range zero.
+    fn zero(&self, offset: u64, len: u64, how: ZeroHow) -> LocalBoxFuture<'static, Result<()>>;
+
+    /// Brings a range into the page cache; best effort.
+    fn cache(&self, offset: u64, len: u64) -> LocalBoxFuture<'static, Result<()>>;
+
+    /// What is stored where (`ALLOCATION_*`, 0: data): runs from `offset`, merged, that
+    /// reach at least one byte and at most `len` bytes.
+    fn allocation(&self, offset: u64, len: u64) -> LocalBoxFuture<'static, Result<Vec<Extent>>>;
+
+    /// Whether `snapshot` can be the start of a delta to this device, and if so pins it:
+    /// it counts as open until this device is dropped.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no such snapshot or it is not older.
+    fn pin_delta(&self, snapshot: &str) -> Result<()>;
+
+    /// The snapshots that [`Device::pin_delta`] would take, for clients that list.
+    fn delta_bases(&self) -> Vec<String>;
+
+    /// What changed since a pinned `snapshot` (`DELTA_*`, 0: unchanged), as for
+    /// [`Device::allocation`].
+    fn delta(&self, snapshot: &str, offset: u64, len: u64) -> LocalBoxFuture<'static, Result<Vec<Extent>>>;
+
+    /// Resolves when the device goes away under its clients (forced roll-back, shrink,
+    /// deletion, shutdown); the connection ends then.
+    fn closed(&self) -> LocalBoxFuture<'static, ()>;
+}
