@@ -1,1 +1,9 @@
-//! (layer format)
+//! Bytes to structs and back, nothing else. The truth about every byte stands in
+//! `docs/format.md`.
+
+pub mod codec;
+pub mod journal;
+pub mod segment;
+pub mod slot;
+pub mod state;
+pub mod store;

@@ -1,1 +1,44 @@
-//! (layer store)
+//! What lies under a volume: its directory, journal, stage, clone volume and save
+//! volume. These files know how bytes become durable; they decide nothing about
+//! snapshots.
+
+pub mod clone_volume;
+pub mod event;
+pub mod journal;
+pub mod paths;
+pub mod replay;
+pub mod save;
+pub mod stage;
+
+/// Sizes that a volume works with; tests make them small.
+#[derive(Clone, Copy, Debug)]
+pub struct Tuning {
+    /// Bytes of a segment of the save volume.
+    pub segment_bytes: u64,
+    /// Bytes by which a segment's allocation grows.
+    pub segment_step_bytes: u64,
+    /// Bytes of data that the stage holds.
+    pub stage_bytes: u64,
+    /// Bytes of journal after which a checkpoint is made.
+    pub journal_bytes_max: u64,
+    /// Bytes by which the journal's allocation grows.
+    pub journal_step_bytes: u64,
+    /// Bytes of before-images in one group, at most.
+    pub group_bytes_max: u64,
+    /// Groups that are settled at the same time, at most.
+    pub groups_in_flight_max: usize,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self {
+            segment_bytes: 64 << 20,
+            segment_step_bytes: 4 << 20,
+            stage_bytes: 16 << 20,
+            journal_bytes_max: 64 << 20,
+            journal_step_bytes: 1 << 20,
+            group_bytes_max: 1 << 20,
+            groups_in_flight_max: 2,
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! A segment of the save volume: one header sector page, then groups of
+//! before-images, each behind a header that lists them.
+//!
+//! Why the order of writes is what it is: a group is one write, header and images
+//! together, and one sync makes it durable. The header's checksum covers the list and
+//! each image has its own, so a group that was torn is recognised as a whole and an
+//! image that rots is recognised by itself.
+
+use super::codec::{Fields, Put};
+use crate::error::{Error, ErrorKind, Result};
+use crate::types::{Block, Epoch};
+use uuid::Uuid;
+
+/// Bytes before the first group.
+pub const HEADER_SIZE: usize = 4096;
+/// Groups start at multiples of this, in bytes.
+pub const GROUP_ALIGN: u64 = 4096;
+/// Bytes of a group header before its list.
+pub const GROUP_FIXED_SIZE: usize = 64;
+/// Bytes of one entry of the list.
+pub const ENTRY_SIZE: usize = 16;
+/// Before-images in a group, at most.
+pub const GROUP_COUNT_MAX: usize = 1024;
+
+const MAGIC: &[u8; 8] = b"SVSEGM01";
+const GROUP_MAGIC: &[u8; 8] = b"SVGROUP1";
+const VERSION: u32 = 1;
+const DAMAGED: u32 = 1;
+
+/// Whose segment it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SegmentHeader {
+    /// The volume.
+    pub volume: Uuid,
+    /// The segment's number.
+    pub segment: u32,
+    /// Its generation.
+    pub generation: u64,
+}
+
+impl SegmentHeader {
+    /// The header's bytes.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Put::default();
+        out.0.extend_from_slice(MAGIC);
+        out.u32(VERSION);
+        out.u32(self.segment);
+        out.uuid(self.volume);
+        out.u64(self.generation);
+        let crc = crc32c::crc32c(&out.0);
+        out.u32(crc);
+        out.0.resize(HEADER_SIZE, 0);
+        out.0
+    }
+
+    /// Reads the header.
+    ///
+    /// # Errors
+    /// `Corrupt`; `Unsupported` for a newer version.
+    pub fn decode(bytes: &[u8]) -> Result<Self> {
+        let mut fields = Fields(bytes);
+        if fields.bytes(8)? != MAGIC {
+            return Err(Error::corrupt("this is no segment"));
+        }
+        let version = fields.u32()?;
+        let (segment, volume, generation, crc) = (fields.u32()?, fields.uuid()?, fields.u64()?, fields.u32()?);
+        if crc32c::crc32c(&bytes[..40]) != crc {
+            return Err(Error::corrupt("the segment's header has a wrong checksum"));
+        }
+        if version != VERSION {
+            return Err(Error::new(ErrorKind::Unsupported, format!("the segment has version {version}")));
+        }
+        Ok(Self { volume, segment, generation })
+    }
+}
+
+/// One before-image of a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GroupEntry {
+    /// The block that it is of.
+    pub block: Block,
+    /// The checksum (CRC-32C) of the image.
+    pub crc: u32,
+    /// It could not be read when it was to be saved.
+    pub damaged: bool,
+}
+
+/// A group's header.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupHeader {
+    /// The segment's number.
+    pub segment: u32,
+    /// The segment's generation.
+    pub generation: u64,
+    /// The epoch of the writes that made the saving necessary.
+    pub epoch: Epoch,
+    /// Bytes of one image.
+    pub block_size: u32,
+    /// In the order of the images.
+    pub entries: Vec<GroupEntry>,
+}
+
+/// Bytes from the start of a group with `count` entries to its first image.
+#[must_use]
+pub fn images_at(count: usize) -> usize {
+    (GROUP_FIXED_SIZE + count * ENTRY_SIZE).next_multiple_of(512)
+}
+
+/// Bytes of a whole group, the padding behind it included.
+#[must_use]
+pub fn group_size(count: usize, block_size: u32) -> u64 {
+    ((images_at(count) + count * block_size as usize) as u64).next_multiple_of(GROUP_ALIGN)
+}
+
+impl GroupHeader {
+    /// The header's bytes, up to the first image.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Put::default();
+        out.0.extend_from_slice(GROUP_MAGIC);
+        out.u32(self.segment);
+        out.u32(self.block_size);
+        out.u64(self.generation);
+        out.u64(self.epoch.0);
+        out.count(self.entries.len());
+        out.0.resize(GROUP_FIXED_SIZE - 4, 0);
+        let mut list = Put::default();
+        for entry in &self.entries {
+            list.u64(entry.block.0);
+            list.u32(entry.crc);
+            list.u32(if entry.damaged { DAMAGED } else { 0 });
+        }
+        let crc = crc32c::crc32c_append(crc32c::crc32c(&out.0), &list.0);
+        out.u32(crc);
+        out.0.extend_from_slice(&list.0);
+        out.0.resize(images_at(self.entries.len()), 0);
+        out.0
+    }
+
+    /// How many entries the header that starts with `fixed` lists, if it is one of that
+    /// segment and generation; its checksum is not looked at yet.
+    #[must_use]
+    pub fn peek(fixed: &[u8], segment: u32, generation: u64, block_size: u32) -> Option<usize> {
+        let mut fields = Fields(fixed.get(..GROUP_FIXED_SIZE)?);
+        let ours = fields.bytes(8).ok()? == GROUP_MAGIC
+            && fields.u32().ok()? == segment
+            && fields.u32().ok()? == block_size
+            && fields.u64().ok()? == generation;
+        fields.u64().ok()?;
+        let count = fields.u32().ok()? as usize;
+        (ours && (1..=GROUP_COUNT_MAX).contains(&count)).then_some(count)
+    }
+
+    /// Reads a header; `bytes` reach at least to the first image.
+    ///
+    /// # Errors
+    /// `Corrupt`.
+    pub fn decode(bytes: &[u8]) -> Result<Self> {
+        let mut fields = Fields(bytes);
+        if fields.bytes(8)? != GROUP_MAGIC {
+            return Err(Error::corrupt("this is no group"));
+        }
+        let (segment, block_size, generation) = (fields.u32()?, fields.u32()?, fields.u64()?);
+        let (epoch, count) = (Epoch(fields.u64()?), fields.u32()? as usize);
+        fields.bytes(GROUP_FIXED_SIZE - 4 - 36)?;
+        let crc = fields.u32()?;
+        if count > GROUP_COUNT_MAX {
+            return Err(Error::corrupt("a group lists too many images"));
+        }
+        let list = fields.bytes(count * ENTRY_SIZE)?;
+        if crc32c::crc32c_append(crc32c::crc32c(&bytes[..GROUP_FIXED_SIZE - 4]), list) != crc {
+            return Err(Error::corrupt("a group's header has a wrong checksum"));
+        }
+        let mut from = Fields(list);
+        let entries = (0..count)
+            .map(|_| {
+                let (block, crc, flags) = (Block(from.u64()?), from.u32()?, from.u32()?);
+                Ok(GroupEntry { block, crc, damaged: flags & DAMAGED != 0 })
+            })
+            .collect::<Result<_>>()?;
+        Ok(Self { segment, generation, epoch, block_size, entries })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn group_round_trip() {
+        let header = GroupHeader {
+            segment: 3,
+            generation: 9,
+            epoch: Epoch(5),
+            block_size: 4096,
+            entries: vec![
+                GroupEntry { block: Block(7), crc: 1, damaged: false },
+                GroupEntry { block: Block(1), crc: 2, damaged: true },
+            ],
+        };
+        let bytes = header.encode();
+        assert_eq!(bytes.len(), images_at(2));
+        assert_eq!(GroupHeader::decode(&bytes).unwrap(), header);
+        assert_eq!(GroupHeader::peek(&bytes, 3, 9, 4096), Some(2));
+        assert_eq!(GroupHeader::peek(&bytes, 3, 8, 4096), None);
+        for at in 0..GROUP_FIXED_SIZE + 2 * ENTRY_SIZE {
+            let mut bad = bytes.clone();
+            bad[at] ^= 1;
+            assert!(GroupHeader::decode(&bad).is_err(), "byte {at}");
+        }
+    }
+
+    #[test]
+    fn segment_round_trip() {
+        let header = SegmentHeader { volume: Uuid::new_v4(), segment: 1, generation: 2 };
+        assert_eq!(SegmentHeader::decode(&header.encode()).unwrap(), header);
+        assert!(SegmentHeader::decode(&[0; 4096]).is_err());
+        assert!(SegmentHeader::decode(&[]).is_err());
+    }
+}

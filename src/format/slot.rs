@@ -1,0 +1,121 @@
+//! The stage: a header, a table of slot headers, the slots' data.
+//!
+//! A slot header is stored after its data and carries both their checksums, so a
+//! process that dies while it stores leaves either a whole slot or none. The region
+//! means nothing in another boot: its header names the boot it was used in.
+
+use super::codec::{Fields, Put};
+use crate::types::{Block, Epoch, Seq};
+use uuid::Uuid;
+
+/// Bytes of the region's header.
+pub const HEADER_SIZE: usize = 512;
+/// Bytes of a slot's header.
+pub const SLOT_SIZE: usize = 40;
+
+const MAGIC: &[u8; 8] = b"SVSTAGE1";
+
+/// Whose stage it is, and of which boot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StageHeader {
+    /// The volume.
+    pub volume: Uuid,
+    /// The kernel's identity of the boot.
+    pub boot: [u8; 16],
+    /// How many slots there are.
+    pub slots: u32,
+    /// Bytes of a slot's data.
+    pub block_size: u32,
+}
+
+impl StageHeader {
+    /// The header's bytes.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Put::default();
+        out.0.extend_from_slice(MAGIC);
+        out.uuid(self.volume);
+        out.uuid(Uuid::from_bytes(self.boot));
+        out.u32(self.slots);
+        out.u32(self.block_size);
+        let crc = crc32c::crc32c(&out.0);
+        out.u32(crc);
+        out.0.resize(HEADER_SIZE, 0);
+        out.0
+    }
+
+    /// Reads the header; none if it is no whole one.
+    #[must_use]
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        let mut fields = Fields(bytes);
+        if fields.bytes(8).ok()? != MAGIC {
+            return None;
+        }
+        let (volume, boot) = (fields.uuid().ok()?, *fields.uuid().ok()?.as_bytes());
+        let (slots, block_size, crc) = (fields.u32().ok()?, fields.u32().ok()?, fields.u32().ok()?);
+        (crc32c::crc32c(&bytes[..48]) == crc).then_some(Self { volume, boot, slots, block_size })
+    }
+}
+
+/// What a slot holds. An all-zero header is a free slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlotHeader {
+    /// Its place in the order of changes; never 0.
+    pub seq: Seq,
+    /// The block.
+    pub block: Block,
+    /// The epoch of the write.
+    pub epoch: Epoch,
+    /// The checksum (CRC-32C) of the data.
+    pub data_crc: u32,
+}
+
+impl SlotHeader {
+    /// The header's bytes.
+    #[must_use]
+    pub fn encode(&self) -> [u8; SLOT_SIZE] {
+        let mut out = Put::default();
+        out.u64(self.seq.0);
+        out.u64(self.block.0);
+        out.u64(self.epoch.0);
+        out.u32(self.data_crc);
+        let crc = crc32c::crc32c(&out.0);
+        out.u32(crc);
+        out.0.resize(SLOT_SIZE, 0);
+        let mut bytes = [0; SLOT_SIZE];
+        bytes.copy_from_slice(&out.0);
+        bytes
+    }
+
+    /// Reads the header; none if the slot is free or was left in part.
+    #[must_use]
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        let mut fields = Fields(bytes);
+        let (seq, block, epoch) = (fields.u64().ok()?, fields.u64().ok()?, fields.u64().ok()?);
+        let (data_crc, crc) = (fields.u32().ok()?, fields.u32().ok()?);
+        (seq != 0 && crc32c::crc32c(&bytes[..28]) == crc).then_some(Self {
+            seq: Seq(seq),
+            block: Block(block),
+            epoch: Epoch(epoch),
+            data_crc,
+        })
+    }
+}
+
+/// The offset of slot `index`'s header in the region.
+#[must_use]
+pub fn slot_at(index: usize) -> usize {
+    HEADER_SIZE + index * SLOT_SIZE
+}
+
+/// The offset of slot `index`'s data in a region of `slots` slots.
+#[must_use]
+pub fn data_at(slots: usize, block_size: u32, index: usize) -> usize {
+    (HEADER_SIZE + slots * SLOT_SIZE).next_multiple_of(4096) + index * block_size as usize
+}
+
+/// Bytes of a region of `slots` slots.
+#[must_use]
+pub fn region_size(slots: usize, block_size: u32) -> usize {
+    data_at(slots, block_size, slots).next_multiple_of(4096)
+}

@@ -1,0 +1,342 @@
+//! What a volume's journal amounts to: configuration, snapshot queue, layers,
+//! segments and long operations under way. The first record of every journal file is
+//! one whole [`VolumeState`]; later records change it.
+
+use super::codec::{Fields, Put};
+use crate::error::{Error, Result};
+use crate::types::{Epoch, Geometry, OnFull, Role, Seq};
+use std::collections::BTreeMap;
+use uuid::Uuid;
+
+/// A snapshot in the queue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotRecord {
+    /// Its identity, the same on every store.
+    pub uuid: Uuid,
+    /// Its name; internal ones begin with `_`.
+    pub name: String,
+    /// When it was taken, in microseconds since 1970.
+    pub created_us: u64,
+    /// Its map is all groups from this epoch up to that of the next one.
+    pub epoch: Epoch,
+    /// Bytes of the volume then.
+    pub size: u64,
+    /// Granules in use then.
+    pub in_use: u64,
+    /// Tags that keep it.
+    pub holds: Vec<String>,
+}
+
+impl SnapshotRecord {
+    /// Whether users don't see it.
+    #[must_use]
+    pub fn is_internal(&self) -> bool {
+        self.name.starts_with('_')
+    }
+}
+
+/// A sealed layer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LayerRecord {
+    /// The first epoch that it covers; also the name of its file.
+    pub first: Epoch,
+    /// The epoch after the last one that it covers.
+    pub end: Epoch,
+    /// Before-images in it.
+    pub entries: u64,
+    /// Before-images by segment.
+    pub live: Vec<(u32, u64)>,
+    /// Tells apart files that cover the same epochs.
+    pub version: u64,
+}
+
+/// A segment of the save volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SegmentRecord {
+    /// Raised at each reuse; groups of another generation are ignored.
+    pub generation: u64,
+    /// Groups below this offset are known to be durable.
+    pub mark: u64,
+    /// The epoch of the youngest group, once no more are appended.
+    pub closed: Option<Epoch>,
+}
+
+/// A receive under way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReceiveRecord {
+    /// The identity of the snapshot to come.
+    pub target: Uuid,
+    /// Its name.
+    pub name: String,
+    /// When it was taken at its origin, in microseconds since 1970.
+    pub created_us: u64,
+    /// Its size in bytes.
+    pub size: u64,
+    /// The base's identity; none for a whole stream.
+    pub base: Option<Uuid>,
+    /// The snapshot that holds the state from before: the base or a hidden one.
+    pub before: Option<Uuid>,
+    /// All bytes of the stream below this offset are durable.
+    pub durable: u64,
+    /// An abort was asked for: the state from before is being restored.
+    pub aborting: bool,
+}
+
+/// The checkpoint that a journal starts from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CheckpointRecord {
+    /// 0: there is none; 1: `meta-A`; 2: `meta-B`.
+    pub file: u8,
+    /// Its generation, which must be the file's.
+    pub seq: Seq,
+    /// Whether the file `tail-N` holds the tail's meta before-pages up to then.
+    pub tail_pages: bool,
+}
+
+/// Everything small about a volume that must be durable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VolumeState {
+    /// The volume's identity.
+    pub uuid: Uuid,
+    /// Its size and how it is cut.
+    pub geometry: Geometry,
+    /// What happens when space runs out.
+    pub on_full: OnFull,
+    /// Who may change it.
+    pub role: Role,
+    /// The next change's number when this state was written.
+    pub seq: Seq,
+    /// The youngest epoch in use.
+    pub epoch: Epoch,
+    /// Groups of an epoch from here on are in no sealed layer.
+    pub unsealed: Epoch,
+    /// Where the meta bit map starts from.
+    pub checkpoint: CheckpointRecord,
+    /// Oldest first.
+    pub snapshots: Vec<SnapshotRecord>,
+    /// By first epoch.
+    pub layers: Vec<LayerRecord>,
+    /// By number.
+    pub segments: BTreeMap<u32, SegmentRecord>,
+    /// The snapshot that production is being rolled back to.
+    pub rollback: Option<Uuid>,
+    /// The receive under way.
+    pub receive: Option<ReceiveRecord>,
+}
+
+impl VolumeState {
+    /// A new, empty volume.
+    #[must_use]
+    pub fn new(uuid: Uuid, geometry: Geometry, on_full: OnFull, role: Role) -> Self {
+        Self {
+            uuid,
+            geometry,
+            on_full,
+            role,
+            seq: Seq(1),
+            epoch: Epoch(1),
+            unsealed: Epoch(1),
+            checkpoint: CheckpointRecord::default(),
+            snapshots: Vec::new(),
+            layers: Vec::new(),
+            segments: BTreeMap::new(),
+            rollback: None,
+            receive: None,
+        }
+    }
+
+    /// The snapshot of that identity.
+    #[must_use]
+    pub fn snapshot(&self, uuid: Uuid) -> Option<&SnapshotRecord> {
+        self.snapshots.iter().find(|s| s.uuid == uuid)
+    }
+
+    /// The snapshot of that name.
+    #[must_use]
+    pub fn named(&self, name: &str) -> Option<&SnapshotRecord> {
+        self.snapshots.iter().find(|s| s.name == name)
+    }
+
+    /// Appends the fields.
+    pub fn put(&self, out: &mut Put) {
+        out.uuid(self.uuid);
+        out.u64(self.geometry.size);
+        out.u32(self.geometry.block_size);
+        out.u32(self.geometry.granularity);
+        out.u8(on_full_code(self.on_full));
+        out.u8(role_code(self.role));
+        out.u64(self.seq.0);
+        out.u64(self.epoch.0);
+        out.u64(self.unsealed.0);
+        out.u8(self.checkpoint.file);
+        out.u64(self.checkpoint.seq.0);
+        out.u8(u8::from(self.checkpoint.tail_pages));
+        out.count(self.snapshots.len());
+        for snapshot in &self.snapshots {
+            put_snapshot(out, snapshot);
+        }
+        out.count(self.layers.len());
+        for layer in &self.layers {
+            put_layer(out, layer);
+        }
+        out.count(self.segments.len());
+        for (number, segment) in &self.segments {
+            out.u32(*number);
+            out.u64(segment.generation);
+            out.u64(segment.mark);
+            out.u8(u8::from(segment.closed.is_some()));
+            out.u64(segment.closed.unwrap_or_default().0);
+        }
+        out.maybe_uuid(self.rollback);
+        out.u8(u8::from(self.receive.is_some()));
+        if let Some(receive) = &self.receive {
+            put_receive(out, receive);
+        }
+    }
+
+    /// Reads what [`Self::put`] wrote.
+    ///
+    /// # Errors
+    /// `Corrupt`.
+    pub fn take(from: &mut Fields<'_>) -> Result<Self> {
+        let uuid = from.uuid()?;
+        let (size, block_size, granularity) = (from.u64()?, from.u32()?, from.u32()?);
+        let geometry = Geometry::new(size, block_size, granularity).map_err(|e| Error::corrupt(e.to_string()))?;
+        let on_full = on_full_from(from.u8()?)?;
+        let role = role_from(from.u8()?)?;
+        let seq = Seq(from.u64()?);
+        let epoch = Epoch(from.u64()?);
+        let unsealed = Epoch(from.u64()?);
+        let checkpoint = CheckpointRecord { file: from.u8()?, seq: Seq(from.u64()?), tail_pages: from.flag()? };
+        if checkpoint.file > 2 {
+            return Err(Error::corrupt("the checkpoint names no file"));
+        }
+        let snapshots = (0..from.count(60)?).map(|_| take_snapshot(from)).collect::<Result<_>>()?;
+        let layers = (0..from.count(36)?).map(|_| take_layer(from)).collect::<Result<_>>()?;
+        let mut segments = BTreeMap::new();
+        for _ in 0..from.count(29)? {
+            let number = from.u32()?;
+            let (generation, mark, closed, epoch) = (from.u64()?, from.u64()?, from.flag()?, from.u64()?);
+            segments.insert(number, SegmentRecord { generation, mark, closed: closed.then_some(Epoch(epoch)) });
+        }
+        let rollback = from.maybe_uuid()?;
+        let receive = if from.flag()? { Some(take_receive(from)?) } else { None };
+        Ok(Self {
+            uuid,
+            geometry,
+            on_full,
+            role,
+            seq,
+            epoch,
+            unsealed,
+            checkpoint,
+            snapshots,
+            layers,
+            segments,
+            rollback,
+            receive,
+        })
+    }
+}
+
+pub(super) fn on_full_code(value: OnFull) -> u8 {
+    match value {
+        OnFull::Freeze => 0,
+        OnFull::Readonly => 1,
+        OnFull::DropOldest => 2,
+    }
+}
+
+pub(super) fn on_full_from(code: u8) -> Result<OnFull> {
+    match code {
+        0 => Ok(OnFull::Freeze),
+        1 => Ok(OnFull::Readonly),
+        2 => Ok(OnFull::DropOldest),
+        _ => Err(Error::corrupt(format!("policy {code} is unknown"))),
+    }
+}
+
+pub(super) fn role_code(value: Role) -> u8 {
+    match value {
+        Role::Primary => 0,
+        Role::Secondary => 1,
+    }
+}
+
+pub(super) fn role_from(code: u8) -> Result<Role> {
+    match code {
+        0 => Ok(Role::Primary),
+        1 => Ok(Role::Secondary),
+        _ => Err(Error::corrupt(format!("role {code} is unknown"))),
+    }
+}
+
+pub(super) fn put_snapshot(out: &mut Put, snapshot: &SnapshotRecord) {
+    out.uuid(snapshot.uuid);
+    out.text(&snapshot.name);
+    out.u64(snapshot.created_us);
+    out.u64(snapshot.epoch.0);
+    out.u64(snapshot.size);
+    out.u64(snapshot.in_use);
+    out.count(snapshot.holds.len());
+    for tag in &snapshot.holds {
+        out.text(tag);
+    }
+}
+
+pub(super) fn take_snapshot(from: &mut Fields<'_>) -> Result<SnapshotRecord> {
+    Ok(SnapshotRecord {
+        uuid: from.uuid()?,
+        name: from.text()?,
+        created_us: from.u64()?,
+        epoch: Epoch(from.u64()?),
+        size: from.u64()?,
+        in_use: from.u64()?,
+        holds: (0..from.count(4)?).map(|_| from.text()).collect::<Result<_>>()?,
+    })
+}
+
+pub(super) fn put_layer(out: &mut Put, layer: &LayerRecord) {
+    out.u64(layer.first.0);
+    out.u64(layer.end.0);
+    out.u64(layer.entries);
+    out.u64(layer.version);
+    out.count(layer.live.len());
+    for (segment, count) in &layer.live {
+        out.u32(*segment);
+        out.u64(*count);
+    }
+}
+
+pub(super) fn take_layer(from: &mut Fields<'_>) -> Result<LayerRecord> {
+    let (first, end, entries, version) = (Epoch(from.u64()?), Epoch(from.u64()?), from.u64()?, from.u64()?);
+    if first >= end {
+        return Err(Error::corrupt("a layer covers no epoch"));
+    }
+    let live = (0..from.count(12)?).map(|_| Ok((from.u32()?, from.u64()?))).collect::<Result<_>>()?;
+    Ok(LayerRecord { first, end, entries, live, version })
+}
+
+pub(super) fn put_receive(out: &mut Put, receive: &ReceiveRecord) {
+    out.uuid(receive.target);
+    out.text(&receive.name);
+    out.u64(receive.created_us);
+    out.u64(receive.size);
+    out.maybe_uuid(receive.base);
+    out.maybe_uuid(receive.before);
+    out.u64(receive.durable);
+    out.u8(u8::from(receive.aborting));
+}
+
+pub(super) fn take_receive(from: &mut Fields<'_>) -> Result<ReceiveRecord> {
+    Ok(ReceiveRecord {
+        target: from.uuid()?,
+        name: from.text()?,
+        created_us: from.u64()?,
+        size: from.u64()?,
+        base: from.maybe_uuid()?,
+        before: from.maybe_uuid()?,
+        durable: from.u64()?,
+        aborting: from.flag()?,
+    })
+}

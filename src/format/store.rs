@@ -1,0 +1,57 @@
+//! The file `store`: identity and format version of the whole directory.
+
+use super::codec::{Fields, Put};
+use crate::error::{Error, ErrorKind, Result};
+use uuid::Uuid;
+
+/// Bytes of the file.
+pub const STORE_SIZE: usize = 512;
+/// The version that this program writes, and the newest that it reads.
+pub const VERSION: u32 = 1;
+
+const MAGIC: &[u8; 8] = b"SNAPVOL1";
+
+/// The store's identity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoreHeader {
+    /// Made at random by `init`.
+    pub uuid: Uuid,
+}
+
+impl StoreHeader {
+    /// The file's bytes.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Put::default();
+        out.0.extend_from_slice(MAGIC);
+        out.u32(VERSION);
+        out.uuid(self.uuid);
+        let crc = crc32c::crc32c(&out.0);
+        out.u32(crc);
+        out.0.resize(STORE_SIZE, 0);
+        out.0
+    }
+
+    /// Reads the file.
+    ///
+    /// # Errors
+    /// `Corrupt`; `Unsupported` for a newer version.
+    pub fn decode(bytes: &[u8]) -> Result<Self> {
+        let mut fields = Fields(bytes);
+        if fields.bytes(8)? != MAGIC {
+            return Err(Error::corrupt("the file 'store' is not that of a snapvol store"));
+        }
+        let (version, uuid, crc) = (fields.u32()?, fields.uuid()?, fields.u32()?);
+        if crc32c::crc32c(&bytes[..28]) != crc {
+            return Err(Error::corrupt("the file 'store' has a wrong checksum"));
+        }
+        if version > VERSION {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                format!("the store has format version {version}; this program knows versions up to {VERSION}"),
+            )
+            .hint("use a newer snapvol"));
+        }
+        Ok(Self { uuid })
+    }
+}

@@ -1,0 +1,96 @@
+//! The clone volume: the file that holds production data, each block in its place.
+
+use super::event::Syncer;
+use crate::error::{Error, Result};
+use crate::io::{FileId, Io};
+use crate::types::{Block, Geometry};
+use bytes::{Bytes, BytesMut};
+use std::cell::Cell;
+
+/// An open clone volume.
+pub struct CloneVolume {
+    io: Io,
+    file: FileId,
+    block_size: u64,
+    /// Its syncs.
+    pub syncer: Syncer,
+    /// Bytes of the file: the size of the volume or of its largest snapshot, whole blocks.
+    len: Cell<u64>,
+}
+
+impl CloneVolume {
+    /// Over an open file of `len` bytes.
+    #[must_use]
+    pub fn new(io: Io, file: FileId, geometry: Geometry, len: u64) -> Self {
+        let syncer = Syncer::new(io.clone(), file);
+        Self { io, file, block_size: u64::from(geometry.block_size), syncer, len: Cell::new(len) }
+    }
+
+    /// Bytes that the file of a volume of that size has: whole blocks.
+    #[must_use]
+    pub fn file_len(geometry: Geometry, size: u64) -> u64 {
+        size.next_multiple_of(u64::from(geometry.block_size))
+    }
+
+    /// Makes the file at least so long.
+    ///
+    /// # Errors
+    /// `Unsupported` when the file system has no files of that size.
+    pub async fn grow(&self, len: u64) -> Result<()> {
+        if len > self.len.get() {
+            self.io.truncate(self.file, len).await.map_err(too_long)?;
+            self.syncer.wrote();
+            self.len.set(len);
+        }
+        Ok(())
+    }
+
+    /// Reads `count` blocks.
+    ///
+    /// # Errors
+    /// `Io`, naming the block.
+    pub async fn read(&self, block: Block, count: u64) -> Result<BytesMut> {
+        let len = usize::try_from(count * self.block_size).map_err(|_| Error::invalid("a read is too long"))?;
+        self.io
+            .read(self.file, block.0 * self.block_size, len)
+            .await
+            .map_err(|e| e.context(format!("clone volume, block {block}")))
+    }
+
+    /// Writes whole blocks.
+    ///
+    /// # Errors
+    /// `Io`, `Full`, naming the block.
+    pub async fn write(&self, block: Block, data: Vec<Bytes>) -> Result<()> {
+        let result = self.io.write_all(self.file, block.0 * self.block_size, data).await;
+        // A write that failed may have changed something all the same.
+        self.syncer.wrote();
+        result.map_err(|e| e.context(format!("clone volume, block {block}")))
+    }
+
+    /// Gives the space of blocks back to the file system.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub async fn punch(&self, block: Block, count: u64) -> Result<()> {
+        let result = self.io.punch(self.file, block.0 * self.block_size, count * self.block_size).await;
+        self.syncer.wrote();
+        result
+    }
+
+    /// Bytes of the file system that it occupies.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub async fn allocated(&self) -> Result<u64> {
+        self.io.allocated(self.file).await
+    }
+}
+
+/// Says what a person can do when a file can't have that size.
+#[must_use]
+pub fn too_long(error: Error) -> Error {
+    error.context("the file system takes no file of that size").hint(
+        "ext4 ends at 16T a file; use a smaller size, or a store on a file system with larger files such as XFS",
+    )
+}

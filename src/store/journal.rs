@@ -1,0 +1,362 @@
+//! The journal's writer: records in one order, into the page cache before anything is
+//! acknowledged, onto the disk when somebody syncs.
+//!
+//! Records are numbered when they are pushed and written in that order by one write at
+//! a time, so what a dead process leaves is a prefix. A new file is begun beside the
+//! old one and takes its name when it holds everything: a crash at any point finds one
+//! or the other whole.
+
+use super::event::{Event, Syncer};
+use super::paths::VolumePaths;
+use crate::error::{Error, Result};
+use crate::format::journal::{AfterImage, FileHeader, Frame, Record, encode_frame};
+use crate::io::{FileId, Io, OpenHow};
+use crate::types::Seq;
+use bytes::Bytes;
+use std::cell::{Cell, RefCell};
+use uuid::Uuid;
+
+struct Inner {
+    file: FileId,
+    number: u64,
+    /// Where the next frame goes, in bytes.
+    end: u64,
+    /// Space allocated for the file, in bytes.
+    allocated: u64,
+    /// The file is durable up to here.
+    durable: u64,
+    /// Pushed, not handed to the driver.
+    queue: Vec<(Seq, Record)>,
+    /// Pushed and written since the cut of a rotation under way, whose number is `cut`.
+    carry: Option<Vec<(Seq, Record)>>,
+    cut: Seq,
+    failed: Option<Error>,
+}
+
+/// An open journal.
+pub struct Journal {
+    io: Io,
+    paths: VolumePaths,
+    volume: Uuid,
+    step: u64,
+    next: Cell<Seq>,
+    /// All records before this one are in the page cache.
+    written: Cell<Seq>,
+    writing: Cell<bool>,
+    held: Cell<bool>,
+    inner: RefCell<Inner>,
+    syncer: Syncer,
+    event: Event,
+}
+
+impl Journal {
+    /// Goes on behind `end` of an open file, all of which is durable.
+    #[must_use]
+    #[allow(clippy::too_many_arguments, reason = "each is one fact about the file")]
+    pub fn new(
+        io: Io,
+        paths: VolumePaths,
+        volume: Uuid,
+        file: FileId,
+        number: u64,
+        end: u64,
+        next: Seq,
+        step: u64,
+    ) -> Self {
+        let syncer = Syncer::new(io.clone(), file);
+        let inner =
+            Inner { file, number, end, allocated: end, durable: end, queue: Vec::new(), carry: None, cut: Seq(0), failed: None };
+        Self {
+            io,
+            paths,
+            volume,
+            step,
+            next: Cell::new(next),
+            written: Cell::new(next),
+            writing: Cell::new(false),
+            held: Cell::new(false),
+            inner: RefCell::new(inner),
+            syncer,
+            event: Event::default(),
+        }
+    }
+
+    /// The number that the next change gets.
+    pub fn next_seq(&self) -> Seq {
+        self.next.get()
+    }
+
+    /// Takes a number for a change that goes to the stage.
+    pub fn take_seq(&self) -> Seq {
+        let seq = self.next.get();
+        self.next.set(seq.next());
+        seq
+    }
+
+    /// Bytes of the file.
+    pub fn len(&self) -> u64 {
+        self.inner.borrow().end
+    }
+
+    /// Whether there is nothing in it; never true.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Puts a record in the order. [`Self::written`] makes it outlive the process.
+    pub fn push(&self, record: Record) -> Seq {
+        let seq = self.take_seq();
+        self.inner.borrow_mut().queue.push((seq, record));
+        seq
+    }
+
+    /// Pushes a record and waits until it would outlive the process.
+    ///
+    /// # Errors
+    /// `Io`, `Full`; from then on every call fails.
+    pub async fn append(&self, record: Record) -> Result<Seq> {
+        let seq = self.push(record);
+        self.written(seq).await?;
+        Ok(seq)
+    }
+
+    /// Waits until the record of that number is in the page cache.
+    ///
+    /// # Errors
+    /// As for [`Self::append`].
+    pub async fn written(&self, seq: Seq) -> Result<()> {
+        loop {
+            if let Some(error) = &self.inner.borrow().failed {
+                return Err(error.duplicate());
+            }
+            if self.written.get() > seq {
+                return Ok(());
+            }
+            if self.writing.get() || self.held.get() {
+                self.event.wait().await;
+                continue;
+            }
+            self.write_queue().await;
+        }
+    }
+
+    async fn write_queue(&self) {
+        self.writing.set(true);
+        let (file, at, frames, last) = {
+            let mut inner = self.inner.borrow_mut();
+            let queue = std::mem::take(&mut inner.queue);
+            let mut frames = Vec::new();
+            for (seq, record) in &queue {
+                frames.extend(encode_frame(inner.number, Frame { seq: *seq, durable: inner.durable }, record));
+            }
+            let at = inner.end;
+            inner.end += total(&frames);
+            let last = queue.last().map(|(seq, _)| seq.next());
+            let cut = inner.cut;
+            if let Some(carry) = &mut inner.carry {
+                carry.extend(queue.into_iter().filter(|(seq, _)| *seq > cut));
+            }
+            (inner.file, at, frames, last)
+        };
+        let result = self.io.write_all(file, at, frames).await;
+        self.syncer.wrote();
+        self.writing.set(false);
+        match result {
+            Ok(()) => {
+                if let Some(last) = last {
+                    self.written.set(last);
+                }
+            }
+            Err(error) => self.inner.borrow_mut().failed = Some(error.context("journal")),
+        }
+        self.event.notify();
+    }
+
+    /// Makes every record pushed so far durable.
+    ///
+    /// # Errors
+    /// As for [`Self::append`].
+    pub async fn sync(&self) -> Result<()> {
+        let last = self.next.get();
+        let queued = self.inner.borrow().queue.last().map(|(seq, _)| *seq);
+        if let Some(seq) = queued {
+            self.written(seq).await?;
+        } else {
+            while self.writing.get() || self.held.get() {
+                self.event.wait().await;
+            }
+        }
+        let (file, end) = {
+            let inner = self.inner.borrow();
+            if let Some(error) = &inner.failed {
+                return Err(error.duplicate());
+            }
+            (inner.file, inner.end)
+        };
+        debug_assert!(last <= self.next.get());
+        self.syncer.sync().await?;
+        let mut inner = self.inner.borrow_mut();
+        if inner.file == file {
+            inner.durable = inner.durable.max(end.min(inner.end));
+        }
+        Ok(())
+    }
+
+    /// Makes sure that so many more bytes have space.
+    ///
+    /// # Errors
+    /// `Full`, `Io`; nothing was pushed and nothing latches.
+    pub async fn reserve(&self, bytes: u64) -> Result<()> {
+        let (file, from, upto) = {
+            let inner = self.inner.borrow();
+            if inner.end + bytes <= inner.allocated {
+                return Ok(());
+            }
+            (inner.file, inner.allocated, (inner.end + bytes).next_multiple_of(self.step) + self.step)
+        };
+        self.io.allocate(file, from, upto - from).await.map_err(|e| e.context("journal"))?;
+        let mut inner = self.inner.borrow_mut();
+        if inner.file == file {
+            inner.allocated = inner.allocated.max(upto);
+        }
+        Ok(())
+    }
+
+    /// From now on, what is pushed also goes to the file that [`Self::rotate`] makes.
+    /// Everything pushed so far must be part of the state given there. Returns the number
+    /// of that state; the one after it is set aside for what is staged.
+    pub fn cut(&self) -> Seq {
+        let state = self.take_seq();
+        let images = self.take_seq();
+        let mut inner = self.inner.borrow_mut();
+        inner.carry = Some(Vec::new());
+        inner.cut = images;
+        state
+    }
+
+    /// Gives up a rotation that was cut.
+    pub fn uncut(&self) {
+        self.inner.borrow_mut().carry = None;
+    }
+
+    /// Begins a new file with `state` as of the cut, `images` of what was staged then,
+    /// and what was written since.
+    ///
+    /// # Errors
+    /// `Io`, `Full`; the old file stays in force.
+    pub async fn rotate(&self, state: (Seq, Record), images: Vec<AfterImage>) -> Result<()> {
+        // What was pushed before the cut is part of the state, and must not come later.
+        let number = self.inner.borrow().number + 1;
+        let result = self.write_new(number, state, images).await;
+        self.held.set(false);
+        self.inner.borrow_mut().carry = None;
+        self.event.notify();
+        result
+    }
+
+    async fn write_new(&self, number: u64, state: (Seq, Record), images: Vec<AfterImage>) -> Result<()> {
+        let path = self.paths.journal_new();
+        let file = self.io.open(&path, OpenHow::CreateEmpty).await?;
+        let mut out = NewFile { io: &self.io, file, number, end: 0 };
+        out.raw(vec![Bytes::from(FileHeader { volume: self.volume, number }.encode())]).await?;
+        out.record(state.0, &state.1).await?;
+        out.images(state.0, images).await?;
+        let carried = self.inner.borrow_mut().carry.replace(Vec::new()).unwrap_or_default();
+        out.records(&carried).await?;
+        self.io.sync(file).await?;
+        // From here on nothing else is written until the new file is in force.
+        self.held.set(true);
+        while self.writing.get() {
+            self.event.wait().await;
+        }
+        let carried = self.inner.borrow_mut().carry.take().unwrap_or_default();
+        out.records(&carried).await?;
+        self.io.sync(file).await?;
+        self.io.rename(&path, &self.paths.journal()).await?;
+        self.io.sync_dir(&self.paths.0).await?;
+        let old = {
+            let mut inner = self.inner.borrow_mut();
+            let old = std::mem::replace(&mut inner.file, file);
+            inner.number = number;
+            inner.end = out.end;
+            inner.allocated = out.end;
+            inner.durable = out.end;
+            old
+        };
+        self.syncer.replace(file);
+        self.io.close(old);
+        Ok(())
+    }
+
+    /// Why nothing can be appended any more, if so.
+    pub fn failure(&self) -> Option<Error> {
+        let failed = self.inner.borrow().failed.as_ref().map(Error::duplicate);
+        failed.or_else(|| self.syncer.failure())
+    }
+
+    /// The file, for closing.
+    pub fn file(&self) -> FileId {
+        self.inner.borrow().file
+    }
+}
+
+/// Writes a first journal: `state` and nothing else. The caller syncs the directory.
+///
+/// # Errors
+/// `Io`, `Full`.
+pub async fn create(io: &Io, paths: &VolumePaths, volume: Uuid, state: &Record) -> Result<()> {
+    let file = io.open(&paths.journal(), OpenHow::CreateNew).await?;
+    let mut out = NewFile { io, file, number: 1, end: 0 };
+    out.raw(vec![Bytes::from(FileHeader { volume, number: 1 }.encode())]).await?;
+    out.record(Seq(1), state).await?;
+    out.record(Seq(2), &Record::Close).await?;
+    io.sync(file).await?;
+    io.close(file);
+    Ok(())
+}
+
+/// A journal file that nobody else writes yet.
+struct NewFile<'a> {
+    io: &'a Io,
+    file: FileId,
+    number: u64,
+    end: u64,
+}
+
+impl NewFile<'_> {
+    async fn raw(&mut self, data: Vec<Bytes>) -> Result<()> {
+        let len = total(&data);
+        self.io.write_all(self.file, self.end, data).await?;
+        self.end += len;
+        Ok(())
+    }
+
+    async fn record(&mut self, seq: Seq, record: &Record) -> Result<()> {
+        self.raw(encode_frame(self.number, Frame { seq, durable: 0 }, record)).await
+    }
+
+    async fn records(&mut self, records: &[(Seq, Record)]) -> Result<()> {
+        for part in records.chunks(256) {
+            let mut frames = Vec::new();
+            for (seq, record) in part {
+                frames.extend(encode_frame(self.number, Frame { seq: *seq, durable: 0 }, record));
+            }
+            self.raw(frames).await?;
+        }
+        Ok(())
+    }
+
+    /// One record, under the number that was set aside at the cut.
+    async fn images(&mut self, state: Seq, images: Vec<AfterImage>) -> Result<()> {
+        if images.is_empty() {
+            return Ok(());
+        }
+        let total: usize = images.iter().map(|i| i.data.len()).sum();
+        assert!(total <= crate::format::journal::PAYLOAD_SIZE_MAX / 2, "the stage fits one record");
+        self.record(state.next(), &Record::AfterImages(images)).await
+    }
+}
+
+fn total(data: &[Bytes]) -> u64 {
+    data.iter().map(|d| d.len() as u64).sum()
+}

@@ -1,0 +1,663 @@
+//! The save volume: segments that before-images are appended to, in groups.
+//!
+//! Owns the segment files, how far each is written and allocated, and how many live
+//! images each holds. A group is one write and one sync, and is durable only together
+//! with every earlier group of its segment, so that a scan of the headers finds it. A
+//! segment's number and generation are durable in the journal before its first group.
+//! A segment is used again only when nothing in it is live, the deletions that made it
+//! so are durable, and no reader that started before them is left.
+
+use super::Tuning;
+use super::event::{Event, Syncer};
+use super::journal::Journal;
+use super::paths::VolumePaths;
+use crate::error::{Error, Result};
+use crate::format::journal::Record;
+use crate::format::segment::{
+    GROUP_FIXED_SIZE, GroupEntry, GroupHeader, HEADER_SIZE, SegmentHeader, group_size, images_at,
+};
+use crate::io::{FileId, Io, OpenHow};
+use crate::types::{Block, Epoch, SaveAddr};
+use bytes::{Bytes, BytesMut};
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+use uuid::Uuid;
+
+/// Segments that are empty and kept for reuse, at most.
+const REUSABLE_MAX: usize = 4;
+/// Segment files that are kept open, at most.
+const OPEN_MAX: usize = 128;
+
+struct OpenFile {
+    io: Io,
+    file: FileId,
+    syncer: Syncer,
+}
+
+impl Drop for OpenFile {
+    fn drop(&mut self) {
+        self.io.close(self.file);
+    }
+}
+
+struct Segment {
+    generation: u64,
+    /// Where the next group goes, in bytes.
+    end: u64,
+    /// Space allocated, in bytes.
+    allocated: u64,
+    /// Every group below is completely written.
+    prefix: u64,
+    /// Groups written beyond `prefix`: start and end.
+    beyond: BTreeMap<u64, u64>,
+    /// Before-images that some map still names.
+    live: u64,
+    /// The youngest group's epoch.
+    youngest: Epoch,
+    closed: bool,
+    /// A write failed; no group after it can be found again.
+    broken: bool,
+}
+
+impl Segment {
+    fn new(generation: u64) -> Self {
+        let start = HEADER_SIZE as u64;
+        Self {
+            generation,
+            end: start,
+            allocated: start,
+            prefix: start,
+            beyond: BTreeMap::new(),
+            live: 0,
+            youngest: Epoch(0),
+            closed: false,
+            broken: false,
+        }
+    }
+}
+
+#[derive(Default)]
+struct Inner {
+    segments: BTreeMap<u32, Segment>,
+    open: BTreeMap<u32, Rc<OpenFile>>,
+    active: Option<u32>,
+    spare: Option<u32>,
+    reusable: BTreeSet<u32>,
+    /// Emptied by a deletion, waiting for readers that started before it.
+    waiting: Vec<(u64, u32)>,
+    /// Readers by the version that they started at.
+    pins: BTreeMap<u64, usize>,
+    version: u64,
+}
+
+/// An open save volume.
+pub struct SaveVolume {
+    io: Io,
+    paths: VolumePaths,
+    volume: Uuid,
+    block_size: u32,
+    tuning: Tuning,
+    inner: RefCell<Inner>,
+    /// Somebody makes or prepares a segment.
+    busy: Cell<bool>,
+    event: Event,
+}
+
+/// A before-image to be saved.
+pub struct Image {
+    /// The block that it is of.
+    pub block: Block,
+    /// The whole block.
+    pub data: Bytes,
+    /// It could not be read; `data` is zeros.
+    pub damaged: bool,
+}
+
+/// A group found in a segment.
+pub struct FoundGroup {
+    /// Its header.
+    pub header: GroupHeader,
+    /// Where its first image is.
+    pub images: SaveAddr,
+}
+
+/// Keeps segments that are read from being used again.
+pub struct Pin {
+    save: Rc<SaveVolume>,
+    version: u64,
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        let mut inner = self.save.inner.borrow_mut();
+        if let Some(count) = inner.pins.get_mut(&self.version) {
+            *count -= 1;
+            if *count == 0 {
+                inner.pins.remove(&self.version);
+            }
+        }
+    }
+}
+
+impl SaveVolume {
+    /// An empty one; segments of an existing volume are added with [`Self::add`].
+    #[must_use]
+    pub fn new(io: Io, paths: VolumePaths, volume: Uuid, block_size: u32, tuning: Tuning) -> Self {
+        Self {
+            io,
+            paths,
+            volume,
+            block_size,
+            tuning,
+            inner: RefCell::new(Inner::default()),
+            busy: Cell::new(false),
+            event: Event::default(),
+        }
+    }
+
+    /// A segment that the journal knows.
+    pub fn add(&self, number: u32, generation: u64, closed: Option<Epoch>) {
+        let mut segment = Segment::new(generation);
+        segment.closed = closed.is_some();
+        segment.youngest = closed.unwrap_or_default();
+        self.inner.borrow_mut().segments.insert(number, segment);
+    }
+
+    /// Numbers of all segments.
+    #[must_use]
+    pub fn numbers(&self) -> Vec<u32> {
+        self.inner.borrow().segments.keys().copied().collect()
+    }
+
+    /// Images per group that keep it within the tuning's bytes.
+    #[must_use]
+    pub fn group_count_max(&self) -> usize {
+        let by_bytes = self.tuning.group_bytes_max / u64::from(self.block_size);
+        let room = (self.tuning.segment_bytes - HEADER_SIZE as u64) / 2 / u64::from(self.block_size + 16);
+        usize::try_from(by_bytes.min(room)).unwrap_or(usize::MAX).clamp(1, crate::format::segment::GROUP_COUNT_MAX)
+    }
+
+    /// A map names `count` more images of a segment.
+    pub fn add_live(&self, number: u32, count: u64) {
+        if let Some(segment) = self.inner.borrow_mut().segments.get_mut(&number) {
+            segment.live += count;
+        }
+    }
+
+    /// Maps name `count` fewer images; the deletion that made it so is durable.
+    pub fn drop_live(&self, number: u32, count: u64) {
+        if let Some(segment) = self.inner.borrow_mut().segments.get_mut(&number) {
+            debug_assert!(segment.live >= count, "segment {number} has {} live images, not {count}", segment.live);
+            segment.live = segment.live.saturating_sub(count);
+        }
+    }
+
+    /// Bytes of live images in all.
+    #[must_use]
+    pub fn live_bytes(&self) -> u64 {
+        self.inner.borrow().segments.values().map(|s| s.live).sum::<u64>() * u64::from(self.block_size)
+    }
+
+    /// Starts reading: no segment that is live now is used again before the pin is gone.
+    #[must_use]
+    pub fn pin(self: &Rc<Self>) -> Pin {
+        let mut inner = self.inner.borrow_mut();
+        let version = inner.version;
+        *inner.pins.entry(version).or_default() += 1;
+        Pin { save: Rc::clone(self), version }
+    }
+
+    async fn open_file(&self, number: u32) -> Result<Rc<OpenFile>> {
+        if let Some(file) = self.inner.borrow().open.get(&number) {
+            return Ok(Rc::clone(file));
+        }
+        let file = self.io.open(&self.paths.segment(number), OpenHow::Write).await?;
+        Ok(self.keep_open(number, file))
+    }
+
+    fn keep_open(&self, number: u32, file: FileId) -> Rc<OpenFile> {
+        let mut inner = self.inner.borrow_mut();
+        if let Some(other) = inner.open.get(&number) {
+            // Somebody else was faster; what this caller opened is closed again.
+            self.io.close(file);
+            return Rc::clone(other);
+        }
+        let open = Rc::new(OpenFile { io: self.io.clone(), file, syncer: Syncer::new(self.io.clone(), file) });
+        inner.open.insert(number, Rc::clone(&open));
+        if inner.open.len() > OPEN_MAX {
+            let keep = [inner.active, inner.spare, Some(number)];
+            let idle = inner
+                .open
+                .iter()
+                .find(|(n, f)| !keep.contains(&Some(**n)) && Rc::strong_count(f) == 1 && !f.syncer.is_dirty())
+                .map(|(n, _)| *n);
+            if let Some(idle) = idle {
+                inner.open.remove(&idle);
+            }
+        }
+        open
+    }
+
+    /// Reads one before-image and checks it.
+    ///
+    /// # Errors
+    /// `Corrupt` when it is not what was saved; `Io`.
+    pub async fn read(&self, addr: SaveAddr, crc: u32) -> Result<BytesMut> {
+        let what = || format!("segment {:08}, offset {}", addr.segment, addr.offset());
+        let file = self.open_file(addr.segment).await.map_err(|e| e.context(what()))?;
+        let image = self
+            .io
+            .read(file.file, addr.offset(), self.block_size as usize)
+            .await
+            .map_err(|e| e.context(what()))?;
+        if crc32c::crc32c(&image) != crc {
+            return Err(Error::corrupt("the before-image has a wrong checksum").context(what()));
+        }
+        Ok(image)
+    }
+
+    /// Makes sure that `blocks` more before-images have space, however they are grouped.
+    ///
+    /// # Errors
+    /// `Full`, `Io`.
+    pub async fn reserve(&self, journal: &Journal, blocks: usize) -> Result<()> {
+        let need = blocks as u64 * (u64::from(self.block_size) + 4096) + group_size(self.group_count_max(), self.block_size);
+        while self.room() < need {
+            if self.busy.get() {
+                self.event.wait().await;
+                continue;
+            }
+            self.busy.set(true);
+            let result = self.add_room(journal).await;
+            self.busy.set(false);
+            self.event.notify();
+            if !result? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn room(&self) -> u64 {
+        let inner = self.inner.borrow();
+        [inner.active, inner.spare]
+            .iter()
+            .flatten()
+            .filter_map(|n| inner.segments.get(n))
+            .filter(|s| !s.broken)
+            .map(|s| s.allocated.saturating_sub(s.end))
+            .sum()
+    }
+
+    /// Allocates one more step; false when active and spare have all that they may have.
+    async fn add_room(&self, journal: &Journal) -> Result<bool> {
+        let growing = {
+            let inner = self.inner.borrow();
+            [inner.active, inner.spare].into_iter().flatten().find(|n| {
+                inner.segments.get(n).is_some_and(|s| !s.broken && s.allocated < self.tuning.segment_bytes)
+            })
+        };
+        let number = match growing {
+            Some(number) => number,
+            None if self.inner.borrow().spare.is_some() => return Ok(false),
+            None => {
+                let number = self.begin_segment(journal).await?;
+                let mut inner = self.inner.borrow_mut();
+                if inner.active.is_none() {
+                    inner.active = Some(number);
+                } else {
+                    inner.spare = Some(number);
+                }
+                number
+            }
+        };
+        let file = self.open_file(number).await?;
+        let from = self.inner.borrow().segments.get(&number).map_or(0, |s| s.allocated);
+        let step = self.tuning.segment_step_bytes.min(self.tuning.segment_bytes.saturating_sub(from));
+        self.io.allocate(file.file, from, step).await.map_err(|e| e.context(format!("segment {number:08}")))?;
+        // The size of the file is part of what a sync of a group must make durable.
+        file.syncer.wrote();
+        if let Some(segment) = self.inner.borrow_mut().segments.get_mut(&number) {
+            segment.allocated = from + step;
+        }
+        Ok(true)
+    }
+
+    /// A new segment, or an empty one in its next generation; durable.
+    async fn begin_segment(&self, journal: &Journal) -> Result<u32> {
+        let (number, generation, exists) = {
+            let mut inner = self.inner.borrow_mut();
+            match inner.reusable.pop_first() {
+                Some(number) => (number, inner.segments.get(&number).map_or(1, |s| s.generation + 1), true),
+                None => (inner.segments.keys().next_back().map_or(1, |n| n + 1), 1, false),
+            }
+        };
+        let result = self.write_header(number, generation, exists).await;
+        if let Err(error) = result {
+            if exists {
+                self.inner.borrow_mut().reusable.insert(number);
+            }
+            return Err(error);
+        }
+        journal.push(Record::Segment { segment: number, generation });
+        journal.sync().await?;
+        let mut segment = Segment::new(generation);
+        if exists {
+            segment.allocated = self.tuning.segment_bytes;
+        }
+        self.inner.borrow_mut().segments.insert(number, segment);
+        Ok(number)
+    }
+
+    async fn write_header(&self, number: u32, generation: u64, exists: bool) -> Result<()> {
+        let header = SegmentHeader { volume: self.volume, segment: number, generation }.encode();
+        let open = if exists {
+            self.open_file(number).await?
+        } else {
+            let file = self.io.open(&self.paths.segment(number), OpenHow::CreateEmpty).await?;
+            self.keep_open(number, file)
+        };
+        if exists {
+            // An old segment may be shorter than a full one; its space is what a group needs.
+            self.io.allocate(open.file, 0, self.tuning.segment_bytes).await?;
+        }
+        self.io.write(open.file, 0, Bytes::from(header)).await?;
+        open.syncer.wrote();
+        open.syncer.sync().await?;
+        if !exists {
+            self.io.sync_dir(&self.paths.save()).await?;
+        }
+        Ok(())
+    }
+
+    /// Appends one group and makes it durable; returns where each image is. The images
+    /// count as live from the start.
+    ///
+    /// # Errors
+    /// `Io`, `Full`: nothing of the group counts then.
+    pub async fn append(&self, journal: &Journal, epoch: Epoch, images: &[Image]) -> Result<Vec<SaveAddr>> {
+        let size = group_size(images.len(), self.block_size);
+        let (number, at, generation) = self.place(journal, size, epoch, images.len() as u64).await?;
+        let header = GroupHeader {
+            segment: number,
+            generation,
+            epoch,
+            block_size: self.block_size,
+            entries: images
+                .iter()
+                .map(|i| GroupEntry { block: i.block, crc: crc32c::crc32c(&i.data), damaged: i.damaged })
+                .collect(),
+        };
+        let mut data = vec![Bytes::from(header.encode())];
+        data.extend(images.iter().map(|i| i.data.clone()));
+        let result = async {
+            let open = self.open_file(number).await?;
+            self.io.write_all(open.file, at, data).await?;
+            Ok::<_, Error>(open)
+        }
+        .await;
+        let open = match result {
+            Ok(open) => open,
+            Err(error) => {
+                self.abandon(number);
+                self.drop_live(number, images.len() as u64);
+                return Err(error.context(format!("segment {number:08}")));
+            }
+        };
+        self.complete(number, at, at + size);
+        let result = async {
+            self.wait_for_prefix(number, at).await?;
+            open.syncer.wrote();
+            open.syncer.sync().await
+        }
+        .await;
+        if let Err(error) = result {
+            self.abandon(number);
+            self.drop_live(number, images.len() as u64);
+            return Err(error.context(format!("segment {number:08}")));
+        }
+        journal.push(Record::Mark { segment: number, offset: at + size, closed: None });
+        let first = at + images_at(images.len()) as u64;
+        let step = u64::from(self.block_size);
+        Ok((0..images.len() as u64).map(|i| addr(number, first + i * step)).collect())
+    }
+
+    /// Finds a place for `size` bytes, in the next segment if this one has no room.
+    async fn place(&self, journal: &Journal, size: u64, epoch: Epoch, count: u64) -> Result<(u32, u64, u64)> {
+        loop {
+            {
+                let mut inner = self.inner.borrow_mut();
+                let active = inner.active;
+                if let Some(number) = active
+                    && let Some(segment) = inner.segments.get_mut(&number)
+                    && !segment.broken
+                    && segment.end + size <= self.tuning.segment_bytes
+                {
+                    let at = segment.end;
+                    segment.end += size;
+                    segment.live += count;
+                    segment.youngest = segment.youngest.max(epoch);
+                    return Ok((number, at, segment.generation));
+                }
+            }
+            if self.busy.get() {
+                self.event.wait().await;
+                continue;
+            }
+            self.busy.set(true);
+            let result = self.roll(journal).await;
+            self.busy.set(false);
+            self.event.notify();
+            result?;
+        }
+    }
+
+    /// Goes on with the spare segment or a new one.
+    async fn roll(&self, journal: &Journal) -> Result<()> {
+        let spare = self.inner.borrow_mut().spare.take();
+        let next = match spare {
+            Some(spare) => spare,
+            None => self.begin_segment(journal).await?,
+        };
+        let old = self.inner.borrow_mut().active.replace(next);
+        if let Some(number) = old {
+            self.close_segment(journal, number);
+        }
+        Ok(())
+    }
+
+    fn close_segment(&self, journal: &Journal, number: u32) {
+        let mut inner = self.inner.borrow_mut();
+        if let Some(segment) = inner.segments.get_mut(&number) {
+            segment.closed = true;
+            // Groups may still be on their way to the disk: they raise the mark later.
+            journal.push(Record::Mark { segment: number, offset: 0, closed: Some(segment.youngest) });
+        }
+    }
+
+    fn abandon(&self, number: u32) {
+        let mut inner = self.inner.borrow_mut();
+        if let Some(segment) = inner.segments.get_mut(&number) {
+            segment.broken = true;
+        }
+        drop(inner);
+        self.event.notify();
+    }
+
+    fn complete(&self, number: u32, from: u64, to: u64) {
+        let mut inner = self.inner.borrow_mut();
+        if let Some(segment) = inner.segments.get_mut(&number) {
+            segment.beyond.insert(from, to);
+            while let Some(to) = segment.beyond.remove(&segment.prefix) {
+                segment.prefix = to;
+            }
+        }
+        drop(inner);
+        self.event.notify();
+    }
+
+    async fn wait_for_prefix(&self, number: u32, at: u64) -> Result<()> {
+        loop {
+            {
+                let inner = self.inner.borrow();
+                let Some(segment) = inner.segments.get(&number) else { return Ok(()) };
+                if segment.prefix > at {
+                    return Ok(());
+                }
+                if segment.broken {
+                    return Err(Error::new(crate::ErrorKind::Io, format!("an earlier write to segment {number:08} failed")));
+                }
+            }
+            self.event.wait().await;
+        }
+    }
+
+    /// All whole groups of a segment, oldest first; after it, groups can be appended no
+    /// more (a new segment is begun).
+    ///
+    /// # Errors
+    /// `Corrupt` when a group below `mark` is not whole, or the file is another one's.
+    pub async fn scan(&self, number: u32, mark: u64) -> Result<Vec<FoundGroup>> {
+        let generation = self.inner.borrow().segments.get(&number).map_or(0, |s| s.generation);
+        let file = self.open_file(number).await?;
+        let size = self.io.size(file.file).await?;
+        let header = SegmentHeader::decode(&self.io.read(file.file, 0, HEADER_SIZE).await?)?;
+        if header != (SegmentHeader { volume: self.volume, segment: number, generation }) {
+            return Err(Error::corrupt(format!("segment {number:08} is another segment's file")));
+        }
+        let mut groups = Vec::new();
+        let mut at = HEADER_SIZE as u64;
+        while at + GROUP_FIXED_SIZE as u64 <= size {
+            let Some(group) = self.group_at(file.file, number, generation, at, mark).await? else { break };
+            let next = at + group_size(group.header.entries.len(), self.block_size);
+            groups.push(group);
+            at = next;
+        }
+        if at < mark {
+            return Err(Error::corrupt(format!("segment {number:08}: the group at offset {at} is damaged"))
+                .hint("run 'snapvol check --repair' on the store"));
+        }
+        if let Some(segment) = self.inner.borrow_mut().segments.get_mut(&number) {
+            segment.end = at;
+            segment.prefix = at;
+            segment.youngest = groups.last().map_or(segment.youngest, |g| g.header.epoch.max(segment.youngest));
+        }
+        Ok(groups)
+    }
+
+    async fn group_at(
+        &self,
+        file: FileId,
+        number: u32,
+        generation: u64,
+        at: u64,
+        mark: u64,
+    ) -> Result<Option<FoundGroup>> {
+        let fixed = self.io.read(file, at, GROUP_FIXED_SIZE).await?;
+        let Some(count) = GroupHeader::peek(&fixed, number, generation, self.block_size) else { return Ok(None) };
+        let Ok(header) = GroupHeader::decode(&self.io.read(file, at, images_at(count)).await?) else {
+            return Ok(None);
+        };
+        let first = at + images_at(count) as u64;
+        if at >= mark {
+            // Nobody was promised this group: it counts only if all of it is there.
+            for (index, entry) in header.entries.iter().enumerate() {
+                let offset = first + index as u64 * u64::from(self.block_size);
+                let image = self.io.read(file, offset, self.block_size as usize).await?;
+                if crc32c::crc32c(&image) != entry.crc {
+                    return Ok(None);
+                }
+            }
+        }
+        Ok(Some(FoundGroup { header, images: addr(number, first) }))
+    }
+
+    /// Closes every segment that is open for appending; used after a recovery.
+    pub fn close_all(&self, journal: &Journal) {
+        let open: Vec<u32> =
+            self.inner.borrow().segments.iter().filter(|(_, s)| !s.closed).map(|(n, _)| *n).collect();
+        for number in open {
+            self.close_segment(journal, number);
+        }
+        let mut inner = self.inner.borrow_mut();
+        inner.active = None;
+        inner.spare = None;
+    }
+
+    /// Deletions became durable: finds segments that hold nothing any more.
+    pub fn deleted(&self) {
+        let mut inner = self.inner.borrow_mut();
+        let version = inner.version;
+        inner.version += 1;
+        let busy: BTreeSet<u32> = inner
+            .waiting
+            .iter()
+            .map(|(_, n)| *n)
+            .chain(inner.reusable.iter().copied())
+            .chain(inner.active)
+            .chain(inner.spare)
+            .collect();
+        let empty: Vec<u32> = inner
+            .segments
+            .iter()
+            .filter(|(n, s)| s.live == 0 && s.closed && s.prefix >= s.end && !busy.contains(n))
+            .map(|(n, _)| *n)
+            .collect();
+        inner.waiting.extend(empty.into_iter().map(|n| (version, n)));
+    }
+
+    /// Frees what no reader can need any more: keeps some segments for reuse, removes
+    /// the other files.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub async fn reclaim(&self, journal: &Journal) -> Result<()> {
+        let free: Vec<u32> = {
+            let mut inner = self.inner.borrow_mut();
+            let oldest = inner.pins.keys().next().copied().unwrap_or(u64::MAX);
+            let (free, keep) = std::mem::take(&mut inner.waiting).into_iter().partition(|(version, _)| *version < oldest);
+            inner.waiting = keep;
+            let free: Vec<(u64, u32)> = free;
+            let mut remove = Vec::new();
+            for (_, number) in free {
+                let sound = inner.segments.get(&number).is_some_and(|s| !s.broken);
+                if sound && inner.reusable.len() < REUSABLE_MAX {
+                    inner.reusable.insert(number);
+                } else {
+                    remove.push(number);
+                }
+            }
+            remove
+        };
+        if free.is_empty() {
+            return Ok(());
+        }
+        for number in &free {
+            let mut inner = self.inner.borrow_mut();
+            inner.segments.remove(number);
+            inner.open.remove(number);
+            journal.push(Record::Freed { segment: *number });
+        }
+        journal.sync().await?;
+        for number in free {
+            self.io.remove(&self.paths.segment(number)).await?;
+        }
+        self.io.sync_dir(&self.paths.save()).await
+    }
+
+    /// Syncs a segment after an unclean stop, before anything in it is believed.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub async fn sync_segment(&self, number: u32) -> Result<()> {
+        let file = self.open_file(number).await?;
+        file.syncer.wrote();
+        file.syncer.sync().await
+    }
+}
+
+fn addr(segment: u32, offset: u64) -> SaveAddr {
+    let sector = u32::try_from(offset / 512).expect("a segment is smaller than 2 TiB");
+    SaveAddr { segment, sector }
+}
