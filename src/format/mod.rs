@@ -1,1 +1,4 @@
-//! (layer format)
+//! Bytes to structs and back, nothing else: every structure on disk has its codec here.
+
+pub mod checkpoint;
+pub mod layer;
