@@ -6,10 +6,12 @@
 
 pub mod bitmap;
 pub mod block_map;
+pub mod chain;
 pub mod layer;
 pub mod page;
 
 pub use bitmap::BitMap;
 pub use block_map::{BlockMap, SavedImage};
+pub use chain::{LayerChain, LayerRef, OpenLayer};
 pub use layer::{LayerContents, SealedLayer};
 pub use page::{PAGE_BITS, PAGE_WORDS, Page, Words};
