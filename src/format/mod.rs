@@ -1,8 +1,10 @@
 //! Bytes to structs and back, nothing else. The truth about every byte stands in
 //! `docs/format.md`.
 
+pub mod checkpoint;
 pub mod codec;
 pub mod journal;
+pub mod layer;
 pub mod segment;
 pub mod slot;
 pub mod state;

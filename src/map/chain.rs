@@ -1,0 +1,557 @@
+//! The layer chain: all before-images of a volume, as one thing to ask.
+//!
+//! The layers stand sorted by their first epoch. Snapshot N, taken at epoch e(N), finds
+//! a block in the first layer from e(N) on whose bit is set. Only the youngest one or
+//! two layers are open and change; the others are sealed files, loaded when a query from
+//! their epoch on is near. A query must not walk thousands of layers, so the sealed ones
+//! stand in groups of up to [`GROUP`], and the groups in groups of groups, each with a
+//! union of its layers' pages, made page by page when it is asked for. Invariants: a
+//! union is of exactly the layers that are in the group now (whatever changes a group
+//! drops its unions); the directory of meta pages names exactly the loaded layers.
+
+use super::bitmap::BitMap;
+use super::block_map::{BlockMap, SavedImage};
+use super::layer::SealedLayer;
+use super::page::{PAGE_BITS, PAGE_WORDS, Page, Words};
+use crate::error::{Error, Result};
+use crate::types::{Block, Epoch};
+use rustc_hash::FxHashMap;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::rc::Rc;
+
+/// Layers in a group, and groups under one union, at most.
+pub const GROUP: usize = 32;
+
+/// Pages of unions that a chain keeps, at most: 32 MiB if all are stored as bits.
+const UNION_PAGES_MAX: usize = 8192;
+
+/// A layer that still changes, in memory.
+#[derive(Debug)]
+pub struct OpenLayer {
+    /// Its first epoch.
+    pub first: Epoch,
+    /// The first epoch after it, once there is a layer after it.
+    pub end: Option<Epoch>,
+    /// The blocks that have a before-image here.
+    pub bits: BitMap,
+    /// Their images.
+    pub blocks: BlockMap,
+    /// The meta pages as they were at the take, of those that changed before the next one.
+    pub meta_pages: BTreeMap<u64, Page>,
+}
+
+impl OpenLayer {
+    /// Adds an image unless the block has one; true if it was added.
+    pub fn insert(&mut self, block: Block, image: SavedImage) -> bool {
+        self.bits.set(block.0);
+        self.blocks.insert(block, image)
+    }
+}
+
+/// A sealed layer's place in the chain.
+#[derive(Debug)]
+struct Place {
+    first: Epoch,
+    end: Epoch,
+    layer: Option<Rc<SealedLayer>>,
+}
+
+impl Place {
+    fn loaded(&self) -> Result<&SealedLayer> {
+        self.layer.as_deref().ok_or_else(|| {
+            Error::conflict(format!("the layer of epochs {} to {} is not loaded", self.first, self.end))
+        })
+    }
+}
+
+/// Pages that are the union of the same pages of several layers.
+#[derive(Debug, Default)]
+struct Union(RefCell<FxHashMap<u64, Page>>);
+
+impl Union {
+    /// The page, made by `make` when it is asked for the first time.
+    fn page(&self, page: u64, kept: &Cell<usize>, make: impl FnOnce() -> Result<Page>) -> Result<Page> {
+        if let Some(known) = self.0.borrow().get(&page) {
+            return Ok(known.clone());
+        }
+        let made = make()?;
+        kept.set(kept.get() + 1);
+        self.0.borrow_mut().insert(page, made.clone());
+        Ok(made)
+    }
+
+    /// Whether a bit is set, if that is known.
+    fn known(&self, block: Block) -> Option<bool> {
+        let bit = super::page::index16(block.0 % PAGE_BITS);
+        self.0.borrow().get(&(block.0 / PAGE_BITS)).map(|page| page.get(bit))
+    }
+
+    fn forget(&self, kept: &Cell<usize>) {
+        let mut pages = self.0.borrow_mut();
+        kept.set(kept.get() - pages.len());
+        pages.clear();
+    }
+}
+
+#[derive(Debug, Default)]
+struct Group {
+    places: Vec<Place>,
+    union: Union,
+}
+
+impl Group {
+    fn first(&self) -> Epoch {
+        self.places.first().map_or(Epoch(0), |place| place.first)
+    }
+
+    fn last(&self) -> Epoch {
+        self.places.last().map_or(Epoch(0), |place| place.first)
+    }
+}
+
+/// A layer, as the chain hands it out.
+#[derive(Clone, Debug)]
+pub enum LayerRef {
+    /// On disk, not loaded.
+    Unloaded(Range<Epoch>),
+    /// On disk, mapped.
+    Loaded(Rc<SealedLayer>),
+    /// In memory, still changing.
+    Open(Rc<RefCell<OpenLayer>>),
+}
+
+/// All layers of a volume.
+#[derive(Debug, Default)]
+pub struct LayerChain {
+    groups: Vec<Group>,
+    /// One union for each [`GROUP`] groups.
+    supers: Vec<Union>,
+    open: Vec<(Epoch, Rc<RefCell<OpenLayer>>)>,
+    /// Meta page → the first epochs of the loaded layers that hold it, ascending.
+    meta: FxHashMap<u64, Vec<Epoch>>,
+    /// Pages in all unions.
+    kept: Cell<usize>,
+}
+
+impl LayerChain {
+    /// A chain without layers.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Layers in the chain.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.open.len() + self.groups.iter().map(|group| group.places.len()).sum::<usize>()
+    }
+
+    /// Whether there is no layer.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.open.is_empty() && self.groups.is_empty()
+    }
+
+    /// Adds an open layer after all others; the open one before it ends there.
+    ///
+    /// # Panics
+    /// If a layer starts at that epoch or later.
+    pub fn push_open(&mut self, first: Epoch) -> Rc<RefCell<OpenLayer>> {
+        let sealed = self.groups.last().map(Group::last);
+        let last = self.open.last().map(|(first, _)| *first).max(sealed);
+        assert!(last.is_none_or(|last| last < first), "layers are opened in the order of epochs");
+        if let Some((_, before)) = self.open.last() {
+            before.borrow_mut().end.get_or_insert(first);
+        }
+        let layer = Rc::new(RefCell::new(OpenLayer {
+            first,
+            end: None,
+            bits: BitMap::new(),
+            blocks: BlockMap::new(),
+            meta_pages: BTreeMap::new(),
+        }));
+        self.open.push((first, Rc::clone(&layer)));
+        layer
+    }
+
+    /// Adds a sealed layer that is not loaded yet.
+    ///
+    /// # Panics
+    /// If there is a layer of that first epoch.
+    pub fn insert_unloaded(&mut self, epochs: Range<Epoch>) {
+        self.insert(Place { first: epochs.start, end: epochs.end, layer: None });
+    }
+
+    /// Adds a sealed layer.
+    ///
+    /// # Panics
+    /// If there is a layer of that first epoch.
+    pub fn insert_loaded(&mut self, layer: Rc<SealedLayer>) {
+        self.note_meta(&layer);
+        let epochs = layer.epochs();
+        self.insert(Place { first: epochs.start, end: epochs.end, layer: Some(layer) });
+    }
+
+    fn note_meta(&mut self, layer: &SealedLayer) {
+        let first = layer.epochs().start;
+        for page in layer.meta_pages() {
+            let holders = self.meta.entry(page).or_default();
+            if let Err(at) = holders.binary_search(&first) {
+                holders.insert(at, first);
+            }
+        }
+    }
+
+    /// The group in which a layer of that first epoch is or would be.
+    fn group_of(&self, first: Epoch) -> usize {
+        self.groups.partition_point(|group| group.first() <= first).saturating_sub(1)
+    }
+
+    fn insert(&mut self, place: Place) {
+        assert!(!self.open.iter().any(|(first, _)| *first == place.first), "one layer per first epoch");
+        let index = self.group_of(place.first);
+        let appends = self.groups.last().is_none_or(|group| group.last() < place.first);
+        if appends && self.groups.last().is_none_or(|group| group.places.len() >= GROUP) {
+            self.groups.push(Group { places: vec![place], ..Group::default() });
+            return self.changed(self.groups.len() - 1..self.groups.len());
+        }
+        let places = &mut self.groups[index].places;
+        let at = places.partition_point(|other| other.first < place.first);
+        assert!(places.get(at).is_none_or(|other| other.first != place.first), "one layer per first epoch");
+        places.insert(at, place);
+        if places.len() > GROUP {
+            let high = places.split_off(GROUP / 2);
+            self.groups.insert(index + 1, Group { places: high, ..Group::default() });
+            return self.changed(index..self.groups.len());
+        }
+        self.changed(index..index + 1);
+    }
+
+    /// Drops the unions of groups that changed (the first of them) or moved (the rest).
+    fn changed(&mut self, groups: Range<usize>) {
+        if let Some(group) = self.groups.get(groups.start) {
+            group.union.forget(&self.kept);
+        }
+        let covering =
+            groups.start / GROUP..groups.end.div_ceil(GROUP).max(self.supers.len().min(groups.end));
+        for union in self.supers.iter().take(covering.end).skip(covering.start) {
+            union.forget(&self.kept);
+        }
+        let want = self.groups.len().div_ceil(GROUP);
+        for gone in self.supers.iter().skip(want) {
+            gone.forget(&self.kept);
+        }
+        self.supers.resize_with(want, Union::default);
+    }
+
+    fn place_mut(&mut self, first: Epoch) -> Option<&mut Place> {
+        let index = self.group_of(first);
+        self.groups.get_mut(index)?.places.iter_mut().find(|place| place.first == first)
+    }
+
+    /// Gives the layer of that first epoch its file.
+    ///
+    /// # Panics
+    /// If there is no such sealed layer, or `layer` is of other epochs.
+    pub fn load(&mut self, first: Epoch, layer: Rc<SealedLayer>) {
+        self.note_meta(&layer);
+        let epochs = layer.epochs();
+        let place = self.place_mut(first);
+        assert!(
+            place.as_ref().is_some_and(|place| (place.first..place.end) == epochs),
+            "a layer is loaded into its own place"
+        );
+        if let Some(place) = place {
+            place.layer = Some(layer);
+        }
+    }
+
+    /// The layers that must be loaded before a query from that epoch on.
+    #[must_use]
+    pub fn unloaded(&self, from: Epoch) -> Vec<Range<Epoch>> {
+        let places = self.places_from(from).filter(|place| place.layer.is_none());
+        places.map(|place| place.first..place.end).collect()
+    }
+
+    fn places_from(&self, from: Epoch) -> impl Iterator<Item = &Place> + '_ {
+        let places = self.groups[self.group_of(from).min(self.groups.len())..].iter();
+        places.flat_map(|group| &group.places).skip_while(move |place| place.first < from)
+    }
+
+    fn places_in(&self, firsts: Range<Epoch>) -> impl Iterator<Item = &Place> + '_ {
+        self.places_from(firsts.start).take_while(move |place| place.first < firsts.end)
+    }
+
+    fn open_in(&self, firsts: Range<Epoch>) -> impl Iterator<Item = &Rc<RefCell<OpenLayer>>> + '_ {
+        self.open.iter().filter(move |(first, _)| firsts.contains(first)).map(|(_, layer)| layer)
+    }
+
+    /// Removes the layer of that first epoch, sealed or open; false if there is none.
+    pub fn remove(&mut self, first: Epoch) -> bool {
+        if let Some(at) = self.open.iter().position(|(other, _)| *other == first) {
+            self.open.remove(at);
+            return true;
+        }
+        let index = self.group_of(first);
+        let Some(group) = self.groups.get_mut(index) else { return false };
+        let Some(at) = group.places.iter().position(|place| place.first == first) else { return false };
+        let place = group.places.remove(at);
+        if let Some(layer) = place.layer {
+            for page in layer.meta_pages() {
+                if let Some(holders) = self.meta.get_mut(&page) {
+                    holders.retain(|holder| *holder != first);
+                    if holders.is_empty() {
+                        self.meta.remove(&page);
+                    }
+                }
+            }
+        }
+        self.shrink(index);
+        true
+    }
+
+    /// After a removal: joins a group that got small with the one after it.
+    fn shrink(&mut self, index: usize) {
+        let len = |at: usize| self.groups.get(at).map(|group| group.places.len());
+        let small = len(index) == Some(0);
+        let joins = len(index).zip(len(index + 1)).is_some_and(|(a, b)| a + b <= GROUP / 2);
+        if !small && !joins {
+            return self.changed(index..index + 1);
+        }
+        let end = self.groups.len();
+        let gone = self.groups.remove(index);
+        gone.union.forget(&self.kept);
+        if let Some(next) = self.groups.get_mut(index) {
+            next.places.splice(0..0, gone.places);
+        }
+        self.changed(index..end);
+    }
+
+    /// Replaces the layers whose first epoch is in `firsts` by those layers.
+    ///
+    /// # Panics
+    /// If a new layer has the first epoch of one that stays.
+    pub fn replace(&mut self, firsts: Range<Epoch>, layers: impl IntoIterator<Item = Rc<SealedLayer>>) {
+        let mut gone: Vec<Epoch> = self.places_in(firsts.clone()).map(|place| place.first).collect();
+        gone.extend(self.open.iter().map(|(first, _)| *first).filter(|first| firsts.contains(first)));
+        for first in gone {
+            self.remove(first);
+        }
+        for layer in layers {
+            self.insert_loaded(layer);
+        }
+    }
+
+    /// The layer of that first epoch.
+    #[must_use]
+    pub fn get(&self, first: Epoch) -> Option<LayerRef> {
+        self.layers_from(first).next().filter(|(found, _)| *found == first).map(|(_, layer)| layer)
+    }
+
+    /// The layers from that first epoch on, ascending.
+    pub fn layers_from(&self, from: Epoch) -> impl Iterator<Item = (Epoch, LayerRef)> + '_ {
+        let mut sealed = self.places_from(from).peekable();
+        let mut open = self.open.iter().filter(move |(first, _)| *first >= from).peekable();
+        std::iter::from_fn(move || match (sealed.peek(), open.peek()) {
+            (Some(place), Some((first, _))) if place.first > *first => open.next().map(open_ref),
+            (Some(_), _) => sealed.next().map(|place| {
+                let layer = place.layer.clone();
+                let unloaded = || LayerRef::Unloaded(place.first..place.end);
+                (place.first, layer.map_or_else(unloaded, LayerRef::Loaded))
+            }),
+            (None, _) => open.next().map(open_ref),
+        })
+    }
+
+    /// The union of a page over a group.
+    fn group_page(&self, group: &Group, page: u64) -> Result<Page> {
+        group.union.page(page, &self.kept, || {
+            let mut words: Words = [0; PAGE_WORDS];
+            for place in &group.places {
+                place.loaded()?.bits_page(page)?.or_into(&mut words);
+            }
+            Ok(Page::from_words(&words))
+        })
+    }
+
+    /// Whether a group may have the block.
+    fn group_has(&self, group: &Group, block: Block) -> Result<bool> {
+        if let Some(known) = group.union.known(block) {
+            return Ok(known);
+        }
+        let page = self.group_page(group, block.0 / PAGE_BITS)?;
+        Ok(page.get(super::page::index16(block.0 % PAGE_BITS)))
+    }
+
+    /// Whether the groups under a union may have the block.
+    fn super_has(&self, index: usize, block: Block) -> Result<bool> {
+        let Some(union) = self.supers.get(index) else { return Ok(true) };
+        if let Some(known) = union.known(block) {
+            return Ok(known);
+        }
+        let number = block.0 / PAGE_BITS;
+        let page = union.page(number, &self.kept, || {
+            let mut words: Words = [0; PAGE_WORDS];
+            for group in self.groups.iter().skip(index * GROUP).take(GROUP) {
+                self.group_page(group, number)?.or_into(&mut words);
+            }
+            Ok(Page::from_words(&words))
+        })?;
+        Ok(page.get(super::page::index16(block.0 % PAGE_BITS)))
+    }
+
+    /// The first sealed layer from an epoch on that has the block.
+    fn find_sealed(&self, block: Block, from: Epoch) -> Result<Option<&Place>> {
+        if self.kept.get() > UNION_PAGES_MAX {
+            let groups = self.groups.iter().map(|group| &group.union);
+            groups.chain(&self.supers).for_each(|union| union.forget(&self.kept));
+        }
+        let mut index = self.group_of(from);
+        while let Some(group) = self.groups.get(index) {
+            // A union counts only where all below it is in question: the layers before
+            // `from` need not be loaded.
+            let whole = group.first() >= from;
+            if whole && index.is_multiple_of(GROUP) && !self.super_has(index / GROUP, block)? {
+                index += GROUP;
+                continue;
+            }
+            if !whole || self.group_has(group, block)? {
+                let start = group.places.partition_point(|place| place.first < from);
+                for place in &group.places[start..] {
+                    if place.loaded()?.bit(block)? {
+                        return Ok(Some(place));
+                    }
+                }
+            }
+            index += 1;
+        }
+        Ok(None)
+    }
+
+    /// The before-image that a snapshot taken at `from` sees: of the first layer from
+    /// there on that has the block. Also the first epoch of that layer.
+    ///
+    /// # Errors
+    /// `Corrupt` for damage; `Conflict` if a layer is not loaded (see [`Self::unloaded`]).
+    pub fn find(&self, block: Block, from: Epoch) -> Result<Option<(Epoch, SavedImage)>> {
+        let sealed = self.find_sealed(block, from)?;
+        if let Some((first, layer)) = self.find_open(block, from, sealed) {
+            let image = layer.borrow().blocks.get(block);
+            return image.map(|image| Some((first, image))).ok_or_else(|| no_image(block, first));
+        }
+        let Some(place) = sealed else { return Ok(None) };
+        let image = place.loaded()?.image(block)?.ok_or_else(|| no_image(block, place.first))?;
+        Ok(Some((place.first, image)))
+    }
+
+    /// The first open layer with the block that stands before `sealed`.
+    fn find_open(
+        &self,
+        block: Block,
+        from: Epoch,
+        sealed: Option<&Place>,
+    ) -> Option<(Epoch, &RefCell<OpenLayer>)> {
+        let before = |first: Epoch| sealed.is_none_or(|place| first < place.first);
+        self.open
+            .iter()
+            .filter(|(first, _)| *first >= from && before(*first))
+            .map(|(first, layer)| (*first, &**layer))
+            .find(|(_, layer)| layer.borrow().bits.get(block.0))
+    }
+
+    /// Whether a layer from that epoch on has the block.
+    ///
+    /// # Errors
+    /// As for [`Self::find`].
+    pub fn has_bit(&self, block: Block, from: Epoch) -> Result<bool> {
+        if self.find_open(block, from, None).is_some() {
+            return Ok(true);
+        }
+        Ok(self.find_sealed(block, from)?.is_some())
+    }
+
+    /// Adds to `words` the bits of a page of all layers whose first epoch is in `firsts`.
+    ///
+    /// # Errors
+    /// As for [`Self::find`].
+    pub fn union_bits(&self, page: u64, firsts: Range<Epoch>, words: &mut Words) -> Result<()> {
+        for place in self.places_in(firsts.clone()) {
+            place.loaded()?.bits_page(page)?.or_into(words);
+        }
+        for layer in self.open_in(firsts) {
+            layer.borrow().bits.page(page).or_into(words);
+        }
+        Ok(())
+    }
+
+    /// The meta page of a snapshot taken at `from`, if a layer from there on holds it;
+    /// else it is the tail's.
+    ///
+    /// # Errors
+    /// As for [`Self::find`].
+    pub fn meta_page(&self, page: u64, from: Epoch) -> Result<Option<Page>> {
+        if let Some(place) = self.places_from(from).find(|place| place.layer.is_none()) {
+            place.loaded()?;
+        }
+        let sealed =
+            self.meta.get(&page).and_then(|holders| holders.get(holders.partition_point(|h| *h < from)));
+        for (first, layer) in &self.open {
+            if *first >= from && sealed.is_none_or(|sealed| first < sealed) {
+                if let Some(page) = layer.borrow().meta_pages.get(&page) {
+                    return Ok(Some(page.clone()));
+                }
+            }
+        }
+        let Some(first) = sealed else { return Ok(None) };
+        let group = self.groups.get(self.group_of(*first));
+        match group.and_then(|group| group.places.iter().find(|place| place.first == *first)) {
+            Some(place) => place.loaded()?.meta_page(page),
+            None => Ok(None),
+        }
+    }
+
+    /// The numbers of the bit pages with a set bit in any layer whose first epoch is in
+    /// `firsts`, ascending.
+    ///
+    /// # Errors
+    /// As for [`Self::find`].
+    pub fn touched_pages(&self, firsts: Range<Epoch>) -> Result<Vec<u64>> {
+        let mut touched = BitMap::new();
+        for place in self.places_in(firsts.clone()) {
+            touched.extend(place.loaded()?.bit_pages());
+        }
+        for layer in self.open_in(firsts) {
+            touched.extend(layer.borrow().bits.pages().map(|(page, _)| page));
+        }
+        Ok(touched.iter_set(0..super::bitmap::BITS_MAX).collect())
+    }
+
+    /// The numbers of the meta pages that any layer whose first epoch is in `firsts`
+    /// holds, ascending.
+    ///
+    /// # Errors
+    /// As for [`Self::find`].
+    pub fn touched_meta_pages(&self, firsts: Range<Epoch>) -> Result<Vec<u64>> {
+        let mut touched = BitMap::new();
+        for place in self.places_in(firsts.clone()) {
+            touched.extend(place.loaded()?.meta_pages());
+        }
+        for layer in self.open_in(firsts) {
+            touched.extend(layer.borrow().meta_pages.keys().copied());
+        }
+        Ok(touched.iter_set(0..super::bitmap::BITS_MAX).collect())
+    }
+}
+
+fn open_ref((first, layer): &(Epoch, Rc<RefCell<OpenLayer>>)) -> (Epoch, LayerRef) {
+    (*first, LayerRef::Open(Rc::clone(layer)))
+}
+
+fn no_image(block: Block, first: Epoch) -> Error {
+    Error::corrupt(format!("block {block} is marked as saved in the layer of epoch {first} but has no image"))
+}
+
+#[cfg(test)]
+mod tests;
