@@ -6,17 +6,9 @@
 //! `OutOfRange`). Futures are local to the engine's thread.
 
 use crate::error::Result;
+pub use crate::snapshot::Piece;
 use bytes::Bytes;
 use futures::future::LocalBoxFuture;
-
-/// A piece of what a read found, in order of offset.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Piece {
-    /// These bytes.
-    Data(Bytes),
-    /// So many zeros where nothing is stored.
-    Hole(u64),
-}
 
 /// A run of equal state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

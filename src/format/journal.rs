@@ -80,11 +80,6 @@ pub enum Record {
         /// The batch.
         batch: Uuid,
     },
-    /// The batch was not committed; its take is undone.
-    Undone {
-        /// The batch.
-        batch: Uuid,
-    },
     /// Snapshots are gone, and what they had passed to older ones.
     Delete {
         /// Them.
@@ -374,10 +369,6 @@ fn put_record(out: &mut Put, record: &Record) -> Vec<Bytes> {
             out.u8(10);
             out.uuid(*batch);
         }
-        Record::Undone { batch } => {
-            out.u8(11);
-            out.uuid(*batch);
-        }
         Record::Delete { snapshots, removed, added, ends_receive } => {
             out.u8(12);
             out.count(snapshots.len());
@@ -488,7 +479,6 @@ fn take_record(payload: &Bytes) -> Result<Record> {
             received: from.flag()?,
         },
         10 => Record::Confirmed { batch: from.uuid()? },
-        11 => Record::Undone { batch: from.uuid()? },
         12 => Record::Delete {
             snapshots: (0..from.count(16)?).map(|_| from.uuid()).collect::<Result<_>>()?,
             removed: (0..from.count(8)?).map(|_| Ok(Epoch(from.u64()?))).collect::<Result<_>>()?,
@@ -582,8 +572,7 @@ impl VolumeState {
             | Record::Open { .. }
             | Record::Close
             | Record::Barrier { .. }
-            | Record::Confirmed { .. }
-            | Record::Undone { .. } => {}
+            | Record::Confirmed { .. } => {}
         }
     }
 

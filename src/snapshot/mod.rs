@@ -1,1 +1,40 @@
-//! (layer snapshot)
+//! The volume: snapshot queue, copy on first write, point-in-time reads.
+//!
+//! Everything here is a task of one reactor. A method borrows the volume's state, decides,
+//! lets go of it, and awaits an operation; what it relied on is checked again where another
+//! task may have changed it meanwhile. `ARCHITECTURE.md` follows a write through it.
+
+mod admission;
+mod checkpoint;
+mod delete;
+mod diff;
+mod flush;
+mod info;
+mod locks;
+mod maps;
+mod open;
+mod punch;
+mod read;
+mod reader;
+mod receive;
+mod recover;
+mod resize;
+mod retained;
+mod rollback;
+mod seal;
+mod settle;
+mod slots;
+mod take;
+mod trim;
+mod verify;
+mod volume;
+mod write;
+
+pub use delete::DeleteCheck;
+pub use diff::{Delta, DeltaRun};
+pub use open::Opened;
+pub use read::Piece;
+pub use reader::SnapshotReader;
+pub use take::{TakeTicket, TakeRequest};
+pub use verify::Found;
+pub use volume::{Volume, Who};

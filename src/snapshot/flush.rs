@@ -1,0 +1,160 @@
+//! Flush: what was acknowledged before becomes durable.
+//!
+//! Staged data goes to the journal as after-images, synced beside the clone volume. Only
+//! when new data was written over old remains does a barrier have to follow the clone
+//! volume's sync, so nothing waits for more than two syncs in a row.
+
+use super::volume::{Volume, Who};
+use crate::error::{Error, Result};
+use crate::format::journal::{AfterImage, Record};
+use crate::store::event::Event;
+use futures::future::join;
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+/// Bytes of after-images in one record, about.
+const RECORD_BYTES: usize = 4 << 20;
+
+/// Lets flushes that come while one runs share the next.
+#[derive(Default)]
+pub(super) struct Gate {
+    wanted: Cell<u64>,
+    done: Cell<u64>,
+    running: Cell<bool>,
+    failed: RefCell<Option<(u64, Error)>>,
+    event: Event,
+}
+
+impl Volume {
+    /// Makes everything acknowledged before durable.
+    ///
+    /// # Errors
+    /// `Io`; the volume is read-only from then on. `Full` when the journal can't grow.
+    pub async fn flush(self: &Rc<Self>) -> Result<()> {
+        let gate = &self.flushing;
+        let mine = gate.wanted.get() + 1;
+        gate.wanted.set(mine);
+        loop {
+            if let Some((upto, error)) = &*gate.failed.borrow()
+                && mine <= *upto
+            {
+                return Err(self.named(error.duplicate()));
+            }
+            if gate.done.get() >= mine {
+                return Ok(());
+            }
+            if gate.running.get() {
+                gate.event.wait().await;
+                continue;
+            }
+            gate.running.set(true);
+            let covers = gate.wanted.get();
+            let result = self.flush_round().await;
+            gate.running.set(false);
+            match result {
+                Ok(()) => gate.done.set(covers),
+                Err(error) => *gate.failed.borrow_mut() = Some((covers, error)),
+            }
+            gate.event.notify();
+        }
+    }
+
+    async fn flush_round(self: &Rc<Self>) -> Result<()> {
+        self.writable(Who::Store)?;
+        let staged = self.s.borrow().slots.len() as u64;
+        self.journal.reserve(staged * (u64::from(self.geometry().block_size) + 64) + 4096).await?;
+        let (guarded, images) = {
+            let mut s = self.s.borrow_mut();
+            let fresh = s.slots.journal_all();
+            (std::mem::take(&mut s.guarded), fresh)
+        };
+        let up_to = self.journal.next_seq();
+        self.push_after_images(&images);
+        if !guarded {
+            let (cloned, journaled) = join(self.clone_synced_if_dirty(), self.journal_synced()).await;
+            return cloned.and(journaled);
+        }
+        if let Err(error) = self.clone_synced_if_dirty().await {
+            self.s.borrow_mut().guarded = true;
+            return Err(error);
+        }
+        self.record(Record::Barrier { up_to });
+        self.journal_synced().await
+    }
+
+    fn push_after_images(&self, slots: &[usize]) {
+        let per_record = (RECORD_BYTES / self.geometry().block_size as usize).max(1);
+        for part in slots.chunks(per_record) {
+            let images = self.after_images(part);
+            self.record(Record::AfterImages(images));
+        }
+    }
+
+    /// The content of slots, for the journal.
+    pub(super) fn after_images(&self, slots: &[usize]) -> Vec<AfterImage> {
+        let s = self.s.borrow();
+        slots
+            .iter()
+            .map(|index| {
+                let slot = s.slots.get(*index);
+                AfterImage { seq: slot.seq, block: slot.block, epoch: slot.epoch, data: s.slots.data(*index) }
+            })
+            .collect()
+    }
+
+    async fn clone_synced_if_dirty(self: &Rc<Self>) -> Result<()> {
+        if self.clone_volume.syncer.is_dirty() { self.clone_synced().await } else { Ok(()) }
+    }
+
+    /// Syncs the clone volume; then settled slots are free, and punched blocks are holes
+    /// for good.
+    pub(super) async fn clone_synced(self: &Rc<Self>) -> Result<()> {
+        let (settled, call) = {
+            let mut s = self.s.borrow_mut();
+            let call = s.punched_syncing.last_key_value().map_or(0, |(k, _)| k + 1);
+            let punched = std::mem::take(&mut s.punched);
+            s.punched_syncing.insert(call, punched);
+            (s.slots.take_settled(), call)
+        };
+        let result = self.clone_volume.syncer.sync().await;
+        let result = self.latch_on(result);
+        let seqs = {
+            let mut s = self.s.borrow_mut();
+            let punched = s.punched_syncing.remove(&call).unwrap_or_default();
+            if result.is_err() {
+                s.slots.put_back_settled(settled);
+                return result;
+            }
+            for (page, words) in punched.pages() {
+                for run in super::maps::runs_of(&words.to_words(), page) {
+                    s.stale.clear_range(run);
+                }
+            }
+            settled.iter().map(|i| s.slots.get(*i).seq).collect::<Vec<_>>()
+        };
+        if !seqs.is_empty() {
+            let seq = self.record(Record::Settled { seqs });
+            let result = self.journal.written(seq).await;
+            self.latch_on(result)?;
+            let mut s = self.s.borrow_mut();
+            for index in settled {
+                s.slots.release(index);
+            }
+            drop(s);
+            self.changed.notify();
+            self.kick_settler();
+        }
+        Ok(())
+    }
+
+    /// Frees settled slots in the background when somebody waits for them.
+    pub(super) fn kick_retire(self: &Rc<Self>) {
+        if self.s.borrow().slots.wants_retire() {
+            let volume = Rc::clone(self);
+            self.io.spawn(async move {
+                // A failure latches the volume; whoever writes next hears of it.
+                let _ = volume.clone_synced().await;
+            });
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! Pages of blocks out of maps of granules and frozen maps out of layers.
+
+use super::volume::{State, Volume};
+use crate::error::Result;
+use crate::map::{BitMap, PAGE_BITS, PAGE_WORDS, Page, SealedLayer, Words};
+use crate::types::Epoch;
+use std::ops::Range;
+use std::rc::Rc;
+
+/// A page of blocks from the page of granules that holds it.
+pub(super) fn expand(granule_page: &Page, page: u64, shift: u32) -> Words {
+    let mut words = [0; PAGE_WORDS];
+    if shift == 0 {
+        granule_page.load(&mut words);
+        return words;
+    }
+    let first = ((page * PAGE_BITS) >> shift) % PAGE_BITS;
+    let mut block = 0;
+    while block < PAGE_BITS {
+        let granule = first + (block >> shift);
+        let end = (((block >> shift) + 1) << shift).min(PAGE_BITS);
+        if u16::try_from(granule).is_ok_and(|g| granule_page.get(g)) {
+            set_words(&mut words, block..end);
+        }
+        block = end;
+    }
+    words
+}
+
+/// Sets a range of bits.
+pub(super) fn set_words(words: &mut Words, bits: Range<u64>) {
+    let mut bit = bits.start;
+    while bit < bits.end {
+        let end = (bit / 64 * 64 + 64).min(bits.end);
+        let count = end - bit;
+        let mask = if count == 64 { u64::MAX } else { ((1 << count) - 1) << (bit % 64) };
+        #[allow(clippy::cast_possible_truncation, reason = "an index below 512")]
+        let index = (bit / 64) as usize;
+        words[index] |= mask;
+        bit = end;
+    }
+}
+
+/// The part of a range that lies in a page, counted from the page's start.
+pub(super) fn part_of(range: &Range<u64>, page: u64) -> Range<u64> {
+    let start = page * PAGE_BITS;
+    range.start.max(start) - start..range.end.min(start + PAGE_BITS).saturating_sub(start)
+}
+
+/// The runs of set bits in a page, as blocks.
+pub(super) fn runs_of(words: &Words, page: u64) -> Vec<Range<u64>> {
+    let mut map = BitMap::new();
+    map.set_page(page, Page::from_words(words));
+    let range = page * PAGE_BITS..(page + 1) * PAGE_BITS;
+    map.runs(range).filter(|(_, set)| *set).map(|(r, _)| r).collect()
+}
+
+impl State {
+    /// Which blocks of a page are in use in a map of granules.
+    pub fn used_words(&self, map: &BitMap, page: u64) -> Words {
+        expand(&map.page(page >> self.shift()), page, self.shift())
+    }
+
+    /// A page of granules of the snapshot taken at `epoch`.
+    pub fn frozen_page(&self, epoch: Epoch, granule_page: u64) -> Result<Page> {
+        if let Some(map) = self.frozen.get(&epoch) {
+            return Ok(map.page(granule_page));
+        }
+        if let Some(page) = self.chain.meta_page(granule_page, epoch)? {
+            return Ok(page);
+        }
+        let younger = self.frozen.range(epoch..).next().map(|(_, map)| map);
+        Ok(younger.unwrap_or(&self.production).page(granule_page))
+    }
+
+    /// Which blocks of a page are in use in the snapshot taken at `epoch`.
+    pub fn frozen_words(&self, epoch: Epoch, page: u64) -> Result<Words> {
+        Ok(expand(&self.frozen_page(epoch, page >> self.shift())?, page, self.shift()))
+    }
+
+    /// Whether a block is in use in the snapshot taken at `epoch`.
+    pub fn frozen_in_use(&self, epoch: Epoch, block: u64) -> Result<bool> {
+        let granule = block >> self.shift();
+        let page = self.frozen_page(epoch, granule / PAGE_BITS)?;
+        Ok(u16::try_from(granule % PAGE_BITS).is_ok_and(|g| page.get(g)))
+    }
+
+    /// Adds to the retained map the blocks of a range, in use until now, that snapshots
+    /// need in the clone volume.
+    pub fn retain(&mut self, blocks: &Range<u64>) -> Result<()> {
+        let Some(tail) = self.tail() else { return Ok(()) };
+        for page in blocks.start / PAGE_BITS..=(blocks.end - 1) / PAGE_BITS {
+            if self.retained.unknown.contains(&page) {
+                continue;
+            }
+            let needed = self.needed_words(tail, page)?;
+            let mut mask = [0; PAGE_WORDS];
+            set_words(&mut mask, part_of(blocks, page));
+            let mut next = self.retained.next.page(page).to_words();
+            for i in 0..PAGE_WORDS {
+                next[i] |= needed[i] & mask[i];
+            }
+            self.retained.next.set_page(page, Page::from_words(&next));
+        }
+        Ok(())
+    }
+
+    /// Blocks of a page that some snapshot needs in the clone volume; `older` is known.
+    fn needed_words(&self, tail: Epoch, page: u64) -> Result<Words> {
+        let mut bits = [0; PAGE_WORDS];
+        self.chain.union_bits(page, tail..Epoch(u64::MAX), &mut bits)?;
+        let used = self.frozen_words(tail, page)?;
+        let mut needed = self.retained.older.page(page).to_words();
+        for i in 0..PAGE_WORDS {
+            needed[i] = (needed[i] | used[i]) & !bits[i];
+        }
+        Ok(needed)
+    }
+
+    /// Computes an unknown page of the retained maps: one walk from the tail to the head.
+    pub fn resolve_retained(&mut self, page: u64) -> Result<()> {
+        self.retained.unknown.remove(&page);
+        let queue = self.queue();
+        let (mut older, mut bits) = ([0; PAGE_WORDS], [0; PAGE_WORDS]);
+        let Some((tail, rest)) = queue.split_last() else {
+            self.retained.older.set_page(page, Page::Empty);
+            self.retained.next.set_page(page, Page::Empty);
+            return Ok(());
+        };
+        let result: Result<()> = (|| {
+            self.chain.union_bits(page, *tail..Epoch(u64::MAX), &mut bits)?;
+            let mut end = *tail;
+            for epoch in rest.iter().rev() {
+                self.chain.union_bits(page, *epoch..end, &mut bits)?;
+                let used = self.frozen_words(*epoch, page)?;
+                for i in 0..PAGE_WORDS {
+                    older[i] |= used[i] & !bits[i];
+                }
+                end = *epoch;
+            }
+            let used = self.frozen_words(*tail, page)?;
+            for i in 0..PAGE_WORDS {
+                older[i] &= !used[i];
+            }
+            Ok(())
+        })();
+        if let Err(error) = result {
+            self.retained.unknown.insert(page);
+            return Err(error);
+        }
+        self.retained.older.set_page(page, Page::from_words(&older));
+        let mut next = self.needed_words(*tail, page)?;
+        let used = self.used_words(&self.production, page);
+        for i in 0..PAGE_WORDS {
+            next[i] &= !used[i];
+        }
+        self.retained.next.set_page(page, Page::from_words(&next));
+        Ok(())
+    }
+}
+
+impl Volume {
+    /// Loads every sealed layer from an epoch on, so that maps can be asked.
+    pub(super) async fn load_from(&self, epoch: Epoch) -> Result<()> {
+        loop {
+            let missing = self.s.borrow().chain.unloaded(epoch);
+            if missing.is_empty() {
+                return Ok(());
+            }
+            for epochs in missing {
+                self.load_layer(epochs).await?;
+            }
+        }
+    }
+
+    async fn load_layer(&self, epochs: Range<Epoch>) -> Result<()> {
+        let (version, volume) = {
+            let s = self.s.borrow();
+            let record = s.durable.layers.iter().find(|l| l.first == epochs.start);
+            let Some(record) = record else { return Ok(()) };
+            (record.version, s.durable.uuid)
+        };
+        let path = self.paths.layer(epochs.start, version);
+        let mapped = self.io.map(&path).await?;
+        let layer = SealedLayer::open(mapped, volume, epochs.clone())
+            .map_err(|e| e.context(format!("layer {}", path.display())))?;
+        let mut s = self.s.borrow_mut();
+        // Meanwhile somebody else may have loaded it, or a deletion replaced it.
+        let current = s.durable.layers.iter().any(|l| l.first == epochs.start && l.version == version);
+        let wanted = s.chain.unloaded(epochs.start).contains(&epochs);
+        if current && wanted {
+            s.chain.load(epochs.start, Rc::new(layer));
+        }
+        Ok(())
+    }
+
+    /// Makes the retained maps known over a range.
+    pub(super) async fn know_retained(&self, blocks: &Range<u64>) -> Result<()> {
+        while self.s.borrow().retained.unknown_in(blocks).is_some() {
+            self.load_from(Epoch(0)).await?;
+            let mut s = self.s.borrow_mut();
+            if let Some(page) = s.retained.unknown_in(blocks) {
+                s.resolve_retained(page)?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,45 @@
+//! The retained maps: blocks that snapshots need in the clone volume though they are not
+//! in use any more.
+//!
+//! `older` holds the blocks that some snapshot older than the tail needs though the tail
+//! does not use them; a write to one must save it. `next` holds the blocks that any
+//! snapshot needs though production does not use them: what `older` becomes at the next
+//! take, and what must not be punched. Both are kept as pages; a page that is *unknown*
+//! (after an open or a deletion) is computed by one walk of the queue when it is asked for.
+
+use crate::map::{BitMap, PAGE_BITS};
+use std::collections::BTreeSet;
+use std::ops::Range;
+
+/// The two maps.
+#[derive(Default)]
+pub struct Retained {
+    /// Needed by a snapshot older than the tail, not in use in the tail.
+    pub older: BitMap,
+    /// Needed by any snapshot, not in use in production.
+    pub next: BitMap,
+    /// Pages of which neither is known.
+    pub unknown: BTreeSet<u64>,
+}
+
+impl Retained {
+    /// The first page of a range that is not known.
+    pub fn unknown_in(&self, blocks: &Range<u64>) -> Option<u64> {
+        if self.unknown.is_empty() || blocks.is_empty() {
+            return None;
+        }
+        self.unknown.range(blocks.start / PAGE_BITS..=(blocks.end - 1) / PAGE_BITS).next().copied()
+    }
+
+    /// A new tail was taken.
+    pub fn take(&mut self) {
+        self.older = self.next.clone();
+    }
+
+    /// The queue changed in the middle: pages with stale data are computed anew.
+    pub fn forget(&mut self, stale: &BitMap) {
+        self.older = BitMap::new();
+        self.next = BitMap::new();
+        self.unknown = stale.pages().map(|(page, _)| page).collect();
+    }
+}

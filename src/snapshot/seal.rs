@@ -1,0 +1,159 @@
+//! Sealing: the layer of an epoch that has ended and settled becomes a file.
+//!
+//! The file is whole and durable before the record that names it is written; the record
+//! need not be durable, since without it the layer is rebuilt from the segments' headers
+//! and the frozen map from the journal. What is no longer needed in memory goes then.
+
+use super::volume::Volume;
+use crate::error::Result;
+use crate::format::journal::Record;
+use crate::format::state::LayerRecord;
+use crate::io::OpenHow;
+use crate::map::{BlockMap, LayerContents, LayerRef, Page, SealedLayer, layer};
+use crate::types::Epoch;
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::Path;
+use std::rc::Rc;
+
+impl Volume {
+    /// Seals in the background what has ended.
+    pub(super) fn kick_sealer(self: &Rc<Self>) {
+        let volume = Rc::clone(self);
+        self.io.spawn(async move {
+            if let Err(error) = volume.seal_closed().await {
+                tracing::warn!("volume {}: a layer stays in memory: {error}", volume.name());
+            }
+        });
+    }
+
+    /// Seals every layer but the youngest, oldest first.
+    ///
+    /// # Errors
+    /// `Io`, `Full`; what is not sealed stays in memory.
+    pub(super) async fn seal_closed(self: &Rc<Self>) -> Result<()> {
+        while self.sealing.replace(true) {
+            self.changed.wait().await;
+        }
+        let result = self.seal_all().await;
+        self.sealing.set(false);
+        self.changed.notify();
+        result
+    }
+
+    async fn seal_all(self: &Rc<Self>) -> Result<()> {
+        loop {
+            let closed = {
+                let s = self.s.borrow();
+                let open: Vec<Epoch> = s
+                    .chain
+                    .layers_from(s.durable.unsealed)
+                    .filter(|(_, l)| matches!(l, LayerRef::Open(_)))
+                    .map(|(first, _)| first)
+                    .collect();
+                match open[..] {
+                    [first, next, ..] => Some(first..next),
+                    _ => None,
+                }
+            };
+            let Some(epochs) = closed else { return Ok(()) };
+            self.settled_before(epochs.end).await?;
+            // While a snapshot is being taken its frozen map is not final.
+            if self.s.borrow().taking == Some(epochs.end) {
+                return Ok(());
+            }
+            self.seal_one(epochs).await?;
+        }
+    }
+
+    async fn seal_one(self: &Rc<Self>, epochs: Range<Epoch>) -> Result<()> {
+        let (contents, owner_ends) = self.contents_of(&epochs);
+        let record = if contents.bits.is_empty() && contents.meta_pages.is_empty() {
+            None
+        } else {
+            Some(self.write_layer(&contents).await?)
+        };
+        let mut s = self.s.borrow_mut();
+        s.chain.remove(epochs.start);
+        let layers = record.into_iter().map(|(record, sealed)| {
+            s.chain.insert_loaded(sealed);
+            record
+        });
+        let layers: Vec<LayerRecord> = layers.collect();
+        if let Some(owner) = owner_ends {
+            s.frozen.remove(&owner);
+        }
+        drop(s);
+        self.record(Record::Seal { layers, unsealed: epochs.end });
+        Ok(())
+    }
+
+    /// What the layer of `epochs` holds, and the snapshot whose map ends with it.
+    fn contents_of(&self, epochs: &Range<Epoch>) -> (LayerContents, Option<Epoch>) {
+        let s = self.s.borrow();
+        let open = super::settle::open_layer(&s.chain, epochs.start);
+        let open = open.borrow();
+        let owner = s.owner_of(epochs.start);
+        let next = owner.map(|o| s.end_of(o));
+        let mut meta_pages: BTreeMap<u64, Page> = BTreeMap::new();
+        let mut ends = None;
+        if let (Some(owner), Some(next)) = (owner, next)
+            && next == epochs.end
+            && let (Some(mine), Some(theirs)) = (s.frozen.get(&owner), s.frozen.get(&next))
+        {
+            meta_pages.extend(mine.changed_pages(theirs).map(|page| (page, mine.page(page))));
+            ends = Some(owner);
+        }
+        let contents = LayerContents {
+            volume: s.durable.uuid,
+            epochs: epochs.clone(),
+            bits: open.bits.clone(),
+            entries: open.blocks.clone(),
+            meta_pages,
+        };
+        (contents, ends)
+    }
+
+    /// Writes a sealed layer's file; it is durable, and nothing names it yet.
+    pub(super) async fn write_layer(&self, contents: &LayerContents) -> Result<(LayerRecord, Rc<SealedLayer>)> {
+        let version = {
+            let mut s = self.s.borrow_mut();
+            s.next_layer_version += 1;
+            s.next_layer_version
+        };
+        let path = self.paths.layer(contents.epochs.start, version);
+        self.write_layer_file(&path, contents).await?;
+        let mapped = self.io.map(&path).await?;
+        let sealed = SealedLayer::open(mapped, contents.volume, contents.epochs.clone())?;
+        let record = LayerRecord {
+            first: contents.epochs.start,
+            end: contents.epochs.end,
+            entries: contents.entries.len() as u64,
+            live: live_by_segment(&contents.entries),
+            version,
+        };
+        Ok((record, Rc::new(sealed)))
+    }
+
+    pub(super) async fn write_layer_file(&self, path: &Path, contents: &LayerContents) -> Result<()> {
+        let file = self.io.open(path, OpenHow::CreateEmpty).await?;
+        let mut at = 0;
+        for piece in layer::encode(contents) {
+            let len = piece.len() as u64;
+            self.io.write(file, at, piece).await?;
+            at += len;
+        }
+        self.io.sync(file).await?;
+        self.io.close(file);
+        self.io.sync_dir(&self.paths.snapshots()).await
+    }
+}
+
+/// How many images lie in which segment.
+pub(super) fn live_by_segment(entries: &BlockMap) -> Vec<(u32, u64)> {
+    let mut live: BTreeMap<u32, u64> = BTreeMap::new();
+    for (_, image) in entries.iter() {
+        *live.entry(image.addr.segment).or_default() += 1;
+    }
+    live.into_iter().collect()
+}

@@ -1,0 +1,184 @@
+//! Settling: staged writes are carried to the clone volume, in groups.
+//!
+//! A group reads the before-images that some snapshot still needs, appends them to the
+//! save volume and waits until they are durable, sets bits and map entries, and only then
+//! writes the staged data to the clone volume. Why a crash is safe at every point: the
+//! slots stay until the end, and doing a part of it again changes nothing (a bit that is
+//! set saves nothing again; the same data is written).
+
+use super::slots::SlotState;
+use super::volume::{Volume, Who};
+use crate::error::{ErrorKind, Result};
+use crate::map::SavedImage;
+use crate::store::save::Image;
+use crate::types::{Block, Epoch};
+use bytes::Bytes;
+use futures::future::join_all;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// How long a group that failed waits before it is tried again.
+const RETRY: Duration = Duration::from_millis(200);
+
+impl Volume {
+    /// Starts as many groups as may be in flight.
+    pub(super) fn kick_settler(self: &Rc<Self>) {
+        while let Some((indices, epoch)) = self.next_group() {
+            let volume = Rc::clone(self);
+            self.io.spawn(async move {
+                let result = volume.settle_group(&indices, epoch).await;
+                volume.s.borrow_mut().slots.groups -= 1;
+                if let Err(error) = result {
+                    tracing::warn!("volume {}: staged writes wait: {error}", volume.name());
+                    volume.io.sleep(RETRY).await;
+                    let mut s = volume.s.borrow_mut();
+                    for index in indices.iter().rev() {
+                        s.slots.requeue(*index);
+                    }
+                }
+                volume.changed.notify();
+                if volume.writable(Who::Store).is_ok() {
+                    volume.kick_settler();
+                    volume.kick_retire();
+                }
+            });
+        }
+    }
+
+    /// Takes what can be settled next: slots of one epoch, the oldest of their blocks.
+    fn next_group(&self) -> Option<(Vec<usize>, Epoch)> {
+        let mut s = self.s.borrow_mut();
+        if s.slots.groups >= self.tuning.groups_in_flight_max {
+            return None;
+        }
+        let epoch = s.slots.ready.front().map(|i| s.slots.get(*i).epoch)?;
+        let mut indices = Vec::new();
+        while indices.len() < self.save.group_count_max()
+            && let Some(index) = s.slots.ready.front().copied()
+            && s.slots.get(index).epoch == epoch
+        {
+            s.slots.ready.pop_front();
+            s.slots.set_state(index, SlotState::InFlight);
+            indices.push(index);
+        }
+        s.slots.groups += 1;
+        Some((indices, epoch))
+    }
+
+    async fn settle_group(self: &Rc<Self>, indices: &[usize], epoch: Epoch) -> Result<()> {
+        let mut blocks: Vec<(Block, usize)> = {
+            let s = self.s.borrow();
+            indices.iter().map(|i| (s.slots.get(*i).block, *i)).collect()
+        };
+        blocks.sort_unstable();
+        let mut needed = Vec::new();
+        for (block, _) in &blocks {
+            if self.s.borrow().needs_save(*block, epoch)? {
+                needed.push(*block);
+            }
+        }
+        if !needed.is_empty() {
+            self.save_images(&needed, epoch).await?;
+        }
+        let data: Vec<(Block, Bytes)> = {
+            let s = self.s.borrow();
+            blocks.iter().map(|(block, index)| (*block, s.slots.data(*index))).collect()
+        };
+        let writes = adjacent(data).into_iter().map(|(first, data)| self.clone_volume.write(first, data));
+        join_all(writes).await.into_iter().collect::<Result<()>>()?;
+        let mut s = self.s.borrow_mut();
+        for index in indices {
+            if s.slots.get(*index).journaled {
+                s.slots.set_state(*index, SlotState::Settled);
+            } else {
+                s.slots.release(*index);
+            }
+        }
+        Ok(())
+    }
+
+    /// Saves before-images and enters them in the open layer of the epoch.
+    async fn save_images(&self, needed: &[Block], epoch: Epoch) -> Result<()> {
+        let runs = runs(needed);
+        let reads = runs.iter().map(|(first, count)| self.clone_volume.read(*first, *count));
+        let read = join_all(reads).await;
+        let size = self.geometry().block_size as usize;
+        let mut images = Vec::with_capacity(needed.len());
+        for ((first, count), result) in runs.iter().zip(read) {
+            match result {
+                Ok(bytes) => {
+                    let bytes = bytes.freeze();
+                    images.extend((0..*count).map(|i| {
+                        let at = usize::try_from(i).unwrap_or(usize::MAX) * size;
+                        Image { block: Block(first.0 + i), data: bytes.slice(at..at + size), damaged: false }
+                    }));
+                }
+                Err(_) => self.read_one_by_one(*first, *count, &mut images).await?,
+            }
+        }
+        let addrs = self.save.append(&self.journal, epoch, &images).await?;
+        let s = self.s.borrow();
+        let open = open_layer(&s.chain, epoch);
+        let mut layer = open.borrow_mut();
+        for (image, addr) in images.iter().zip(addrs) {
+            let saved = SavedImage { addr, crc: crc32c::crc32c(&image.data), damaged: image.damaged };
+            if !layer.insert(image.block, saved) {
+                self.save.drop_live(addr.segment, 1);
+            }
+        }
+        Ok(())
+    }
+
+    /// A run could not be read: the blocks that can't are saved as damaged, and the write
+    /// goes on.
+    async fn read_one_by_one(&self, first: Block, count: u64, images: &mut Vec<Image>) -> Result<()> {
+        for block in (first.0..first.0 + count).map(Block) {
+            match self.clone_volume.read(block, 1).await {
+                Ok(bytes) => images.push(Image { block, data: bytes.freeze(), damaged: false }),
+                Err(error) if error.kind() == ErrorKind::Io => {
+                    tracing::error!("volume {}: block {block} can't be saved: {error}", self.name());
+                    let zeros = Bytes::from(vec![0; self.geometry().block_size as usize]);
+                    images.push(Image { block, data: zeros, damaged: true });
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The open layer that an epoch's groups belong to.
+pub(super) fn open_layer(
+    chain: &crate::map::LayerChain,
+    epoch: Epoch,
+) -> Rc<std::cell::RefCell<crate::map::OpenLayer>> {
+    let layer = chain.layers_from(Epoch(0)).filter(|(first, _)| *first <= epoch).last();
+    match layer {
+        Some((_, crate::map::LayerRef::Open(open))) => open,
+        _ => unreachable!("the layer of epoch {epoch} is open as long as its writes are under way"),
+    }
+}
+
+/// Sorted blocks as runs.
+fn runs(blocks: &[Block]) -> Vec<(Block, u64)> {
+    let mut runs: Vec<(Block, u64)> = Vec::new();
+    for block in blocks {
+        match runs.last_mut() {
+            Some((first, count)) if first.0 + *count == block.0 => *count += 1,
+            _ => runs.push((*block, 1)),
+        }
+    }
+    runs
+}
+
+/// Sorted blocks with data as runs.
+fn adjacent(blocks: Vec<(Block, Bytes)>) -> Vec<(Block, Vec<Bytes>)> {
+    let mut runs: Vec<(Block, Vec<Bytes>)> = Vec::new();
+    for (block, data) in blocks {
+        match runs.last_mut() {
+            Some((first, run)) if first.0 + run.len() as u64 == block.0 => run.push(data),
+            _ => runs.push((block, vec![data])),
+        }
+    }
+    runs
+}

@@ -1,0 +1,208 @@
+//! Taking a snapshot.
+//!
+//! The epoch rises in memory, at one instant; writers go on in the new epoch. What was let
+//! in before belongs to the snapshot: it is waited for, settled and made durable, and then
+//! one record makes the snapshot exist. Without the record, groups saved in the new epoch
+//! belong to the snapshot before it, which needs just those images.
+
+use super::slots::Slots;
+use super::volume::{Exclusive, Volume, Who};
+use crate::error::{Error, Result};
+use crate::format::journal::Record;
+use crate::format::state::SnapshotRecord;
+use crate::store::stage::Stage;
+use crate::types::Epoch;
+use std::rc::Rc;
+use uuid::Uuid;
+
+/// What a snapshot is to be.
+#[derive(Clone, Debug)]
+pub struct TakeRequest {
+    /// Its identity.
+    pub uuid: Uuid,
+    /// Its name.
+    pub name: String,
+    /// When it is taken, in microseconds since 1970.
+    pub created_us: u64,
+    /// The batch that it is part of, if several volumes are taken at one instant.
+    pub batch: Option<Uuid>,
+    /// It is what a receive under way brings.
+    pub received: bool,
+}
+
+/// A take under way. Dropped early, the snapshot never was.
+pub struct TakeTicket {
+    volume: Rc<Volume>,
+    request: TakeRequest,
+    epoch: Option<Epoch>,
+    size: u64,
+    _exclusive: Exclusive,
+}
+
+impl Volume {
+    /// Takes a snapshot; it is durable when this returns.
+    ///
+    /// # Errors
+    /// `Conflict` when the name is taken or a receive or roll-back forbids it.
+    pub async fn take(self: &Rc<Self>, request: TakeRequest) -> Result<()> {
+        let mut ticket = self.prepare_take(request).await?;
+        ticket.raise();
+        ticket.finish().await?;
+        ticket.publish();
+        Ok(())
+    }
+
+    /// First step: checks, and keeps other commands away.
+    ///
+    /// # Errors
+    /// As for [`Self::take`].
+    pub async fn prepare_take(self: &Rc<Self>, request: TakeRequest) -> Result<TakeTicket> {
+        let exclusive = self.exclusive().await;
+        self.writable(Who::Store)?;
+        let size = {
+            let s = self.s.borrow();
+            let name = &request.name;
+            if s.durable.named(name).is_some() {
+                return Err(Error::conflict(format!("snapshot {}@{name} exists already", self.name())));
+            }
+            if !request.received && !name.starts_with('_') {
+                if s.durable.receive.is_some() {
+                    return Err(Error::conflict(format!("volume {} is in the middle of a receive", self.name()))
+                        .hint("let it finish, or drop it with 'snapvol receive VOL --abort'"));
+                }
+                if s.durable.rollback.is_some() {
+                    return Err(Error::conflict(format!("volume {} is being rolled back", self.name())));
+                }
+            }
+            match &s.durable.receive {
+                Some(receive) if request.received => receive.size,
+                _ => s.durable.geometry.size,
+            }
+        };
+        self.map_stage().await?;
+        Ok(TakeTicket { volume: Rc::clone(self), request, epoch: None, size, _exclusive: exclusive })
+    }
+
+    /// Maps the stage, which a volume without snapshots does not need.
+    pub(super) async fn map_stage(&self) -> Result<()> {
+        if self.s.borrow().slots.stage.is_some() {
+            return Ok(());
+        }
+        let (volume, slots, size) = {
+            let s = self.s.borrow();
+            let slots = Slots::capacity(&s.durable, self.tuning.stage_bytes);
+            (s.durable.uuid, slots, s.durable.geometry.block_size)
+        };
+        let (stage, left) = Stage::open(&self.io, &self.paths.stage(), volume, slots, size).await?;
+        debug_assert!(left.is_empty(), "an open volume has taken in what was left");
+        self.s.borrow_mut().slots.stage = Some(stage);
+        Ok(())
+    }
+
+    /// Raises the epoch: a new open layer from now on. Nothing else may be raised meanwhile.
+    pub(super) fn raise_epoch(&self) -> Epoch {
+        let mut s = self.s.borrow_mut();
+        let epoch = s.epoch.next();
+        s.epoch = epoch;
+        s.chain.push_open(epoch);
+        epoch
+    }
+}
+
+impl TakeTicket {
+    /// Second step: the instant of the snapshot. Not an await in it, so that several
+    /// volumes of one thread, or paused ones of several, have one instant.
+    pub fn raise(&mut self) {
+        let epoch = self.volume.raise_epoch();
+        let mut s = self.volume.s.borrow_mut();
+        let frozen = s.production.clone();
+        s.frozen.insert(epoch, frozen);
+        s.retained.take();
+        s.taking = Some(epoch);
+        self.epoch = Some(epoch);
+    }
+
+    /// Third step: everything that belongs to the snapshot, and the record, are durable.
+    ///
+    /// # Errors
+    /// `Io`, `Full`; the snapshot does not exist then.
+    pub async fn finish(&mut self) -> Result<()> {
+        let Some(epoch) = self.epoch else { return Ok(()) };
+        let volume = &self.volume;
+        volume.settled_before(epoch).await?;
+        volume.flush().await?;
+        let snapshot = {
+            let mut s = volume.s.borrow_mut();
+            s.taking = None;
+            s.hidden.insert(self.request.uuid);
+            let in_use = s.frozen.get(&epoch).map_or(0, crate::map::BitMap::count);
+            SnapshotRecord {
+                uuid: self.request.uuid,
+                name: self.request.name.clone(),
+                created_us: self.request.created_us,
+                epoch,
+                size: self.size,
+                in_use,
+                holds: Vec::new(),
+            }
+        };
+        let record = Record::Take { snapshot, batch: self.request.batch, received: self.request.received };
+        volume.record(record);
+        self.epoch = None;
+        volume.journal_synced().await
+    }
+
+    /// Last step: users see the snapshot. With a batch, the store has committed it.
+    pub fn publish(self) {
+        let volume = &self.volume;
+        if let Some(batch) = self.request.batch {
+            volume.record(Record::Confirmed { batch });
+        }
+        volume.s.borrow_mut().hidden.remove(&self.request.uuid);
+        volume.kick_sealer();
+        volume.kick_checkpoint();
+    }
+
+    /// Instead of the last step: the batch is not committed, the snapshot never was.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub async fn undo(self) -> Result<()> {
+        let volume = &self.volume;
+        let uuid = self.request.uuid;
+        if volume.s.borrow().durable.snapshot(uuid).is_some() {
+            volume.forget_snapshot(uuid);
+            volume.journal_synced().await?;
+        }
+        volume.s.borrow_mut().hidden.remove(&uuid);
+        Ok(())
+    }
+}
+
+impl Drop for TakeTicket {
+    fn drop(&mut self) {
+        // Raised and not recorded: the new epoch belongs to the snapshot before it.
+        if let Some(epoch) = self.epoch.take() {
+            let mut s = self.volume.s.borrow_mut();
+            s.taking = None;
+            s.frozen.remove(&epoch);
+            let stale = s.stale.clone();
+            s.retained.forget(&stale);
+        }
+    }
+}
+
+impl Volume {
+    /// Takes the youngest snapshot out of the queue before anybody saw it; its layers
+    /// belong to the one before it.
+    fn forget_snapshot(&self, uuid: Uuid) {
+        let epoch = self.s.borrow().durable.snapshot(uuid).map(|r| r.epoch);
+        self.record(Record::Delete { snapshots: vec![uuid], removed: Vec::new(), added: Vec::new(), ends_receive: false });
+        let mut s = self.s.borrow_mut();
+        if let Some(epoch) = epoch {
+            s.frozen.remove(&epoch);
+        }
+        let stale = s.stale.clone();
+        s.retained.forget(&stale);
+    }
+}

@@ -1,0 +1,173 @@
+//! Trim and write-zeroes.
+//!
+//! Whole granules go out of use: one record, no data is touched. What snapshots need stays
+//! where it is, as its own before-image; what nobody needs is punched out later. Partial
+//! granules are written as zeros. A trim that was acknowledged is in the journal, so no
+//! crash shows what was there before once a flush covers it.
+
+use super::slots::SlotState;
+use super::volume::{Volume, Who};
+use crate::error::Result;
+use crate::format::journal::Record;
+use crate::types::{Block, Epoch};
+use bytes::Bytes;
+use std::ops::Range;
+use std::rc::Rc;
+
+/// Bytes of zeros written at a time.
+const ZERO_STEP: u64 = 1 << 20;
+/// Granules trimmed in one record, at most, so that a trim of a whole volume lets others in.
+const TRIM_STEP: u64 = 1 << 22;
+
+impl Volume {
+    /// Makes a range read as zeros and gives its space back where whole granules are in it.
+    ///
+    /// # Errors
+    /// As for a write.
+    pub async fn trim(self: &Rc<Self>, who: Who, offset: u64, len: u64, fua: bool) -> Result<()> {
+        self.in_range(offset, len).map_err(|e| self.named(e))?;
+        let (unit, size) = {
+            let s = self.s.borrow();
+            let geometry = s.durable.geometry;
+            (u64::from(geometry.block_size) << s.shift(), geometry.size)
+        };
+        let end = offset + len;
+        let first = offset.div_ceil(unit);
+        // The last granule counts as whole when the range reaches the end of the volume.
+        let last = if end == size { end.div_ceil(unit) } else { end / unit };
+        if first < last {
+            self.zero_used(who, offset, first * unit).await?;
+            let mut granule = first;
+            while granule < last {
+                let step = (granule + TRIM_STEP).min(last);
+                self.trim_granules(who, granule..step).await.map_err(|e| self.named(e))?;
+                granule = step;
+            }
+            self.zero_used(who, last * unit, end).await?;
+        } else {
+            self.zero_used(who, offset, end).await?;
+        }
+        if fua {
+            self.flush().await?;
+        }
+        Ok(())
+    }
+
+    /// Writes zeros, keeping or making the space allocated.
+    ///
+    /// # Errors
+    /// As for a write.
+    pub async fn write_zeros(self: &Rc<Self>, who: Who, offset: u64, len: u64, fua: bool) -> Result<()> {
+        self.in_range(offset, len).map_err(|e| self.named(e))?;
+        let zeros = Bytes::from(vec![0; usize::try_from(ZERO_STEP.min(len)).unwrap_or(0)]);
+        let mut at = offset;
+        while at < offset + len {
+            let step = ZERO_STEP.min(offset + len - at);
+            self.write(who, at, zeros.slice(..usize::try_from(step).unwrap_or(0)), false).await?;
+            at += step;
+        }
+        if fua {
+            self.flush().await?;
+        }
+        Ok(())
+    }
+
+    /// Writes zeros over the parts of a range that are in use.
+    async fn zero_used(self: &Rc<Self>, who: Who, from: u64, to: u64) -> Result<()> {
+        let size = u64::from(self.geometry().block_size);
+        let mut at = from;
+        while at < to {
+            let block = at / size;
+            let stop = ((block + 1) * size).min(to);
+            let used = {
+                let s = self.s.borrow();
+                s.in_use(block) || s.slots.has(Block(block))
+            };
+            // A write under way may bring the block into use after this look; then both ran
+            // at the same time and either may win.
+            if used {
+                self.write_zeros(who, at, stop - at, false).await?;
+            }
+            at = stop;
+        }
+        Ok(())
+    }
+
+    async fn trim_granules(self: &Rc<Self>, who: Who, granules: Range<u64>) -> Result<()> {
+        let admitted = self.admit(who).await?;
+        let epoch = admitted.epoch;
+        let blocks = self.s.borrow().blocks(&granules);
+        let _held = self.locks.lock(blocks.clone()).await;
+        self.wait_for_flight(&blocks).await?;
+        let known: Range<u64> = {
+            let s = self.s.borrow();
+            let end = s.durable.geometry.blocks().min(blocks.end);
+            blocks.start.min(end)..end
+        };
+        // Pages that nobody uses need not be known.
+        let used: Vec<Range<u64>> = {
+            let s = self.s.borrow();
+            s.production.runs(granules.clone()).filter(|(_, set)| *set).map(|(r, _)| r).collect()
+        };
+        for run in &used {
+            let blocks = self.s.borrow().blocks(run);
+            self.know_retained(&blocks).await?;
+        }
+        let (seq, slots) = {
+            let slots = self.slots_in(&known);
+            if used.is_empty() && slots.is_empty() {
+                return Ok(());
+            }
+            let mut s = self.s.borrow_mut();
+            s.mark_unused(&granules, epoch)?;
+            for index in &slots {
+                s.slots.kill(*index);
+            }
+            drop(s);
+            let ranges = vec![(granules.start, granules.end - granules.start)];
+            let seq = self.record(Record::MetaClear { epoch, ranges });
+            (seq, slots)
+        };
+        let result = self.journal.written(seq).await;
+        self.latch_on(result)?;
+        self.drop_dead(&slots, epoch);
+        self.kick_puncher();
+        Ok(())
+    }
+
+    /// Slots of a range of blocks.
+    fn slots_in(&self, blocks: &Range<u64>) -> Vec<usize> {
+        let s = self.s.borrow();
+        if s.slots.is_empty() {
+            return Vec::new();
+        }
+        s.slots.in_order().into_iter().filter(|(_, slot)| blocks.contains(&slot.block.0)).map(|(i, _)| i).collect()
+    }
+
+    /// Waits until no slot of the range is being settled.
+    async fn wait_for_flight(self: &Rc<Self>, blocks: &Range<u64>) -> Result<()> {
+        loop {
+            let flying = {
+                let s = self.s.borrow();
+                self.slots_in(blocks).into_iter().any(|i| s.slots.get(i).state == SlotState::InFlight)
+            };
+            if !flying {
+                return Ok(());
+            }
+            self.writable(Who::Store)?;
+            self.changed.wait().await;
+        }
+    }
+
+    /// Frees the slots that only production needed; the others are settled as usual.
+    fn drop_dead(&self, slots: &[usize], epoch: Epoch) {
+        let mut s = self.s.borrow_mut();
+        for index in slots {
+            // It may have been settled and freed since.
+            let Some(slot) = s.slots.find(*index) else { continue };
+            if slot.dead && slot.epoch == epoch && slot.state == SlotState::Waiting && !slot.journaled {
+                s.slots.release(*index);
+            }
+        }
+    }
+}

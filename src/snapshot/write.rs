@@ -1,0 +1,264 @@
+//! The write procedure.
+//!
+//! A block that no snapshot needs goes straight to the clone volume; any other is staged
+//! and acknowledged, and `settle` carries it over. Why a crash is safe at every point: a
+//! staged block is whole in memory that outlives the process before it is acknowledged; a
+//! straight one is in the page cache; the record that brings a granule into use is written
+//! after its data, and after a reboot counts only if a sync of the clone volume lay between
+//! (or nothing but a hole could show).
+
+use super::admission::Admitted;
+use super::volume::{Volume, Who};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::journal::Record;
+use crate::types::{Block, Epoch};
+use bytes::{Bytes, BytesMut};
+use futures::future::join_all;
+use std::ops::Range;
+use std::rc::Rc;
+
+/// How full the stage is, in 1/256, when writers begin to be held back.
+const PACE_FROM: usize = 128;
+
+/// Whole blocks, as a write leaves them.
+struct Part {
+    first: u64,
+    data: Bytes,
+}
+
+impl Volume {
+    /// Writes bytes at any offset; with `fua` they are durable before it returns.
+    ///
+    /// # Errors
+    /// `OutOfRange`, `ReadOnly`, `Full` (by policy), `Io`.
+    pub async fn write(self: &Rc<Self>, who: Who, offset: u64, data: Bytes, fua: bool) -> Result<()> {
+        loop {
+            match self.write_once(who, offset, &data).await {
+                Ok(()) => break,
+                Err(error) => self.on_full(error).await.map_err(|e| self.named(e))?,
+            }
+        }
+        if self.s.borrow().frozen_full {
+            self.s.borrow_mut().frozen_full = false;
+        }
+        if self.s.borrow().slots.fill() > PACE_FROM {
+            self.kick_settler();
+            self.changed.wait().await;
+        }
+        if fua {
+            self.flush().await?;
+        }
+        Ok(())
+    }
+
+    /// Checks that a range lies in the volume.
+    pub(super) fn in_range(&self, offset: u64, len: u64) -> Result<()> {
+        let size = self.s.borrow().durable.geometry.size;
+        match offset.checked_add(len) {
+            Some(end) if end <= size => Ok(()),
+            _ => Err(Error::new(
+                ErrorKind::OutOfRange,
+                format!("{len} bytes at offset {offset} are outside a volume of {size} bytes"),
+            )),
+        }
+    }
+
+    /// The blocks that must be held to change a range: whole granules.
+    pub(super) fn lock_range(&self, offset: u64, len: u64) -> Range<u64> {
+        let s = self.s.borrow();
+        let blocks = s.durable.geometry.blocks_touching(offset, len);
+        let granules = s.granules(&blocks);
+        s.blocks(&granules)
+    }
+
+    async fn write_once(self: &Rc<Self>, who: Who, offset: u64, data: &Bytes) -> Result<()> {
+        if data.is_empty() {
+            return self.in_range(offset, 0);
+        }
+        let admitted = self.admit(who).await?;
+        let range = self.lock_range(offset, data.len() as u64);
+        let _held = self.locks.lock(range.clone()).await;
+        self.in_range(offset, data.len() as u64)?;
+        self.know_retained(&range).await?;
+        let parts = self.whole_blocks(offset, data).await?;
+        self.write_parts(&admitted, &range, parts).await
+    }
+
+    /// Completes the first and the last block from what is there.
+    async fn whole_blocks(&self, offset: u64, data: &Bytes) -> Result<Vec<Part>> {
+        let size = u64::from(self.geometry().block_size);
+        let end = offset + data.len() as u64;
+        let mut parts = Vec::with_capacity(3);
+        let mut at = offset;
+        while at < end {
+            let block = at / size;
+            let from = to_usize(at - offset);
+            if at.is_multiple_of(size) && end - at >= size {
+                let whole = (end - at) / size * size;
+                parts.push(Part { first: block, data: data.slice(from..from + to_usize(whole)) });
+                at += whole;
+                continue;
+            }
+            let stop = ((block + 1) * size).min(end);
+            let mut merged = self.read_block(Block(block)).await?;
+            let skip = to_usize(at - block * size);
+            merged[skip..skip + to_usize(stop - at)].copy_from_slice(&data[from..from + to_usize(stop - at)]);
+            parts.push(Part { first: block, data: merged.freeze() });
+            at = stop;
+        }
+        Ok(parts)
+    }
+
+    /// A block of production; what is not in use is zeros.
+    async fn read_block(&self, block: Block) -> Result<BytesMut> {
+        let size = self.geometry().block_size as usize;
+        {
+            let s = self.s.borrow();
+            if let Some(staged) = s.slots.production(block) {
+                return Ok(BytesMut::from(&staged[..]));
+            }
+            if !s.in_use(block.0) {
+                return Ok(BytesMut::zeroed(size));
+            }
+        }
+        self.clone_volume.read(block, 1).await
+    }
+
+    /// Zeros for the other blocks of granules that come into use and are no holes.
+    fn fill(&self, range: &Range<u64>, parts: &mut Vec<Part>) {
+        let s = self.s.borrow();
+        if s.shift() == 0 {
+            return;
+        }
+        let size = s.durable.geometry.block_size;
+        let zeros = Bytes::from(vec![0; size as usize]);
+        let written: Vec<Range<u64>> =
+            parts.iter().map(|p| p.first..p.first + p.data.len() as u64 / u64::from(size)).collect();
+        let end = range.end.min(s.durable.geometry.blocks());
+        let mut block = s.stale.next_set(range.start);
+        while let Some(found) = block.filter(|b| *b < end) {
+            if !s.in_use(found) && !written.iter().any(|w| w.contains(&found)) {
+                parts.push(Part { first: found, data: zeros.clone() });
+            }
+            block = s.stale.next_set(found + 1);
+        }
+    }
+
+    async fn write_parts(self: &Rc<Self>, admitted: &Admitted, range: &Range<u64>, mut parts: Vec<Part>) -> Result<()> {
+        let epoch = admitted.epoch;
+        let asked: Vec<Range<u64>> = parts.iter().map(|p| self.blocks_of(p)).collect();
+        self.fill(range, &mut parts);
+        let size = self.geometry().block_size as usize;
+        let mut straight: Vec<Part> = Vec::new();
+        let mut staged: Vec<Part> = Vec::new();
+        {
+            let s = self.s.borrow();
+            let free = s.slots.is_empty() && s.tail_for(epoch).is_none();
+            for part in parts {
+                if free {
+                    straight.push(part);
+                    continue;
+                }
+                for (index, block) in self.blocks_of(&part).enumerate() {
+                    let data = part.data.slice(index * size..(index + 1) * size);
+                    let waits = s.slots.has(Block(block)) || s.needs_save(Block(block), epoch)?;
+                    let kind = if waits { &mut staged } else { &mut straight };
+                    kind.push(Part { first: block, data });
+                }
+            }
+        }
+        for part in staged {
+            self.stage(Block(part.first), epoch, &part.data).await?;
+        }
+        self.write_straight(straight, size).await?;
+        self.bring_into_use(&asked, epoch).await
+    }
+
+    fn blocks_of(&self, part: &Part) -> Range<u64> {
+        part.first..part.first + part.data.len() as u64 / u64::from(self.geometry().block_size)
+    }
+
+    async fn write_straight(&self, parts: Vec<Part>, size: usize) -> Result<()> {
+        let mut runs: Vec<(u64, u64, Vec<Bytes>)> = Vec::new();
+        for part in parts {
+            let blocks = (part.data.len() / size) as u64;
+            match runs.last_mut() {
+                Some((first, count, data)) if *first + *count == part.first => {
+                    *count += blocks;
+                    data.push(part.data);
+                }
+                _ => runs.push((part.first, blocks, vec![part.data])),
+            }
+        }
+        if let [(first, _, data)] = &mut runs[..] {
+            return self.clone_volume.write(Block(*first), std::mem::take(data)).await;
+        }
+        let writes = runs.into_iter().map(|(first, _, data)| self.clone_volume.write(Block(first), data));
+        join_all(writes).await.into_iter().collect()
+    }
+
+    /// The granules of written blocks come into use, in the journal and in the maps.
+    async fn bring_into_use(&self, asked: &[Range<u64>], epoch: Epoch) -> Result<()> {
+        let last = {
+            let mut records: [Vec<(u64, u64)>; 2] = Default::default();
+            {
+                let s = self.s.borrow();
+                for blocks in asked {
+                    for (run, used) in s.production.runs(s.granules(blocks)) {
+                        if used {
+                            continue;
+                        }
+                        let blocks = s.blocks(&run);
+                        let guarded = s.stale.next_set(blocks.start).is_some_and(|b| b < blocks.end);
+                        records[usize::from(guarded)].push((run.start, run.end - run.start));
+                    }
+                }
+            }
+            let mut last = None;
+            for (guarded, ranges) in [false, true].into_iter().zip(records) {
+                if ranges.is_empty() {
+                    continue;
+                }
+                let mut s = self.s.borrow_mut();
+                for (start, count) in &ranges {
+                    s.mark_used(&(*start..start + count), epoch);
+                }
+                s.guarded |= guarded;
+                drop(s);
+                last = Some(self.record(Record::MetaSet { epoch, guarded, ranges }));
+            }
+            last
+        };
+        match last {
+            Some(seq) => {
+                let result = self.journal.written(seq).await;
+                self.latch_on(result)
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Copies a block into the stage, waiting for a free slot.
+    pub(super) async fn stage(self: &Rc<Self>, block: Block, epoch: Epoch, data: &[u8]) -> Result<()> {
+        loop {
+            let need = self.s.borrow().slots.unsettled() + 1;
+            self.save.reserve(&self.journal, need).await?;
+            // What was reserved may have been taken meanwhile: look again before staging.
+            if self.s.borrow().slots.unsettled() + 1 > need {
+                continue;
+            }
+            let seq = self.journal.take_seq();
+            if self.s.borrow_mut().slots.put(seq, block, epoch, data) {
+                self.kick_settler();
+                return Ok(());
+            }
+            self.kick_settler();
+            self.writable(Who::Store)?;
+            self.changed.wait().await;
+        }
+    }
+}
+
+fn to_usize(value: u64) -> usize {
+    usize::try_from(value).expect("a request is shorter than the address space")
+}
