@@ -35,9 +35,8 @@ impl Content {
     pub(super) fn read(&self, offset: u64, data: &mut [u8]) {
         data.fill(0);
         let end = (offset + data.len() as u64).min(self.len);
-        for (page, start, stop) in pieces(offset, end) {
+        for (page, start, stop, at) in pieces(offset, end) {
             if let Some(bytes) = self.pages.get(&page) {
-                let at = (page * PAGE_BYTES) as usize + start - offset as usize;
                 data[at..at + stop - start].copy_from_slice(&bytes[start..stop]);
             }
         }
@@ -70,8 +69,7 @@ impl Content {
     /// Writes bytes.
     pub(super) fn write(&mut self, offset: u64, data: &[u8]) {
         let end = offset + data.len() as u64;
-        for (page, start, stop) in pieces(offset, end) {
-            let at = (page * PAGE_BYTES) as usize + start - offset as usize;
+        for (page, start, stop, at) in pieces(offset, end) {
             let bytes = self.pages.entry(page).or_insert_with(|| Rc::new([0; PAGE]));
             Rc::make_mut(bytes)[start..stop].copy_from_slice(&data[at..at + stop - start]);
         }
@@ -92,7 +90,7 @@ impl Content {
             if stop - start == PAGE_BYTES {
                 self.pages.remove(&page);
             } else if let Some(bytes) = self.pages.get_mut(&page) {
-                Rc::make_mut(bytes)[start as usize..stop as usize].fill(0);
+                Rc::make_mut(bytes)[index(start)..index(stop)].fill(0);
             }
         }
     }
@@ -138,7 +136,8 @@ impl Content {
             Change::Allocate { offset, len } => (offset / PAGE_BYTES, (offset + len).div_ceil(PAGE_BYTES)),
             Change::Punch { .. } | Change::Truncate { .. } => return 0,
         };
-        let stored = self.pages.range(first..last.max(first)).filter(|(page, _)| !self.is_reserved(**page)).count();
+        let stored =
+            self.pages.range(first..last.max(first)).filter(|(page, _)| !self.is_reserved(**page)).count();
         let reserved: u64 = self
             .reserved
             .range(..last)
@@ -159,12 +158,19 @@ impl Content {
     }
 }
 
-/// The pages of a range: page, first byte in it, byte after the last one in it.
-fn pieces(offset: u64, end: u64) -> impl Iterator<Item = (u64, usize, usize)> {
+/// An index into memory: what a simulated file holds in one piece fits there.
+pub(super) fn index(bytes: u64) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX)
+}
+
+/// The pages of a range: page, first byte in it, byte after the last one in it, and how
+/// far into the range that begins.
+fn pieces(offset: u64, end: u64) -> impl Iterator<Item = (u64, usize, usize, usize)> {
     let pages = if offset < end { offset / PAGE_BYTES..end.div_ceil(PAGE_BYTES) } else { 0..0 };
     pages.map(move |page| {
         let base = page * PAGE_BYTES;
-        ((page), (offset.max(base) - base) as usize, (end.min(base + PAGE_BYTES) - base) as usize)
+        let (start, stop) = (offset.max(base), end.min(base + PAGE_BYTES));
+        (page, index(start - base), index(stop - base), index(start - offset))
     })
 }
 
@@ -174,7 +180,7 @@ pub(super) fn sectors(offset: u64, data: &Bytes) -> impl Iterator<Item = (u64, B
     let mut at = offset;
     std::iter::from_fn(move || {
         let stop = end.min((at / SECTOR_BYTES + 1) * SECTOR_BYTES);
-        let part = (at < end).then(|| (at, data.slice((at - offset) as usize..(stop - offset) as usize)));
+        let part = (at < end).then(|| (at, data.slice(index(at - offset)..index(stop - offset))));
         at = stop;
         part
     })

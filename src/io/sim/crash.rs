@@ -1,6 +1,6 @@
 //! What is left when a process dies or the power fails.
 
-use super::content::{Change, SECTOR_BYTES, sectors};
+use super::content::{Change, SECTOR_BYTES, index, sectors};
 use super::world::{Ino, NameChange, Node, ROOT, World};
 use crate::io::Op;
 use bytes::Bytes;
@@ -88,8 +88,8 @@ pub(super) fn fail(world: &mut World, op: Op, submitted: u64) {
         Op::Punch { file, offset, len } => (file, Change::Punch { offset, len }),
         Op::Allocate { file, offset, len } => (file, Change::Allocate { offset, len }),
         Op::Sync { file } => {
-            if let Some((ino, _)) = world.open.get(&file.0).copied() {
-                world.give_up(ino, submitted);
+            if let Some(open) = world.open.get(&file.0).copied() {
+                world.give_up(open.ino, submitted);
             }
             return;
         }
@@ -109,10 +109,12 @@ pub(super) fn part(rng: &mut fastrand::Rng, change: &Change) -> Option<Change> {
     let part = match change {
         Change::Write { offset, data } => {
             let len = cut(rng, *offset, data.len() as u64);
-            Change::Write { offset: *offset, data: data.slice(..usize::try_from(len).unwrap_or(0)) }
+            Change::Write { offset: *offset, data: data.slice(..index(len)) }
         }
         Change::Punch { offset, len } => Change::Punch { offset: *offset, len: cut(rng, *offset, *len) },
-        Change::Allocate { offset, len } => Change::Allocate { offset: *offset, len: cut(rng, *offset, *len) },
+        Change::Allocate { offset, len } => {
+            Change::Allocate { offset: *offset, len: cut(rng, *offset, *len) }
+        }
         Change::Truncate { .. } => return None,
     };
     let nothing = match &part {
@@ -242,7 +244,7 @@ pub(super) fn power_cut(world: &mut World, loss: Loss) {
 fn spoil_region(rng: &mut fastrand::Rng, file: &mut super::world::FileNode) {
     let Some(memory) = file.region.take() else { return };
     // Mapped only after the last sync of its directory and size: it may not be there.
-    let len = usize::try_from(file.durable.len).unwrap_or(usize::MAX);
+    let len = index(file.durable.len);
     if len != memory.stale.len() {
         return;
     }

@@ -44,7 +44,7 @@ impl SimDisk {
         crash::unsynced(&self.0.borrow())
     }
 
-    /// Operations completed since the machine was made: all but sleeps and closes, and
+    /// Operations completed since the machine was made: all but sleeps and closes (which take effect when they are submitted), and
     /// every store into a region.
     #[must_use]
     pub fn ops(&self) -> u64 {
@@ -103,12 +103,17 @@ impl SimDisk {
         }
     }
 
-    /// The live bytes of a file, or `None` if there is none.
+    /// The live bytes of a file, those of its region if it is mapped as one; `None` if
+    /// there is no such file.
     #[must_use]
     pub fn contents(&self, path: impl AsRef<Path>) -> Option<Vec<u8>> {
         let world = self.0.borrow();
         let ino = world.find(path.as_ref()).ok()?;
-        let content = &world.file_at(ino).ok()?.live;
+        let file = world.file_at(ino).ok()?;
+        if let Some(memory) = &file.region {
+            return Some(memory.bytes.borrow().clone());
+        }
+        let content = &file.live;
         let mut bytes = vec![0; usize::try_from(content.len).ok()?];
         content.read(0, &mut bytes);
         Some(bytes)

@@ -24,6 +24,8 @@
 mod content;
 mod crash;
 mod disk;
+#[cfg(test)]
+mod tests;
 mod world;
 
 pub use crash::Loss;

@@ -4,7 +4,7 @@
 //! forgotten at a crash; `pending` lists are in the order in which changes completed.
 
 use super::super::region::{Mapped, Region};
-use super::content::{Change, Content};
+use super::content::{Change, Content, index};
 use super::{SimOptions, crash};
 use crate::io::{FileId, Op, OpId, OpenHow, Outcome, Output};
 use bytes::{Bytes, BytesMut};
@@ -87,6 +87,15 @@ pub(super) enum Node {
     Dir(DirNode),
 }
 
+/// An open file.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Open {
+    pub(super) ino: Ino,
+    how: OpenHow,
+    /// Only what was submitted before may still use it.
+    closed: bool,
+}
+
 /// An operation under way.
 #[derive(Clone, Debug)]
 pub(super) struct Flying {
@@ -106,7 +115,7 @@ pub(super) struct World {
     pub(super) next_ino: Ino,
     pub(super) names: Vec<NameChange>,
     pub(super) sequence: u64,
-    pub(super) open: BTreeMap<u32, (Ino, OpenHow)>,
+    pub(super) open: BTreeMap<u32, Open>,
     pub(super) next_file: u32,
     pub(super) flying: Vec<Flying>,
     now: Duration,
@@ -188,6 +197,19 @@ impl World {
         if self.dead {
             return None;
         }
+        // As on the real drivers, an operation holds its file from the moment it is
+        // submitted, and a close comes into effect at once.
+        if let Some(file) = file_of(&op)
+            && self.open.get(&file.0).is_none_or(|open| open.closed)
+        {
+            return Some(bad(Errno::BADF));
+        }
+        if let Op::Close { file } = op {
+            if let Some(open) = self.open.get_mut(&file.0) {
+                open.closed = true;
+            }
+            return Some(Ok(Output::None));
+        }
         if self.options.inline && is_inline(&op) && !self.is_dead() {
             return Some(self.complete(op, self.sequence, world));
         }
@@ -238,13 +260,11 @@ impl World {
     }
 
     fn complete(&mut self, op: Op, submitted: u64, world: &Rc<RefCell<World>>) -> Outcome {
-        if !matches!(op, Op::Close { .. }) {
-            self.ops += 1;
-            self.budget = self.budget.map(|budget| budget.saturating_sub(1));
-            if let Some(errno) = self.failures.remove(&self.ops) {
-                crash::fail(self, op, submitted);
-                return Err(io::Error::from_raw_os_error(errno));
-            }
+        self.ops += 1;
+        self.budget = self.budget.map(|budget| budget.saturating_sub(1));
+        if let Some(errno) = self.failures.remove(&self.ops) {
+            crash::fail(self, op, submitted);
+            return Err(io::Error::from_raw_os_error(errno));
         }
         self.perform(op, submitted, world)
     }
@@ -268,7 +288,6 @@ impl World {
                 Ok(Output::Size(self.free()))
             }
             Op::Open { path, how } => self.open(&path, how),
-            Op::Close { file } => self.open.remove(&file.0).map_or(bad(Errno::BADF), |_| Ok(Output::None)),
             Op::Rename { from, to } => self.rename(&from, &to),
             Op::Remove { path } => self.unlink(&path, false),
             Op::MakeDir { path } => {
@@ -288,18 +307,18 @@ impl World {
             Op::Map { path } => {
                 let ino = self.find(&path)?;
                 let content = &self.file_at(ino)?.live;
-                let mut bytes = vec![0; size(content.len)];
+                let mut bytes = vec![0; index(content.len)];
                 content.read(0, &mut bytes);
                 Ok(Output::Mapped(Mapped::new(Arc::new(bytes))))
             }
             Op::MapRegion { path, len } => self.map_region(&path, len, world),
             Op::Recv { .. } | Op::Send { .. } => bad(Errno::OPNOTSUPP),
-            Op::Sleep { .. } => Ok(Output::None),
+            Op::Sleep { .. } | Op::Close { .. } => Ok(Output::None),
         }
     }
 
     fn read(&mut self, file: FileId, offset: u64, len: usize) -> Outcome {
-        let ino = self.opened(file)?.0;
+        let ino = self.opened(file)?.ino;
         let sectors = offset / 512..(offset + len as u64).div_ceil(512);
         if self.unreadable.range((ino, sectors.start)..(ino, sectors.end)).next().is_some() {
             return bad(Errno::IO);
@@ -311,7 +330,7 @@ impl World {
 
     /// Changes a file; a full disk takes a part of a write, by chance.
     pub(super) fn change(&mut self, file: FileId, change: Change) -> Outcome {
-        let (ino, how) = self.opened(file)?;
+        let Open { ino, how, .. } = self.opened(file)?;
         if how == OpenHow::Read {
             return bad(Errno::BADF);
         }
@@ -347,7 +366,7 @@ impl World {
     /// Makes durable what had completed when the sync was submitted, and a prefix of what
     /// did since.
     fn sync(&mut self, file: FileId, submitted: u64) -> Outcome {
-        let ino = self.opened(file)?.0;
+        let ino = self.opened(file)?.ino;
         if self.syncs_fail {
             self.give_up(ino, submitted);
             return bad(Errno::IO);
@@ -407,7 +426,7 @@ impl World {
         };
         let number = self.next_file;
         self.next_file += 1;
-        self.open.insert(number, (ino, how));
+        self.open.insert(number, Open { ino, how, closed: false });
         Ok(Output::File(FileId(number)))
     }
 
@@ -468,7 +487,7 @@ impl World {
     fn map_region(&mut self, path: &Path, len: u64, world: &Rc<RefCell<World>>) -> Outcome {
         let (parent, name) = self.parent(path)?;
         let found = self.dir(parent)?.live.get(&name).copied();
-        let size = size(len);
+        let size = index(len);
         let have = match found {
             Some(ino) => self.file_at(ino)?.live.allocated(),
             None => 0,
@@ -479,7 +498,8 @@ impl World {
         let ino = found.unwrap_or_else(|| self.link(parent, name, Node::File(FileNode::default())));
         let Some(Node::File(file)) = self.nodes.get_mut(&ino) else { return bad(Errno::ISDIR) };
         let old = file.region.take().filter(|memory| memory.bytes.borrow().len() == size);
-        let memory = old.unwrap_or_else(|| Memory { bytes: Rc::new(RefCell::new(vec![0; size])), stale: vec![0; size] });
+        let memory = old
+            .unwrap_or_else(|| Memory { bytes: Rc::new(RefCell::new(vec![0; size])), stale: vec![0; size] });
         let stale = memory.bytes.borrow().clone();
         let bytes = Rc::clone(&memory.bytes);
         file.region = Some(Memory { stale, ..memory });
@@ -498,7 +518,8 @@ impl World {
 
     /// Bytes that files with a name or an open file occupy.
     pub(super) fn used(&self) -> u64 {
-        let mut seen: BTreeSet<Ino> = self.open.values().map(|(ino, _)| *ino).collect();
+        let mut seen: BTreeSet<Ino> =
+            self.open.values().filter(|open| !open.closed).map(|open| open.ino).collect();
         for node in self.nodes.values() {
             if let Node::Dir(dir) = node {
                 seen.extend(dir.live.values());
@@ -511,12 +532,12 @@ impl World {
         files.sum()
     }
 
-    fn opened(&self, file: FileId) -> io::Result<(Ino, OpenHow)> {
+    fn opened(&self, file: FileId) -> io::Result<Open> {
         self.open.get(&file.0).copied().ok_or_else(|| Errno::BADF.into())
     }
 
     fn file(&self, file: FileId) -> io::Result<&FileNode> {
-        self.file_at(self.opened(file)?.0)
+        self.file_at(self.opened(file)?.ino)
     }
 
     pub(super) fn file_at(&self, ino: Ino) -> io::Result<&FileNode> {
@@ -562,17 +583,29 @@ fn is_inline(op: &Op) -> bool {
         Op::Read { len, .. } => *len <= INLINE_MAX_BYTES,
         Op::Write { data, .. } => data.iter().map(Bytes::len).sum::<usize>() <= INLINE_MAX_BYTES,
         Op::Size { .. } | Op::Allocated { .. } | Op::Free { .. } => true,
-        Op::Open { .. } | Op::Close { .. } | Op::Map { .. } => true,
+        Op::Open { .. } | Op::Map { .. } => true,
         _ => false,
+    }
+}
+
+/// The open file that an operation is about.
+fn file_of(op: &Op) -> Option<FileId> {
+    match op {
+        Op::Read { file, .. }
+        | Op::Write { file, .. }
+        | Op::Sync { file }
+        | Op::Punch { file, .. }
+        | Op::Allocate { file, .. }
+        | Op::Truncate { file, .. }
+        | Op::Size { file }
+        | Op::Allocated { file }
+        | Op::Close { file } => Some(*file),
+        _ => None,
     }
 }
 
 fn bad(errno: Errno) -> Outcome {
     Err(errno.into())
-}
-
-fn size(len: u64) -> usize {
-    usize::try_from(len).unwrap_or(usize::MAX)
 }
 
 /// A region mapped by one life of the process.
