@@ -380,6 +380,27 @@ fn streams_carry_both_ways_at_once_past_a_slow_reader() {
 }
 
 #[test]
+fn a_send_never_overtakes_one_that_waits() {
+    on_real_drivers(|io, _| async move {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let file = io.adopt(ours.into()).unwrap();
+        let first = io.submit(Op::Send { file, data: vec![Bytes::from(vec![1; 1 << 20])] });
+        // There is room again, and the driver has not looked yet.
+        let mut taken = vec![0; 100_000];
+        std::io::Read::read_exact(&mut theirs, &mut taken).unwrap();
+        let second = io.submit(Op::Send { file, data: vec![Bytes::from(vec![2; 10])] });
+        let peer = std::thread::spawn(move || {
+            let mut rest = vec![0; (1 << 20) - taken.len() + 10];
+            std::io::Read::read_exact(&mut theirs, &mut rest).unwrap();
+            rest
+        });
+        first.await.unwrap();
+        second.await.unwrap();
+        assert_eq!(peer.join().unwrap().iter().position(|byte| *byte == 2), Some((1 << 20) - 100_000));
+    });
+}
+
+#[test]
 fn a_peer_that_vanishes_is_an_error() {
     on_real_drivers(|io, _| async move {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

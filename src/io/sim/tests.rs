@@ -98,6 +98,26 @@ fn names_need_a_sync_of_their_directory() {
 }
 
 #[test]
+fn a_sync_of_one_directory_covers_no_other() {
+    let disk = SimDisk::new(SimOptions::seeded(3));
+    run(&disk, |io| async move {
+        io.make_dir(Path::new("/d")).await.unwrap();
+        durable_file(&io, "/f", 10).await;
+        io.open(Path::new("/d/inner"), OpenHow::CreateNew).await.unwrap();
+        io.open(Path::new("/outer"), OpenHow::CreateNew).await.unwrap();
+        io.sync_dir(Path::new("/d")).await.unwrap();
+        let file = io.open(Path::new("/f"), OpenHow::Write).await.unwrap();
+        let other = io.open(Path::new("/d/inner"), OpenHow::Write).await.unwrap();
+        io.write(file, 0, filled(2, 10)).await.unwrap();
+        io.sync(other).await.unwrap();
+    });
+    disk.power_cut(Loss::All);
+    assert!(disk.contents("/d/inner").is_some());
+    assert_eq!(disk.contents("/outer"), None);
+    assert_eq!(disk.contents("/f").unwrap(), [1; 10]);
+}
+
+#[test]
 fn writes_tear_at_sectors() {
     let mut mixed = 0;
     for seed in 0..50 {
