@@ -183,3 +183,6 @@ pub fn decode_sector(section: usize, number: u64, bytes: &[u8]) -> Result<[PageS
     }
     Ok(states)
 }
+
+#[cfg(test)]
+mod tests;

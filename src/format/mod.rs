@@ -2,3 +2,6 @@
 
 pub mod checkpoint;
 pub mod layer;
+
+#[cfg(test)]
+mod page_test;

@@ -509,10 +509,11 @@ impl LayerChain {
         let sealed =
             self.meta.get(&page).and_then(|holders| holders.get(holders.partition_point(|h| *h < from)));
         for (first, layer) in &self.open {
-            if *first >= from && sealed.is_none_or(|sealed| first < sealed) {
-                if let Some(page) = layer.borrow().meta_pages.get(&page) {
-                    return Ok(Some(page.clone()));
-                }
+            if *first >= from
+                && sealed.is_none_or(|sealed| first < sealed)
+                && let Some(page) = layer.borrow().meta_pages.get(&page)
+            {
+                return Ok(Some(page.clone()));
             }
         }
         let Some(first) = sealed else { return Ok(None) };
