@@ -11,7 +11,7 @@
 
 use super::bitmap::BitMap;
 use super::block_map::{BlockMap, SavedImage};
-use super::layer::SealedLayer;
+use super::layer::{LayerContents, SealedLayer};
 use super::page::{PAGE_BITS, PAGE_WORDS, Page, Words};
 use crate::error::{Error, Result};
 use crate::types::{Block, Epoch};
@@ -20,6 +20,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::rc::Rc;
+use uuid::Uuid;
 
 /// Layers in a group, and groups under one union, at most.
 pub const GROUP: usize = 32;
@@ -57,6 +58,18 @@ impl OpenLayer {
     pub fn insert(&mut self, block: Block, image: SavedImage) -> bool {
         self.bits.set(block.0);
         self.blocks.insert(block, image)
+    }
+
+    /// What to seal once the layer has settled: everything, up to `end`.
+    #[must_use]
+    pub fn contents(&self, volume: Uuid, end: Epoch) -> LayerContents {
+        LayerContents {
+            volume,
+            epochs: self.first..end,
+            bits: self.bits.clone(),
+            entries: self.blocks.clone(),
+            meta_pages: self.meta_pages.clone(),
+        }
     }
 }
 

@@ -16,14 +16,18 @@ fn image(rng: &mut fastrand::Rng) -> SavedImage {
     SavedImage { addr: SaveAddr::from_word(rng.u64(..)), crc: rng.u32(..), damaged: rng.bool() }
 }
 
-fn seal(first: u64, plain: &Plain) -> Rc<SealedLayer> {
-    let contents = LayerContents {
+fn contents(first: u64, plain: &Plain) -> LayerContents {
+    LayerContents {
         volume: Uuid::nil(),
         epochs: Epoch(first)..Epoch(plain.end),
         bits: plain.blocks.keys().copied().collect(),
         entries: plain.blocks.iter().map(|(&block, &image)| (Block(block), image)).collect(),
         meta_pages: plain.meta.clone(),
-    };
+    }
+}
+
+fn seal(first: u64, plain: &Plain) -> Rc<SealedLayer> {
+    let contents = contents(first, plain);
     let file = Mapped::new(Arc::new(encode(&contents).concat()));
     Rc::new(SealedLayer::open(file, Uuid::nil(), contents.epochs).unwrap())
 }
@@ -104,6 +108,8 @@ fn agrees_with_a_plain_list() {
                     assert!(open.insert(Block(block), image));
                 }
                 open.meta_pages = plain.meta.clone();
+                let sealed = open.contents(Uuid::nil(), Epoch(epoch));
+                assert_eq!(encode(&sealed), encode(&contents(first, &plain)));
                 oracle.insert(first, plain);
             }
             6..=7 if !oracle.is_empty() && (!grow || rng.u8(0..4) == 0) => {
