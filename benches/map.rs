@@ -91,7 +91,18 @@ fn find_over_1000_layers_warm(bencher: divan::Bencher) {
     bencher.bench_local(|| chain.find(Block(rng.u64(0..256 * PAGE_BITS)), Epoch(0)).expect("sound layers"));
 }
 
-/// As before, from snapshots in the middle of a group.
+/// Blocks that the youngest layer has: every search passes all the others.
+#[divan::bench(sample_size = 1000)]
+fn find_over_1000_layers_in_the_last(bencher: divan::Bencher) {
+    let chain = chain(1000, 1000);
+    let blocks: Vec<u64> = scattered(1000, 999).iter_set(0..256 * PAGE_BITS).collect();
+    let mut rng = fastrand::Rng::with_seed(2);
+    bencher.bench_local(|| {
+        chain.find(Block(blocks[rng.usize(0..blocks.len())]), Epoch(0)).expect("sound layers")
+    });
+}
+
+/// As the first, from snapshots in the middle of a group.
 #[divan::bench(sample_size = 1000)]
 fn find_over_985_layers_from_within_a_group(bencher: divan::Bencher) {
     let chain = chain(1000, 1000);
