@@ -327,7 +327,7 @@ pub fn home(block: u64, buckets: u32) -> (u32, usize) {
     let hash = hash(block);
     #[allow(clippy::cast_possible_truncation, reason = "below `buckets`; below 170")]
     let (bucket, slot) =
-        (((hash >> 32) * u64::from(buckets) >> 32) as u32, (hash & 0xffff_ffff) as usize % BUCKET_SLOTS);
+        ((((hash >> 32) * u64::from(buckets)) >> 32) as u32, (hash & 0xffff_ffff) as usize % BUCKET_SLOTS);
     (bucket, slot)
 }
 
@@ -351,3 +351,6 @@ pub fn check_bucket(bucket: &[u8], number: u32) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

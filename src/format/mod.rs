@@ -9,3 +9,6 @@ pub mod segment;
 pub mod slot;
 pub mod state;
 pub mod store;
+
+#[cfg(test)]
+mod page_test;

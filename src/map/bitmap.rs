@@ -203,6 +203,9 @@ impl BitMap {
             if old - 1 <= SHRINK {
                 *page = Page::from_words(words);
             }
+        } else if let Page::List(list) = page {
+            let rest: Vec<u16> = list.iter().copied().filter(|&other| other != at.bit).collect();
+            *page = Page::List(rest.into());
         } else {
             let mut words = page.to_words();
             words[usize::from(at.bit) / 64] &= !(1 << (at.bit % 64));

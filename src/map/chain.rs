@@ -11,7 +11,7 @@
 
 use super::bitmap::BitMap;
 use super::block_map::{BlockMap, SavedImage};
-use super::layer::SealedLayer;
+use super::layer::{LayerContents, SealedLayer};
 use super::page::{PAGE_BITS, PAGE_WORDS, Page, Words};
 use crate::error::{Error, Result};
 use crate::types::{Block, Epoch};
@@ -20,12 +20,23 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::rc::Rc;
+use uuid::Uuid;
 
 /// Layers in a group, and groups under one union, at most.
 pub const GROUP: usize = 32;
 
-/// Pages of unions that a chain keeps, at most: 32 MiB if all are stored as bits.
-const UNION_PAGES_MAX: usize = 8192;
+/// Bytes in the unions that a chain keeps, about, at most.
+const UNION_BYTES_MAX: usize = 64 << 20;
+
+/// Bytes that a page costs in a union, about.
+fn cost(page: &Page) -> usize {
+    const PLACE: usize = 48;
+    match page {
+        Page::Empty | Page::Full => PLACE,
+        Page::List(list) => PLACE + list.len() * 2,
+        Page::Bits(_) => PLACE + PAGE_WORDS * 8,
+    }
+}
 
 /// A layer that still changes, in memory.
 #[derive(Debug)]
@@ -48,6 +59,18 @@ impl OpenLayer {
         self.bits.set(block.0);
         self.blocks.insert(block, image)
     }
+
+    /// What to seal once the layer has settled: everything, up to `end`.
+    #[must_use]
+    pub fn contents(&self, volume: Uuid, end: Epoch) -> LayerContents {
+        LayerContents {
+            volume,
+            epochs: self.first..end,
+            bits: self.bits.clone(),
+            entries: self.blocks.clone(),
+            meta_pages: self.meta_pages.clone(),
+        }
+    }
 }
 
 /// A sealed layer's place in the chain.
@@ -60,9 +83,7 @@ struct Place {
 
 impl Place {
     fn loaded(&self) -> Result<&SealedLayer> {
-        self.layer.as_deref().ok_or_else(|| {
-            Error::conflict(format!("the layer of epochs {} to {} is not loaded", self.first, self.end))
-        })
+        self.layer.as_deref().ok_or_else(|| not_loaded(self.first, self.end))
     }
 }
 
@@ -77,7 +98,7 @@ impl Union {
             return Ok(known.clone());
         }
         let made = make()?;
-        kept.set(kept.get() + 1);
+        kept.set(kept.get() + cost(&made));
         self.0.borrow_mut().insert(page, made.clone());
         Ok(made)
     }
@@ -90,7 +111,7 @@ impl Union {
 
     fn forget(&self, kept: &Cell<usize>) {
         let mut pages = self.0.borrow_mut();
-        kept.set(kept.get() - pages.len());
+        kept.set(kept.get() - pages.values().map(cost).sum::<usize>());
         pages.clear();
     }
 }
@@ -131,7 +152,9 @@ pub struct LayerChain {
     open: Vec<(Epoch, Rc<RefCell<OpenLayer>>)>,
     /// Meta page → the first epochs of the loaded layers that hold it, ascending.
     meta: FxHashMap<u64, Vec<Epoch>>,
-    /// Pages in all unions.
+    /// The epochs of the sealed layers that are not loaded: first → end.
+    missing: BTreeMap<Epoch, Epoch>,
+    /// Bytes in all unions, see [`cost`].
     kept: Cell<usize>,
 }
 
@@ -182,6 +205,7 @@ impl LayerChain {
     /// If there is a layer of that first epoch.
     pub fn insert_unloaded(&mut self, epochs: Range<Epoch>) {
         self.insert(Place { first: epochs.start, end: epochs.end, layer: None });
+        self.missing.insert(epochs.start, epochs.end);
     }
 
     /// Adds a sealed layer.
@@ -234,8 +258,7 @@ impl LayerChain {
         if let Some(group) = self.groups.get(groups.start) {
             group.union.forget(&self.kept);
         }
-        let covering =
-            groups.start / GROUP..groups.end.div_ceil(GROUP).max(self.supers.len().min(groups.end));
+        let covering = groups.start / GROUP..groups.end.div_ceil(GROUP);
         for union in self.supers.iter().take(covering.end).skip(covering.start) {
             union.forget(&self.kept);
         }
@@ -266,13 +289,13 @@ impl LayerChain {
         if let Some(place) = place {
             place.layer = Some(layer);
         }
+        self.missing.remove(&first);
     }
 
     /// The layers that must be loaded before a query from that epoch on.
     #[must_use]
     pub fn unloaded(&self, from: Epoch) -> Vec<Range<Epoch>> {
-        let places = self.places_from(from).filter(|place| place.layer.is_none());
-        places.map(|place| place.first..place.end).collect()
+        self.missing.range(from..).map(|(&first, &end)| first..end).collect()
     }
 
     fn places_from(&self, from: Epoch) -> impl Iterator<Item = &Place> + '_ {
@@ -298,6 +321,7 @@ impl LayerChain {
         let Some(group) = self.groups.get_mut(index) else { return false };
         let Some(at) = group.places.iter().position(|place| place.first == first) else { return false };
         let place = group.places.remove(at);
+        self.missing.remove(&first);
         if let Some(layer) = place.layer {
             for page in layer.meta_pages() {
                 if let Some(holders) = self.meta.get_mut(&page) {
@@ -404,7 +428,7 @@ impl LayerChain {
 
     /// The first sealed layer from an epoch on that has the block.
     fn find_sealed(&self, block: Block, from: Epoch) -> Result<Option<&Place>> {
-        if self.kept.get() > UNION_PAGES_MAX {
+        if self.kept.get() > UNION_BYTES_MAX {
             let groups = self.groups.iter().map(|group| &group.union);
             groups.chain(&self.supers).for_each(|union| union.forget(&self.kept));
         }
@@ -492,16 +516,17 @@ impl LayerChain {
     /// # Errors
     /// As for [`Self::find`].
     pub fn meta_page(&self, page: u64, from: Epoch) -> Result<Option<Page>> {
-        if let Some(place) = self.places_from(from).find(|place| place.layer.is_none()) {
-            place.loaded()?;
+        if let Some((first, end)) = self.missing.range(from..).next() {
+            return Err(not_loaded(*first, *end));
         }
         let sealed =
             self.meta.get(&page).and_then(|holders| holders.get(holders.partition_point(|h| *h < from)));
         for (first, layer) in &self.open {
-            if *first >= from && sealed.is_none_or(|sealed| first < sealed) {
-                if let Some(page) = layer.borrow().meta_pages.get(&page) {
-                    return Ok(Some(page.clone()));
-                }
+            if *first >= from
+                && sealed.is_none_or(|sealed| first < sealed)
+                && let Some(page) = layer.borrow().meta_pages.get(&page)
+            {
+                return Ok(Some(page.clone()));
             }
         }
         let Some(first) = sealed else { return Ok(None) };
@@ -547,6 +572,10 @@ impl LayerChain {
 
 fn open_ref((first, layer): &(Epoch, Rc<RefCell<OpenLayer>>)) -> (Epoch, LayerRef) {
     (*first, LayerRef::Open(Rc::clone(layer)))
+}
+
+fn not_loaded(first: Epoch, end: Epoch) -> Error {
+    Error::conflict(format!("the layer of epochs {first} to {end} is not loaded"))
 }
 
 fn no_image(block: Block, first: Epoch) -> Error {

@@ -339,7 +339,10 @@ impl SealedLayer {
         Ok(match entry.kind {
             PageKind::Empty => false,
             PageKind::Full => true,
-            PageKind::List => list_of(body).any(|other| other == bit),
+            PageKind::List => {
+                let (pairs, _) = body.as_chunks::<2>();
+                pairs.binary_search_by_key(&bit, |pair| u16::from_le_bytes(*pair)).is_ok()
+            }
             PageKind::Bits => body[usize::from(bit) / 8] >> (bit % 8) & 1 == 1,
         })
     }

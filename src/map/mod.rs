@@ -7,11 +7,13 @@
 pub mod bitmap;
 pub mod block_map;
 pub mod chain;
+pub mod checkpoint;
 pub mod layer;
 pub mod page;
 
 pub use bitmap::BitMap;
 pub use block_map::{BlockMap, SavedImage};
 pub use chain::{LayerChain, LayerRef, OpenLayer};
+pub use checkpoint::Checkpoint;
 pub use layer::{LayerContents, SealedLayer};
 pub use page::{PAGE_BITS, PAGE_WORDS, Page, Words};

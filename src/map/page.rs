@@ -11,6 +11,9 @@ use std::sync::Arc;
 /// Bits in a page.
 pub const PAGE_BITS: u64 = 32_768;
 
+/// The same, as indices within a page are counted.
+const PAGE_LEN: u32 = 32_768;
+
 /// Words of 64 bits in a page.
 pub const PAGE_WORDS: usize = 512;
 
@@ -20,7 +23,7 @@ pub const LIST_MAX: usize = 256;
 /// A page as plain bits, bit 0 lowest in word 0.
 pub type Words = [u64; PAGE_WORDS];
 
-const _: () = assert!(PAGE_WORDS as u64 * 64 == PAGE_BITS);
+const _: () = assert!(PAGE_WORDS as u64 * 64 == PAGE_BITS && PAGE_LEN as u64 == PAGE_BITS);
 
 /// The bits of one page.
 #[derive(Clone, Debug, Default)]
@@ -73,7 +76,7 @@ impl Page {
     pub fn count(&self) -> u32 {
         match self {
             Self::Empty => 0,
-            Self::Full => PAGE_WORDS as u32 * 64,
+            Self::Full => PAGE_LEN,
             #[allow(clippy::cast_possible_truncation, reason = "a list is short")]
             Self::List(list) => list.len() as u32,
             Self::Bits(words) => words.iter().map(|word| word.count_ones()).sum(),
@@ -157,7 +160,7 @@ impl Page {
     /// The first bit at or after `from` that is `value`.
     #[must_use]
     pub fn next(&self, from: u32, value: bool) -> Option<u32> {
-        let end = PAGE_WORDS as u32 * 64;
+        let end = PAGE_LEN;
         if from >= end {
             return None;
         }

@@ -16,14 +16,18 @@ fn image(rng: &mut fastrand::Rng) -> SavedImage {
     SavedImage { addr: SaveAddr::from_word(rng.u64(..)), crc: rng.u32(..), damaged: rng.bool() }
 }
 
-fn seal(first: u64, plain: &Plain) -> Rc<SealedLayer> {
-    let contents = LayerContents {
+fn contents(first: u64, plain: &Plain) -> LayerContents {
+    LayerContents {
         volume: Uuid::nil(),
         epochs: Epoch(first)..Epoch(plain.end),
         bits: plain.blocks.keys().copied().collect(),
         entries: plain.blocks.iter().map(|(&block, &image)| (Block(block), image)).collect(),
         meta_pages: plain.meta.clone(),
-    };
+    }
+}
+
+fn seal(first: u64, plain: &Plain) -> Rc<SealedLayer> {
+    let contents = contents(first, plain);
     let file = Mapped::new(Arc::new(encode(&contents).concat()));
     Rc::new(SealedLayer::open(file, Uuid::nil(), contents.epochs).unwrap())
 }
@@ -67,8 +71,13 @@ fn compare(chain: &LayerChain, oracle: &BTreeMap<u64, Plain>, rng: &mut fastrand
     assert!(chain.touched_pages(epochs.clone()).unwrap().into_iter().eq(union.pages().map(|(page, _)| page)));
     assert!(chain.touched_meta_pages(epochs).unwrap().into_iter().eq(metas.iter_set(0..99)));
     assert!(chain.layers_from(Epoch(0)).map(|(first, _)| first.0).eq(oracle.keys().copied()));
-    let kept: usize =
-        chain.groups.iter().map(|group| &group.union).chain(&chain.supers).map(|u| u.0.borrow().len()).sum();
+    let kept: usize = chain
+        .groups
+        .iter()
+        .map(|group| &group.union)
+        .chain(&chain.supers)
+        .map(|u| u.0.borrow().values().map(cost).sum::<usize>())
+        .sum();
     assert_eq!(kept, chain.kept.get());
     assert_eq!(chain.supers.len(), chain.groups.len().div_ceil(GROUP));
 }
@@ -99,6 +108,8 @@ fn agrees_with_a_plain_list() {
                     assert!(open.insert(Block(block), image));
                 }
                 open.meta_pages = plain.meta.clone();
+                let sealed = open.contents(Uuid::nil(), Epoch(epoch));
+                assert_eq!(encode(&sealed), encode(&contents(first, &plain)));
                 oracle.insert(first, plain);
             }
             6..=7 if !oracle.is_empty() && (!grow || rng.u8(0..4) == 0) => {

@@ -26,8 +26,14 @@ fn open(bytes: Vec<u8>, epochs: Range<u64>) -> Result<SealedLayer> {
 
 /// A small layer that has every kind of page in both tables.
 fn sample() -> LayerContents {
+    sample_of(false)
+}
+
+fn sample_of(dense: bool) -> LayerContents {
     let page = PAGE_BITS;
-    let mut contents = contents([1, 5, 32_767, 40_000, 3 * page + 9, (1 << 34) + 1], 7..9);
+    let few = [1, 5, 32_767, 40_000, 3 * page + 9, (1 << 34) + 1];
+    let many = (9 * page..10 * page).step_by(64).take(if dense { 512 } else { 0 });
+    let mut contents = contents(few.into_iter().chain(many), 7..9);
     let mut bits = BitMap::new();
     bits.set_range(100..900);
     contents.meta_pages = BTreeMap::from([
@@ -192,4 +198,22 @@ fn senseless_numbers_behind_fitting_checksums() {
 fn is_send_and_sync() {
     fn check<T: Send + Sync>() {}
     check::<SealedLayer>();
+}
+
+const FIXTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/layer-v1/small.layer");
+
+#[test]
+fn the_fixture_stays_readable_and_is_what_we_write() {
+    let bytes = std::fs::read(FIXTURE).unwrap();
+    let contents = sample_of(true);
+    check(&open(bytes.clone(), 7..9).unwrap(), &contents);
+    assert!(file(&contents) == bytes, "the same contents give the same file");
+}
+
+/// Writes the fixture; see `fixtures/layer-v1/README.md`.
+#[test]
+#[ignore = "a generator"]
+fn write_fixture() {
+    assert!(!std::path::Path::new(FIXTURE).exists(), "a fixture is never overwritten");
+    std::fs::write(FIXTURE, file(&sample_of(true))).unwrap();
 }
