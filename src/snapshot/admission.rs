@@ -86,7 +86,7 @@ impl Volume {
         if policy == OnFull::Readonly {
             return Err(error);
         }
-        if policy == OnFull::DropOldest && self.drop_oldest().await {
+        if policy == OnFull::DropOldest && !self.busy.get() && self.drop_oldest().await {
             return Ok(());
         }
         if !std::mem::replace(&mut self.s.borrow_mut().frozen_full, true) {

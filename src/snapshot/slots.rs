@@ -122,6 +122,13 @@ impl Slots {
         true
     }
 
+    /// Stages what an after-image in the journal holds.
+    pub fn put_journaled(&mut self, seq: Seq, block: Block, epoch: Epoch, data: &[u8]) -> bool {
+        let Some(index) = self.stage.as_mut().and_then(|s| s.put(seq, block, epoch, data)) else { return false };
+        self.adopt(index, Slot { seq, block, epoch, state: SlotState::Waiting, journaled: true, dead: false });
+        true
+    }
+
     /// Takes in a slot that is in the stage.
     pub fn adopt(&mut self, index: usize, slot: Slot) {
         let chain = self.chains.entry(slot.block).or_default();

@@ -59,6 +59,8 @@ pub struct Volume {
     /// Takes, deletions, roll-backs and receives' ends exclude each other.
     pub(super) busy: Cell<bool>,
     pub(super) closing: Cell<bool>,
+    /// A stream is being applied at this moment.
+    pub(super) receiving: Cell<bool>,
 }
 
 /// What the tasks of a volume share.

@@ -1,0 +1,160 @@
+//! Checkpoints: the production meta bit map goes to the older of its two files, and the
+//! journal starts anew from there.
+//!
+//! Why a crash is safe at every point: the file that is written is not the one that the
+//! journal in force names; the clone volume was synced after the cut, so what the maps
+//! say is in use has its data; what is still staged then goes into the new journal; and
+//! the new journal takes the place of the old one in one rename.
+
+use super::volume::Volume;
+use crate::error::Result;
+use crate::format::journal::{AfterImage, Record};
+use crate::format::state::{CheckpointRecord, VolumeState};
+use crate::io::OpenHow;
+use crate::map::{BitMap, BlockMap, LayerContents, checkpoint};
+use crate::types::Seq;
+use bytes::Bytes;
+use std::rc::Rc;
+
+/// What the maps and the journal were at one instant.
+struct Cut {
+    seq: Seq,
+    state: VolumeState,
+    production: BitMap,
+    stale: BitMap,
+    tail: Option<LayerContents>,
+    images: Vec<AfterImage>,
+}
+
+impl Volume {
+    /// Makes a checkpoint in the background if the journal has grown enough.
+    pub(super) fn kick_checkpoint(self: &Rc<Self>) {
+        if self.journal.len() < self.tuning.journal_bytes_max || self.checkpointing.get() || self.closing.get() {
+            return;
+        }
+        let volume = Rc::clone(self);
+        self.io.spawn(async move {
+            if let Err(error) = volume.checkpoint().await {
+                tracing::warn!("volume {}: no checkpoint: {error}", volume.name());
+            }
+        });
+    }
+
+    /// Makes a checkpoint and starts the journal anew.
+    ///
+    /// # Errors
+    /// `Io`, `Full`; the journal in force stays.
+    pub(super) async fn checkpoint(self: &Rc<Self>) -> Result<()> {
+        while self.checkpointing.replace(true) {
+            self.changed.wait().await;
+        }
+        let result = self.checkpoint_now().await;
+        self.checkpointing.set(false);
+        self.changed.notify();
+        result
+    }
+
+    async fn checkpoint_now(self: &Rc<Self>) -> Result<()> {
+        let cut = {
+            // Nobody takes or deletes at the cut, and only the tail is not sealed.
+            let _exclusive = self.exclusive().await;
+            self.seal_closed().await?;
+            self.cut()
+        };
+        let old = self.s.borrow().durable.checkpoint;
+        let new = cut.state.checkpoint;
+        let (written, maps) = (usize::from(new.file - 1), (cut.production.clone(), cut.stale.clone()));
+        let result = self.publish_checkpoint(cut).await;
+        let mut s = self.s.borrow_mut();
+        if let Err(error) = result {
+            s.written[written] = None;
+            drop(s);
+            self.journal.uncut();
+            return Err(error);
+        }
+        s.durable.checkpoint = new;
+        s.written[written] = Some(maps);
+        drop(s);
+        if old.tail_pages {
+            // It may be gone since an earlier crash.
+            let _ = self.io.remove(&self.paths.tail_pages(old.seq.0)).await;
+        }
+        Ok(())
+    }
+
+    /// The instant: everything pushed so far is in the state and the maps.
+    fn cut(&self) -> Cut {
+        let fresh = {
+            let mut s = self.s.borrow_mut();
+            s.slots.journal_all();
+            s.slots.in_order().into_iter().filter(|(_, slot)| !slot.dead).map(|(i, _)| i).collect::<Vec<_>>()
+        };
+        let images = self.after_images(&fresh);
+        let seq = self.journal.cut();
+        let s = self.s.borrow();
+        let mut state = s.durable.clone();
+        state.seq = self.journal.next_seq();
+        state.epoch = s.epoch;
+        let tail = s.tail().and_then(|epoch| {
+            let frozen = s.frozen.get(&epoch)?;
+            let meta_pages: std::collections::BTreeMap<_, _> =
+                frozen.changed_pages(&s.production).map(|page| (page, frozen.page(page))).collect();
+            (!meta_pages.is_empty()).then(|| LayerContents {
+                volume: s.durable.uuid,
+                epochs: epoch..epoch.next(),
+                bits: BitMap::new(),
+                entries: BlockMap::new(),
+                meta_pages,
+            })
+        });
+        let file = if state.checkpoint.file == 1 { 2 } else { 1 };
+        state.checkpoint = CheckpointRecord { file, seq, tail_pages: tail.is_some() };
+        Cut { seq, state, production: s.production.clone(), stale: s.stale.clone(), tail, images }
+    }
+
+    async fn publish_checkpoint(self: &Rc<Self>, cut: Cut) -> Result<()> {
+        self.clone_synced().await?;
+        let file = cut.state.checkpoint.file;
+        let path = self.paths.checkpoint(file);
+        let previous = self.s.borrow_mut().written[usize::from(file - 1)].take();
+        let geometry = cut.state.geometry;
+        let bits = (geometry.blocks().div_ceil(u64::from(geometry.granularity)), geometry.blocks());
+        let pieces = checkpoint::update(
+            previous.as_ref().map(|(p, s)| (p, s)),
+            (&cut.production, &cut.stale),
+            bits_for(bits, &cut),
+            cut.seq,
+            cut.seq.0,
+            cut.state.uuid,
+        );
+        let how = if previous.is_some() { OpenHow::Write } else { OpenHow::CreateEmpty };
+        let handle = self.io.open(&path, how).await?;
+        let result = self.write_pieces(handle, pieces).await;
+        self.io.close(handle);
+        result?;
+        self.io.sync_dir(&self.paths.0).await?;
+        if let Some(contents) = &cut.tail {
+            self.write_layer_file(&self.paths.tail_pages(cut.seq.0), contents).await?;
+        }
+        self.journal.rotate((cut.seq, Record::State(Box::new(cut.state))), cut.images).await
+    }
+
+    async fn write_pieces(&self, file: crate::io::FileId, mut pieces: Vec<(u64, Bytes)>) -> Result<()> {
+        let Some((at, header)) = pieces.pop() else { return Ok(()) };
+        for (at, piece) in pieces {
+            self.io.write(file, at, piece).await?;
+        }
+        self.io.sync(file).await?;
+        self.io.write(file, at, header).await?;
+        self.io.sync(file).await
+    }
+}
+
+/// Bits in each map: those of the geometry, or more where a shrink left some behind.
+fn bits_for(bits: (u64, u64), cut: &Cut) -> (u64, u64) {
+    let last = |map: &BitMap| {
+        let page = map.pages().last().map_or(0, |(page, _)| page + 1);
+        page * crate::map::PAGE_BITS
+    };
+    (bits.0.max(last(&cut.production)), bits.1.max(last(&cut.stale)))
+}

@@ -1,0 +1,231 @@
+//! The delta between two states of a volume, from the maps alone: whole words at a time,
+//! and only pages that some map says were touched.
+
+use super::maps::expand;
+use super::volume::{State, Volume};
+use crate::error::{Error, Result};
+use crate::map::{BitMap, PAGE_BITS, PAGE_WORDS, Page, Words};
+use crate::types::Epoch;
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::rc::Rc;
+
+/// Pages decided before other tasks get their turn.
+const PAGES_AT_ONCE: usize = 16;
+
+/// What turns one state into a younger one.
+#[derive(Clone, Debug, Default)]
+pub struct Delta {
+    /// Blocks to write.
+    pub write: BitMap,
+    /// Blocks to discard.
+    pub discard: BitMap,
+    /// Bytes in a block.
+    pub block_size: u32,
+    /// Bytes of the volume in the younger state.
+    pub size: u64,
+}
+
+/// A run of a delta.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeltaRun {
+    /// Its bytes.
+    pub bytes: Range<u64>,
+    /// To be discarded, not written.
+    pub discard: bool,
+}
+
+impl Delta {
+    /// The runs of a range of bytes, sorted, merged, cut at the volume's end.
+    pub fn runs(&self, bytes: Range<u64>) -> impl Iterator<Item = DeltaRun> + '_ {
+        let size = u64::from(self.block_size);
+        let end = bytes.end.min(self.size);
+        let mut at = bytes.start;
+        std::iter::from_fn(move || {
+            if at >= end {
+                return None;
+            }
+            let block = at / size;
+            let next = |map: &BitMap| map.next_set(block);
+            let (write, discard) = (next(&self.write), next(&self.discard));
+            let discards = match (write, discard) {
+                (None, None) => return None,
+                (Some(w), Some(d)) => d < w,
+                (None, Some(_)) => true,
+                (Some(_), None) => false,
+            };
+            let map = if discards { &self.discard } else { &self.write };
+            let first = map.next_set(block)?;
+            let stop = map.runs(first..end.div_ceil(size)).next().map_or(first + 1, |(run, _)| run.end);
+            let run = (first * size).max(at)..(stop * size).min(end);
+            at = run.end;
+            (run.start < run.end).then_some(DeltaRun { bytes: run, discard: discards })
+        })
+    }
+
+    /// Bytes to write and to discard in all.
+    #[must_use]
+    pub fn totals(&self) -> (u64, u64) {
+        let size = u64::from(self.block_size);
+        let blocks = self.size.div_ceil(size);
+        let excess = blocks * size - self.size;
+        let bytes = |map: &BitMap| {
+            let last = blocks > 0 && map.get(blocks - 1);
+            map.count() * size - if last { excess } else { 0 }
+        };
+        (bytes(&self.write), bytes(&self.discard))
+    }
+
+    /// Whether nothing changed.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.write.is_empty() && self.discard.is_empty()
+    }
+}
+
+/// The younger end of a delta at one instant.
+struct Now {
+    map: BitMap,
+    staged: BitMap,
+}
+
+impl Volume {
+    /// The delta from snapshot `from` to the younger `to`, or to now.
+    ///
+    /// # Errors
+    /// `NotFound`; `Invalid` when `from` is not the older; `Corrupt`, `Io`.
+    pub async fn delta(self: &Rc<Self>, from: &str, to: Option<&str>) -> Result<Delta> {
+        let from = self.open_snapshot(from)?;
+        let to = to.map(|name| self.open_snapshot(name)).transpose()?;
+        let target = to.as_ref().map(super::reader::SnapshotReader::uuid);
+        self.delta_between(Some(from.uuid()), target).await
+    }
+
+    /// The same by identity; without `from`, everything that is in use in `to`. The
+    /// snapshots must be kept from deletion by the caller.
+    ///
+    /// # Errors
+    /// As for [`Self::delta`].
+    pub async fn delta_between(
+        self: &Rc<Self>,
+        from: Option<uuid::Uuid>,
+        to: Option<uuid::Uuid>,
+    ) -> Result<Delta> {
+        self.seal_closed().await?;
+        let record = |uuid: uuid::Uuid| {
+            let found = self.s.borrow().durable.snapshot(uuid).map(|r| (r.epoch, r.size));
+            found.ok_or_else(|| Error::not_found(format!("volume {} has no snapshot {uuid}", self.name())))
+        };
+        let older = from.map(record).transpose()?.map(|(epoch, _)| epoch);
+        let younger = to.map(record).transpose()?;
+        if let (Some(older), Some((younger, _))) = (older, younger)
+            && older >= younger
+        {
+            return Err(Error::invalid("the first snapshot is not the older of the two").hint("swap them"));
+        }
+        self.load_from(older.or(younger.map(|(e, _)| e)).unwrap_or_default()).await?;
+        let (geometry, now) = {
+            let s = self.s.borrow();
+            let staged = s.slots.in_order().into_iter().filter(|(_, slot)| !slot.dead).map(|(_, s)| s.block.0);
+            (s.durable.geometry, Now { map: s.production.clone(), staged: staged.collect() })
+        };
+        let end = younger.map_or(Epoch(u64::MAX), |(epoch, _)| epoch);
+        let size = younger.map_or(geometry.size, |(_, size)| size);
+        let mut delta = Delta { block_size: geometry.block_size, size, ..Delta::default() };
+        let blocks = size.div_ceil(u64::from(geometry.block_size));
+        let pages = match older {
+            Some(older) => self.s.borrow().touched(older, end, &now)?,
+            None => self.s.borrow().used_pages(younger.map(|(e, _)| e), &now, blocks)?,
+        };
+        for (index, page) in pages.into_iter().enumerate() {
+            if page * PAGE_BITS >= blocks {
+                break;
+            }
+            let to = younger.map(|(e, _)| e);
+            let (write, discard) = self.s.borrow().delta_page(older, to, page, &now)?;
+            delta.write.set_page(page, Page::from_words(&write));
+            delta.discard.set_page(page, Page::from_words(&discard));
+            if index % PAGES_AT_ONCE == PAGES_AT_ONCE - 1 {
+                self.io.yield_now().await;
+            }
+        }
+        // What lies past the end of the younger state is gone with it.
+        let over = blocks..(blocks.next_multiple_of(PAGE_BITS)).max(blocks);
+        delta.write.clear_range(over.clone());
+        delta.discard.clear_range(over);
+        Ok(delta)
+    }
+}
+
+impl State {
+    /// Pages of blocks that some map touched from `from` up to `end`.
+    fn touched(&self, from: Epoch, end: Epoch, now: &Now) -> Result<BTreeSet<u64>> {
+        let mut pages: BTreeSet<u64> = self.chain.touched_pages(from..end)?.into_iter().collect();
+        let mut granule_pages: BTreeSet<u64> = self.chain.touched_meta_pages(from..end)?.into_iter().collect();
+        // Frozen maps that are in no layer yet differ from each other, and the last from now.
+        let maps: Vec<&BitMap> = self.frozen.range(from..).filter(|(e, _)| **e <= end).map(|(_, m)| m).collect();
+        for pair in maps.windows(2) {
+            granule_pages.extend(pair[0].changed_pages(pair[1]));
+        }
+        if end == Epoch(u64::MAX) {
+            if let Some(last) = maps.last() {
+                granule_pages.extend(last.changed_pages(&now.map));
+            }
+            pages.extend(now.staged.pages().map(|(page, _)| page));
+        }
+        for page in granule_pages {
+            pages.extend(self.pages_of_granules(page));
+        }
+        Ok(pages)
+    }
+
+    /// Pages of blocks in which a snapshot, or production, uses anything.
+    fn used_pages(&self, of: Option<Epoch>, now: &Now, blocks: u64) -> Result<BTreeSet<u64>> {
+        let mut pages = BTreeSet::new();
+        let Some(epoch) = of else {
+            for (page, _) in now.map.pages() {
+                pages.extend(self.pages_of_granules(page));
+            }
+            return Ok(pages);
+        };
+        let granules = blocks.div_ceil(1 << self.shift());
+        for page in 0..granules.div_ceil(PAGE_BITS) {
+            if !self.frozen_page(epoch, page)?.is_empty() {
+                pages.extend(self.pages_of_granules(page));
+            }
+        }
+        Ok(pages)
+    }
+
+    fn pages_of_granules(&self, page: u64) -> Range<u64> {
+        page << self.shift()..(page + 1) << self.shift()
+    }
+
+    /// One page: blocks to write and to discard.
+    fn delta_page(
+        &self,
+        from: Option<Epoch>,
+        to: Option<Epoch>,
+        page: u64,
+        now: &Now,
+    ) -> Result<(Words, Words)> {
+        let used_to = match to {
+            Some(epoch) => self.frozen_words(epoch, page)?,
+            None => expand(&now.map.page(page >> self.shift()), page, self.shift()),
+        };
+        let Some(from) = from else { return Ok((used_to, [0; PAGE_WORDS])) };
+        let used_from = self.frozen_words(from, page)?;
+        let mut changed = [0; PAGE_WORDS];
+        self.chain.union_bits(page, from..to.unwrap_or(Epoch(u64::MAX)), &mut changed)?;
+        if to.is_none() {
+            now.staged.page(page).or_into(&mut changed);
+        }
+        let (mut write, mut discard) = ([0; PAGE_WORDS], [0; PAGE_WORDS]);
+        for i in 0..PAGE_WORDS {
+            write[i] = used_to[i] & (!used_from[i] | changed[i]);
+            discard[i] = used_from[i] & !used_to[i];
+        }
+        Ok((write, discard))
+    }
+
+}

@@ -1,0 +1,262 @@
+//! Applying a stream: a new snapshot appears whole or not at all.
+//!
+//! The state from before is held by a snapshot (the base, or a hidden one), so it stays
+//! readable while production changes, and an abort restores it. Begin, progress and abort
+//! are records; the take that ends the receive sets snapshot and size in one record. A
+//! crash leaves the receive where it was: a resumption goes on, an abort restores.
+
+use super::take::TakeRequest;
+use super::volume::{Volume, Who};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::journal::Record;
+use crate::format::state::ReceiveRecord;
+use crate::types::Role;
+use bytes::Bytes;
+use std::rc::Rc;
+use uuid::Uuid;
+
+/// The hidden snapshot that holds the state from before a whole stream.
+const BEFORE: &str = "_before-receive";
+
+/// A stream being applied; only one at a time.
+pub struct Receiving {
+    volume: Rc<Volume>,
+}
+
+impl Drop for Receiving {
+    fn drop(&mut self) {
+        self.volume.receiving.set(false);
+        self.volume.changed.notify();
+    }
+}
+
+/// What to do with a stream.
+pub enum ReceiveStart {
+    /// The snapshot is held already.
+    Already,
+    /// Everything below that byte is here.
+    Go(Receiving, u64),
+}
+
+/// What a stream says of itself.
+#[derive(Clone, Debug)]
+pub struct Incoming {
+    /// The identity of the snapshot to come.
+    pub target: Uuid,
+    /// Its name.
+    pub name: String,
+    /// When it was taken, in microseconds since 1970.
+    pub created_us: u64,
+    /// Its size in bytes.
+    pub size: u64,
+    /// The base's identity and name; none for a whole stream.
+    pub base: Option<(Uuid, String)>,
+}
+
+impl Volume {
+    /// The receive that was begun and not ended.
+    #[must_use]
+    pub fn half_received(&self) -> Option<(ReceiveRecord, bool)> {
+        let receive = self.s.borrow().durable.receive.clone()?;
+        Some((receive, self.receiving.get()))
+    }
+
+    /// Begins a receive or goes on with one.
+    ///
+    /// # Errors
+    /// `Conflict` for a primary, a missing base, a base that production does not equal, a
+    /// name taken by another identity, or another receive.
+    pub async fn receive_begin(self: &Rc<Self>, incoming: &Incoming) -> Result<ReceiveStart> {
+        self.receive_begin_inner(incoming).await.map_err(|e| self.named(e))
+    }
+
+    async fn receive_begin_inner(self: &Rc<Self>, incoming: &Incoming) -> Result<ReceiveStart> {
+        if self.s.borrow().durable.snapshot(incoming.target).is_some() {
+            return Ok(ReceiveStart::Already);
+        }
+        if self.receiving.replace(true) {
+            return Err(Error::conflict("another receive is running").hint("wait until it has ended"));
+        }
+        let receiving = Receiving { volume: Rc::clone(self) };
+        self.writable(Who::Store)?;
+        self.check_incoming(incoming)?;
+        let begun = self.s.borrow().durable.receive.clone();
+        if let Some(begun) = begun {
+            if begun.target != incoming.target || begun.base != incoming.base.as_ref().map(|(u, _)| *u) || begun.aborting {
+                return Err(Error::conflict(format!("snapshot {} is half received", begun.name))
+                    .hint("send that one again to complete it, or drop it with 'snapvol receive VOL --abort'"));
+            }
+            self.map_stage().await?;
+            return Ok(ReceiveStart::Go(receiving, begun.durable));
+        }
+        let before = self.hold_before(incoming).await?;
+        let record = ReceiveRecord {
+            target: incoming.target,
+            name: incoming.name.clone(),
+            created_us: incoming.created_us,
+            size: incoming.size,
+            base: incoming.base.as_ref().map(|(uuid, _)| *uuid),
+            before,
+            durable: 0,
+            aborting: false,
+        };
+        self.record_durably(Record::Receive(Some(record))).await?;
+        let size = self.geometry().size;
+        if incoming.base.is_none() {
+            self.trim(Who::Store, 0, size, false).await?;
+        }
+        if incoming.size > size {
+            self.set_size(incoming.size).await?;
+        }
+        Ok(ReceiveStart::Go(receiving, 0))
+    }
+
+    fn check_incoming(&self, incoming: &Incoming) -> Result<()> {
+        let s = self.s.borrow();
+        if s.durable.role == Role::Primary {
+            return Err(Error::conflict("it is a primary, and only a secondary receives")
+                .hint("receive into another volume, or make this one a secondary with 'snapvol demote'"));
+        }
+        if s.durable.named(&incoming.name).is_some() {
+            return Err(Error::conflict(format!("there is another snapshot of the name {}", incoming.name))
+                .hint("delete it, or send a snapshot of another name"));
+        }
+        if let Some((base, name)) = &incoming.base
+            && s.durable.snapshot(*base).is_none()
+        {
+            return Err(Error::conflict(format!("the base {name} ({base}) is not here"))
+                .hint("send the whole snapshot, or a delta from one that both sides have"));
+        }
+        Ok(())
+    }
+
+    /// Makes sure that a snapshot holds the state from before; returns it.
+    async fn hold_before(self: &Rc<Self>, incoming: &Incoming) -> Result<Option<Uuid>> {
+        if let Some((base, name)) = &incoming.base {
+            let reader = self.open_snapshot_by_id(*base)?;
+            let changed = self.delta_between(Some(*base), None).await?;
+            if !changed.is_empty() || reader.size() != self.geometry().size {
+                return Err(Error::conflict(format!("the volume does not equal the base {name} any more"))
+                    .hint("send a delta from the youngest snapshot here, or the whole snapshot"));
+            }
+            self.map_stage().await?;
+            return Ok(Some(*base));
+        }
+        let empty = {
+            let s = self.s.borrow();
+            s.durable.snapshots.is_empty() && s.production.is_empty()
+        };
+        if empty {
+            return Ok(None);
+        }
+        let uuid = Uuid::new_v4();
+        let created_us = incoming.created_us;
+        self.take(TakeRequest { uuid, name: BEFORE.to_owned(), created_us, batch: None, received: false }).await?;
+        Ok(Some(uuid))
+    }
+
+    /// Restores the state from before and forgets the receive.
+    ///
+    /// # Errors
+    /// `NotFound` when nothing is half received; `Conflict` while it runs.
+    pub async fn receive_abort(self: &Rc<Self>) -> Result<()> {
+        if self.receiving.get() {
+            return Err(Error::conflict(format!("a receive into volume {} is running", self.name()))
+                .hint("stop its sender first"));
+        }
+        let receive = self.s.borrow().durable.receive.clone();
+        let Some(mut receive) = receive else {
+            return Err(Error::not_found(format!("nothing is half received in volume {}", self.name())));
+        };
+        let _exclusive = self.exclusive().await;
+        receive.aborting = true;
+        self.record_durably(Record::Receive(Some(receive))).await?;
+        self.restore_before_receive().await
+    }
+
+    pub(super) async fn restore_before_receive(self: &Rc<Self>) -> Result<()> {
+        let receive = self.s.borrow().durable.receive.clone();
+        let Some(receive) = receive else { return Ok(()) };
+        self.map_stage().await?;
+        let size = match receive.before {
+            Some(before) => self.restore(before).await?,
+            None => {
+                let size = self.geometry().size;
+                self.trim(Who::Store, 0, size, false).await?;
+                size
+            }
+        };
+        self.flush().await?;
+        self.record(Record::Resize { size });
+        self.record_durably(Record::Receive(None)).await?;
+        if let Some(hidden) = receive.before.filter(|_| receive.base.is_none()) {
+            self.delete_one(hidden, false).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Receiving {
+    /// Writes a part of the new state.
+    ///
+    /// # Errors
+    /// As for a write.
+    pub async fn data(&self, offset: u64, data: Bytes) -> Result<()> {
+        self.volume.write(Who::Store, offset, data, false).await
+    }
+
+    /// Discards a part.
+    ///
+    /// # Errors
+    /// As for a trim.
+    pub async fn discard(&self, offset: u64, len: u64) -> Result<()> {
+        let end = self.volume.geometry().size;
+        let len = len.min(end.saturating_sub(offset));
+        if len == 0 { Ok(()) } else { self.volume.trim(Who::Store, offset, len, false).await }
+    }
+
+    /// Everything below that byte is durable when this returns, and remembered.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub async fn progress(&self, below: u64) -> Result<()> {
+        self.volume.flush().await?;
+        let receive = self.volume.s.borrow().durable.receive.clone();
+        if let Some(mut receive) = receive {
+            receive.durable = below;
+            self.volume.record_durably(Record::Receive(Some(receive))).await?;
+        }
+        Ok(())
+    }
+
+    /// The new snapshot appears.
+    ///
+    /// # Errors
+    /// `Io`, `Full`; it can be tried again.
+    pub async fn commit(&self) -> Result<()> {
+        let volume = &self.volume;
+        let receive = volume.s.borrow().durable.receive.clone();
+        let Some(receive) = receive else {
+            return Err(Error::new(ErrorKind::Interrupted, "the receive was dropped"));
+        };
+        let now = volume.geometry().size;
+        if receive.size < now {
+            volume.trim(Who::Store, receive.size, now - receive.size, false).await?;
+        }
+        let request = TakeRequest {
+            uuid: receive.target,
+            name: receive.name.clone(),
+            created_us: receive.created_us,
+            batch: None,
+            received: true,
+        };
+        volume.take(request).await?;
+        if let Some(hidden) = receive.before.filter(|_| receive.base.is_none()) {
+            // The receive is done; a hidden snapshot that is left goes at the next open.
+            if let Err(error) = volume.delete(&[hidden]).await {
+                tracing::warn!("volume {}: the state from before stays for now: {error}", volume.name());
+            }
+        }
+        Ok(())
+    }
+}

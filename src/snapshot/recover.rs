@@ -1,0 +1,500 @@
+//! Recovery: what the journal, the checkpoint, the segments' headers and the stage amount
+//! to. Nothing is written here but syncs: after an unclean stop everything is made durable
+//! before it is believed.
+//!
+//! In the boot that the volume was last used in, every whole record and every slot counts
+//! (the page cache is intact). In another boot the stage means nothing, after-images stand
+//! for it, and a record that brought granules with old data into use counts only up to the
+//! last barrier.
+
+use crate::error::{Error, Result};
+use crate::format::journal::Record;
+use crate::format::state::VolumeState;
+use crate::io::{FileId, Io, OpenHow};
+use crate::map::{BitMap, LayerChain, SealedLayer, SavedImage, checkpoint};
+use crate::store::paths::VolumePaths;
+use crate::store::replay::Replay;
+use crate::store::save::SaveVolume;
+use crate::store::stage::Stage;
+use crate::store::Tuning;
+use crate::types::{Block, Epoch, SaveAddr, Seq};
+use bytes::Bytes;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::rc::Rc;
+use uuid::Uuid;
+
+use super::slots::Slots;
+
+/// A staged write that must be settled.
+pub(super) struct Staged {
+    pub block: Block,
+    pub epoch: Epoch,
+    /// The slot that holds it, in the same boot.
+    pub index: Option<usize>,
+    /// Its data, where no slot holds it.
+    pub data: Bytes,
+    /// The journal has its after-image.
+    pub journaled: bool,
+}
+
+/// What a volume is made of again.
+pub(super) struct Recovered {
+    pub state: VolumeState,
+    pub same_boot: bool,
+    pub production: BitMap,
+    pub stale: BitMap,
+    pub checkpoint_maps: Option<(BitMap, BitMap)>,
+    pub frozen: BTreeMap<Epoch, BitMap>,
+    pub chain: LayerChain,
+    pub save: Rc<SaveVolume>,
+    pub stage: Option<Stage>,
+    pub staged: BTreeMap<Seq, Staged>,
+    pub clone_file: FileId,
+    pub clone_len: u64,
+    /// The first epoch that nothing stored carries.
+    pub epoch: Epoch,
+    pub next_seq: Seq,
+}
+
+/// The maps while the journal is replayed.
+struct Maps {
+    production: BitMap,
+    stale: BitMap,
+    /// The production map as it was before the first record of an epoch.
+    before: BTreeMap<Epoch, BitMap>,
+    /// Frozen maps of all snapshots seen, also of those deleted later.
+    frozen: BTreeMap<Epoch, BitMap>,
+    youngest: Epoch,
+    shift: u32,
+}
+
+impl Recovered {
+    /// Reads everything.
+    pub async fn load(
+        io: &Io,
+        paths: &VolumePaths,
+        tuning: Tuning,
+        replay: Replay,
+        committed: &BTreeSet<Uuid>,
+    ) -> Result<Self> {
+        let records = without_undone(replay.records, committed);
+        let Some((_, Record::State(first))) = records.first() else {
+            return Err(Error::corrupt("the journal does not begin with a whole state"));
+        };
+        let first = (**first).clone();
+        let mut state = first.clone();
+        for (_, record) in &records[1..] {
+            state.apply(record);
+        }
+        if state.uuid != replay.header.volume {
+            return Err(Error::corrupt("the journal's header names another volume"));
+        }
+        let boot = records.iter().rev().find_map(|(_, r)| if let Record::Open { boot } = r { Some(*boot) } else { None });
+        let same_boot = boot.is_none_or(|b| b == io.boot_id());
+        let clone_file = io.open(&paths.clone_volume(), OpenHow::Write).await?;
+        let clone_len = io.size(clone_file).await?;
+        let save =
+            Rc::new(SaveVolume::new(io.clone(), paths.clone(), state.uuid, state.geometry.block_size, tuning));
+        for (number, segment) in &state.segments {
+            save.add(*number, segment.generation, segment.closed);
+        }
+        if !replay.clean {
+            make_durable(io, paths, &state, &save, clone_file).await?;
+        }
+        let checkpoint_maps = load_checkpoint(io, paths, &first).await?;
+        let (production, stale) = checkpoint_maps.clone().unwrap_or_default();
+        let mut maps = Maps {
+            production,
+            stale,
+            before: BTreeMap::new(),
+            frozen: BTreeMap::new(),
+            youngest: first.epoch,
+            shift: state.geometry.granularity.trailing_zeros(),
+        };
+        if let Some(tail) = first.snapshots.last() {
+            let mut map = maps.production.clone();
+            if first.checkpoint.tail_pages {
+                load_tail_pages(io, paths, &first, tail.epoch, &mut map).await?;
+            }
+            maps.frozen.insert(tail.epoch, map);
+        }
+        let after_images = maps.replay(&records[1..], same_boot);
+        let mut staged = BTreeMap::new();
+        let mut stage = None;
+        if same_boot && !replay.clean {
+            (stage, staged) = load_stage(io, paths, tuning, &state, &records, &mut maps, &after_images).await?;
+        } else if !same_boot {
+            staged = after_images;
+        }
+        let mut chain = LayerChain::new();
+        for layer in &state.layers {
+            chain.insert_unloaded(layer.first..layer.end);
+            for (segment, count) in &layer.live {
+                save.add_live(*segment, *count);
+            }
+        }
+        let groups = rebuild_open(&state, &save, &mut chain).await?;
+        let seen = [state.epoch, groups, maps.youngest].into_iter().chain(staged.values().map(|s| s.epoch)).max();
+        let epoch = seen.unwrap_or_default().next();
+        chain.push_open(epoch);
+        let frozen = thaw_all(io, paths, &state, &mut chain, &maps).await?;
+        let last = records.last().map_or(Seq(0), |(seq, _)| *seq);
+        let next_seq = last.max(staged.keys().next_back().copied().unwrap_or_default()).next().max(state.seq);
+        let Maps { production, stale, .. } = maps;
+        Ok(Self {
+            state,
+            same_boot,
+            production,
+            stale,
+            checkpoint_maps,
+            frozen,
+            chain,
+            save,
+            stage,
+            staged,
+            clone_file,
+            clone_len,
+            epoch,
+            next_seq,
+        })
+    }
+}
+
+/// Leaves out takes whose batch was never committed.
+fn without_undone(records: Vec<(Seq, Record)>, committed: &BTreeSet<Uuid>) -> Vec<(Seq, Record)> {
+    let mut confirmed = committed.clone();
+    confirmed.extend(records.iter().filter_map(|(_, r)| if let Record::Confirmed { batch } = r { Some(*batch) } else { None }));
+    records
+        .into_iter()
+        .filter(|(_, record)| match record {
+            Record::Take { batch: Some(batch), .. } => confirmed.contains(batch),
+            _ => true,
+        })
+        .collect()
+}
+
+async fn make_durable(
+    io: &Io,
+    paths: &VolumePaths,
+    state: &VolumeState,
+    save: &SaveVolume,
+    clone_file: FileId,
+) -> Result<()> {
+    io.sync(clone_file).await?;
+    for (number, segment) in &state.segments {
+        if segment.closed.is_none_or(|epoch| epoch >= state.unsealed) {
+            save.sync_segment(*number).await?;
+        }
+    }
+    let journal = io.open(&paths.journal(), OpenHow::Write).await?;
+    let result = io.sync(journal).await;
+    io.close(journal);
+    result?;
+    for dir in [paths.0.clone(), paths.save(), paths.snapshots()] {
+        io.sync_dir(&dir).await?;
+    }
+    Ok(())
+}
+
+async fn load_checkpoint(io: &Io, paths: &VolumePaths, state: &VolumeState) -> Result<Option<(BitMap, BitMap)>> {
+    if state.checkpoint.file == 0 {
+        return Ok(None);
+    }
+    let path = paths.checkpoint(state.checkpoint.file);
+    let file = io.open(&path, OpenHow::Read).await?;
+    let result = read_checkpoint(io, file, state).await;
+    io.close(file);
+    result.map(Some).map_err(|e| e.context(path.display().to_string()))
+}
+
+async fn read_checkpoint(io: &Io, file: FileId, state: &VolumeState) -> Result<(BitMap, BitMap)> {
+    let header = io.read(file, 0, 4096).await?;
+    let mut loader = checkpoint::Loader::new(&header, state.uuid)?;
+    if loader.seq().0 != state.checkpoint.seq {
+        return Err(Error::corrupt("the checkpoint is not the one that the journal starts from"));
+    }
+    for read in loader.tables() {
+        loader.table(&io.read(file, read.offset, read.len).await?)?;
+    }
+    for read in loader.bodies() {
+        let bytes = io.read(file, read.offset, read.len).await?;
+        loader.body(read, &bytes)?;
+    }
+    let checkpoint = loader.finish()?;
+    Ok((checkpoint.meta, checkpoint.stale))
+}
+
+async fn load_tail_pages(
+    io: &Io,
+    paths: &VolumePaths,
+    state: &VolumeState,
+    tail: Epoch,
+    map: &mut BitMap,
+) -> Result<()> {
+    let path = paths.tail_pages(state.checkpoint.seq.0);
+    let layer = SealedLayer::open(io.map(&path).await?, state.uuid, tail..tail.next())
+        .map_err(|e| e.context(path.display().to_string()))?;
+    for page in layer.meta_pages() {
+        if let Some(content) = layer.meta_page(page)? {
+            map.set_page(page, content);
+        }
+    }
+    Ok(())
+}
+
+impl Maps {
+    fn blocks(&self, granules: &Range<u64>) -> Range<u64> {
+        granules.start << self.shift..granules.end << self.shift
+    }
+
+    /// The map before the first change of an epoch is what a take of that epoch froze.
+    fn enter(&mut self, epoch: Epoch) {
+        if epoch > self.youngest {
+            self.youngest = epoch;
+            self.before.insert(epoch, self.production.clone());
+        }
+    }
+
+    fn set(&mut self, granules: Range<u64>, epoch: Epoch) {
+        self.enter(epoch);
+        self.stale.clear_range(self.blocks(&granules));
+        for (_, map) in self.before.range_mut(epoch.next()..) {
+            map.set_range(granules.clone());
+        }
+        self.production.set_range(granules);
+    }
+
+    fn clear(&mut self, granules: &Range<u64>, epoch: Epoch) {
+        self.enter(epoch);
+        let used: Vec<Range<u64>> =
+            self.production.runs(granules.clone()).filter(|(_, set)| *set).map(|(r, _)| r).collect();
+        for run in used {
+            self.stale.set_range(self.blocks(&run));
+            self.production.clear_range(run);
+        }
+        for (_, map) in self.before.range_mut(epoch.next()..) {
+            map.clear_range(granules.clone());
+        }
+    }
+
+    fn take(&mut self, epoch: Epoch) {
+        let map = self.before.range(epoch..).next().map_or(&self.production, |(_, map)| map).clone();
+        self.frozen.insert(epoch, map);
+        self.before = self.before.split_off(&epoch.next());
+        self.youngest = self.youngest.max(epoch);
+    }
+
+    /// Replays the records after the state; returns the after-images in force.
+    fn replay(&mut self, records: &[(Seq, Record)], same_boot: bool) -> BTreeMap<Seq, Staged> {
+        let barrier = records
+            .iter()
+            .filter_map(|(_, r)| if let Record::Barrier { up_to } = r { Some(*up_to) } else { None })
+            .max()
+            .unwrap_or_default();
+        let mut images: BTreeMap<Seq, Staged> = BTreeMap::new();
+        for (seq, record) in records {
+            match record {
+                Record::MetaSet { epoch, guarded, ranges } => {
+                    if same_boot || !guarded || *seq < barrier {
+                        for (start, count) in ranges {
+                            self.set(*start..start + count, *epoch);
+                        }
+                    }
+                }
+                Record::MetaClear { epoch, ranges } => {
+                    for (start, count) in ranges {
+                        let granules = *start..start + count;
+                        let blocks = self.blocks(&granules);
+                        self.clear(&granules, *epoch);
+                        images.retain(|_, i| !blocks.contains(&i.block.0));
+                    }
+                }
+                Record::AfterImages(list) => {
+                    for image in list {
+                        let granule = image.block.0 >> self.shift;
+                        if !same_boot && !self.production.get(granule) {
+                            if self.shift > 0 {
+                                // Its granule did not come into use: the other blocks may
+                                // hold old data, and the flush that wrote this did not end.
+                                continue;
+                            }
+                            self.set(granule..granule + 1, image.epoch);
+                        }
+                        let staged = Staged {
+                            block: image.block,
+                            epoch: image.epoch,
+                            index: None,
+                            data: image.data.clone(),
+                            journaled: true,
+                        };
+                        images.insert(image.seq, staged);
+                    }
+                }
+                Record::Settled { seqs } => {
+                    for seq in seqs {
+                        images.remove(seq);
+                    }
+                }
+                Record::Take { snapshot, .. } => self.take(snapshot.epoch),
+                _ => {}
+            }
+        }
+        images
+    }
+}
+
+/// Takes in what a dead process of this boot left in the stage.
+async fn load_stage(
+    io: &Io,
+    paths: &VolumePaths,
+    tuning: Tuning,
+    state: &VolumeState,
+    records: &[(Seq, Record)],
+    maps: &mut Maps,
+    after_images: &BTreeMap<Seq, Staged>,
+) -> Result<(Option<Stage>, BTreeMap<Seq, Staged>)> {
+    let there = io.list(&paths.0).await?.iter().any(|name| name == "stage");
+    if !there {
+        return Ok((None, BTreeMap::new()));
+    }
+    let slots = Slots::capacity(state, tuning.stage_bytes);
+    let (mut stage, left) = Stage::open(io, &paths.stage(), state.uuid, slots, state.geometry.block_size).await?;
+    let mut by_block: BTreeMap<u64, Vec<(Seq, usize, Epoch)>> = BTreeMap::new();
+    for slot in left {
+        let entry = by_block.entry(slot.header.block.0).or_default();
+        entry.push((slot.header.seq, slot.index, slot.header.epoch));
+    }
+    let clears = records.iter().filter_map(|(seq, r)| match r {
+        Record::MetaClear { ranges, .. } => Some((*seq, ranges)),
+        _ => None,
+    });
+    for (seq, ranges) in clears {
+        for (start, count) in ranges {
+            let blocks = maps.blocks(&(*start..start + count));
+            for (_, slots) in by_block.range_mut(blocks) {
+                slots.retain(|(slot_seq, index, _)| {
+                    let keep = *slot_seq > seq;
+                    if !keep {
+                        stage.release(*index);
+                    }
+                    keep
+                });
+            }
+        }
+    }
+    let mut staged = BTreeMap::new();
+    for (block, slots) in by_block {
+        for (seq, index, epoch) in slots {
+            let granule = block >> maps.shift;
+            if !maps.production.get(granule) {
+                if maps.shift > 0 {
+                    // The write was not acknowledged: its granule never came into use.
+                    stage.release(index);
+                    continue;
+                }
+                maps.set(granule..granule + 1, epoch);
+            }
+            let journaled = after_images.contains_key(&seq);
+            staged.insert(seq, Staged { block: Block(block), epoch, index: Some(index), data: Bytes::new(), journaled });
+        }
+    }
+    Ok((Some(stage), staged))
+}
+
+/// Rebuilds the layers that are in no file from the segments' headers: the oldest image of
+/// a block counts. Returns the youngest epoch of any group.
+async fn rebuild_open(state: &VolumeState, save: &SaveVolume, chain: &mut LayerChain) -> Result<Epoch> {
+    let mut groups = Vec::new();
+    for (number, segment) in &state.segments {
+        if segment.closed.is_none_or(|epoch| epoch >= state.unsealed) {
+            groups.extend(save.scan(*number, segment.mark).await?);
+        }
+    }
+    let youngest = groups.iter().map(|g| g.header.epoch).max().unwrap_or_default();
+    groups.retain(|g| g.header.epoch >= state.unsealed);
+    groups.sort_by_key(|g| g.header.epoch);
+    chain.push_open(state.unsealed);
+    for snapshot in &state.snapshots {
+        if snapshot.epoch > state.unsealed {
+            chain.push_open(snapshot.epoch);
+        }
+    }
+    if state.snapshots.is_empty() {
+        // Nobody needs what they hold.
+        return Ok(youngest);
+    }
+    let sectors = state.geometry.block_size / 512;
+    for group in groups {
+        let layer = super::settle::open_layer(chain, group.header.epoch);
+        let mut layer = layer.borrow_mut();
+        for (index, entry) in (0u32..).zip(&group.header.entries) {
+            let addr = SaveAddr { segment: group.images.segment, sector: group.images.sector + index * sectors };
+            let image = SavedImage { addr, crc: entry.crc, damaged: entry.damaged };
+            if layer.insert(entry.block, image) {
+                save.add_live(addr.segment, 1);
+            }
+        }
+    }
+    Ok(youngest)
+}
+
+/// The frozen maps that must be in memory: of the tail, and of what is not sealed.
+async fn thaw_all(
+    io: &Io,
+    paths: &VolumePaths,
+    state: &VolumeState,
+    chain: &mut LayerChain,
+    maps: &Maps,
+) -> Result<BTreeMap<Epoch, BitMap>> {
+    let mut frozen = BTreeMap::new();
+    let mut end = None;
+    let mut known = maps.frozen.clone();
+    for snapshot in state.snapshots.iter().rev() {
+        let sealed = end.is_some_and(|end| end <= state.unsealed);
+        end = Some(snapshot.epoch);
+        if sealed {
+            break;
+        }
+        let map = match known.get(&snapshot.epoch) {
+            Some(map) => map.clone(),
+            None => {
+                // A younger snapshot that is gone was its neighbour: from that one's map and
+                // the before-pages in its own layers.
+                let base = known.range(snapshot.epoch..).next().map(|(_, map)| map.clone());
+                let mut map = base.unwrap_or_else(|| maps.production.clone());
+                load_layers(io, paths, state, chain, snapshot.epoch).await?;
+                for page in chain.touched_meta_pages(snapshot.epoch..Epoch(u64::MAX))? {
+                    if let Some(content) = chain.meta_page(page, snapshot.epoch)? {
+                        map.set_page(page, content);
+                    }
+                }
+                map
+            }
+        };
+        known.insert(snapshot.epoch, map.clone());
+        frozen.insert(snapshot.epoch, map);
+    }
+    // The tail's own map is asked at every write.
+    if let Some(tail) = state.snapshots.last() {
+        load_layers(io, paths, state, chain, tail.epoch).await?;
+    }
+    Ok(frozen)
+}
+
+async fn load_layers(
+    io: &Io,
+    paths: &VolumePaths,
+    state: &VolumeState,
+    chain: &mut LayerChain,
+    from: Epoch,
+) -> Result<()> {
+    for epochs in chain.unloaded(from) {
+        let version = state.layers.iter().find(|l| l.first == epochs.start).map_or(0, |l| l.version);
+        let path = paths.layer(epochs.start, version);
+        let layer = SealedLayer::open(io.map(&path).await?, state.uuid, epochs.clone())
+            .map_err(|e| e.context(path.display().to_string()))?;
+        chain.load(epochs.start, Rc::new(layer));
+    }
+    Ok(())
+}
