@@ -41,8 +41,10 @@ pub(super) fn parse_tag(text: &str) -> Result<String> {
     if fits && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b)) {
         return Ok(text.to_owned());
     }
-    Err(Error::invalid(format!("'{}' is no valid tag: it takes 1 to 63 letters, digits, '.', '_' or '-'",
-        text.escape_debug())))
+    Err(Error::invalid(format!(
+        "'{}' is no valid tag: it takes 1 to 63 letters, digits, '.', '_' or '-'",
+        text.escape_debug()
+    )))
 }
 
 /// A power-of-two size below 4 GiB; what it must be else, the geometry says.
@@ -61,7 +63,10 @@ mod tests {
     #[test]
     fn targets() {
         let target: Target = "db@monday".parse().unwrap();
-        assert_eq!((target.volume.as_str(), target.snapshot.as_ref().map(Name::as_str)), ("db", Some("monday")));
+        assert_eq!(
+            (target.volume.as_str(), target.snapshot.as_ref().map(Name::as_str)),
+            ("db", Some("monday"))
+        );
         assert_eq!(target.to_string(), "db@monday");
         assert_eq!("db".parse::<Target>().unwrap().to_string(), "db");
         for bad in ["", "@", "db@", "@x", "db@a@b", "_db", "a/b", "db@_x"] {

@@ -37,7 +37,12 @@ pub(super) fn run(dir: &Path, args: &Args) -> Result<()> {
 }
 
 /// The options of a volume, checked before any store is opened.
-pub(super) fn options(size: u64, block_size: u32, granularity: u32, on_full: OnFull) -> Result<CreateOptions> {
+pub(super) fn options(
+    size: u64,
+    block_size: u32,
+    granularity: u32,
+    on_full: OnFull,
+) -> Result<CreateOptions> {
     Geometry::new(size, block_size, granularity)?;
     Ok(CreateOptions { size, block_size, granularity, on_full })
 }

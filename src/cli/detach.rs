@@ -21,8 +21,11 @@ pub(super) fn run(args: &Args) -> Result<()> {
     let until = Instant::now() + Duration::from_secs(10);
     while connected.exists() {
         if Instant::now() >= until {
-            return Err(Error::new(ErrorKind::Interrupted, format!("{} is still being detached", args.device))
-                .hint("something has it open; unmount it"));
+            return Err(Error::new(
+                ErrorKind::Interrupted,
+                format!("{} is still being detached", args.device),
+            )
+            .hint("something has it open; unmount it"));
         }
         std::thread::sleep(Duration::from_millis(20));
     }

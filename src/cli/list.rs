@@ -92,9 +92,9 @@ mod tests {
     #[test]
     fn a_table_for_people() {
         let expected = "\
-NAME            SIZE   IN USE    SAVED  STATE        CREATED               HOLDS
-db          10.0 GiB  1.5 KiB      0 B  primary, ok
-  @monday   10.0 GiB  4.0 KiB  4.0 KiB               2024-05-06T07:08:09Z  tape
+NAME           SIZE   IN USE    SAVED  STATE        CREATED               HOLDS
+db         10.0 GiB  1.5 KiB      0 B  primary, ok
+  @monday  10.0 GiB  4.0 KiB  4.0 KiB               2024-05-06T07:08:09Z  tape
 ";
         assert_eq!(text(&info()), expected);
         assert_eq!(text(&StoreInfo { store: "/s".into(), volumes: vec![] }), "no volumes\n");

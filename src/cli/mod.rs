@@ -57,7 +57,13 @@ use std::process::ExitCode;
 )]
 struct Cli {
     /// The store's directory
-    #[arg(long, global = true, value_name = "DIR", env = "SNAPVOL_STORE", default_value = "/var/lib/snapvol")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        env = "SNAPVOL_STORE",
+        default_value = "/var/lib/snapvol"
+    )]
     store: PathBuf,
 
     #[command(subcommand)]

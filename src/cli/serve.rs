@@ -73,7 +73,10 @@ impl FromStr for NewVolume {
 
     fn from_str(text: &str) -> Result<Self> {
         let Some((name, size)) = text.split_once(':') else {
-            return Err(Error::invalid(format!("'{}' has no size; write it as VOL:SIZE", text.escape_debug())));
+            return Err(Error::invalid(format!(
+                "'{}' has no size; write it as VOL:SIZE",
+                text.escape_debug()
+            )));
         };
         let (name, size) = (name.parse()?, parse_size(size)?);
         options(size, 4096, 1, OnFull::default())?;
@@ -135,7 +138,10 @@ fn ensure_volume(store: &Store, NewVolume { name, size }: &NewVolume) -> Result<
     match store.list(Some(name.as_str())) {
         Ok(info) => {
             if let Some(volume) = info.volumes.first().filter(|volume| volume.size != *size) {
-                tracing::warn!("volume {name} exists with {} bytes, not {size}; it stays as it is", volume.size);
+                tracing::warn!(
+                    "volume {name} exists with {} bytes, not {size}; it stays as it is",
+                    volume.size
+                );
             }
             Ok(())
         }

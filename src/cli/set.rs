@@ -27,7 +27,10 @@ impl FromStr for Setting {
     fn from_str(text: &str) -> Result<Self> {
         match text.split_once('=') {
             Some(("on-full", value)) => Ok(Self::OnFull(value.parse()?)),
-            _ => Err(Error::invalid(format!("'{}' is no setting; there is on-full=POLICY", text.escape_debug()))),
+            _ => Err(Error::invalid(format!(
+                "'{}' is no setting; there is on-full=POLICY",
+                text.escape_debug()
+            ))),
         }
     }
 }

@@ -158,9 +158,7 @@ impl Access {
     pub fn delete_volume(&self, volume: &str, recursive: bool) -> Result<()> {
         match self {
             Self::Local(store) => store.delete_volume(volume, recursive),
-            Self::Remote(client) => {
-                client.call(&Call::DeleteVolume { volume: volume.to_owned(), recursive })
-            }
+            Self::Remote(client) => client.call(&Call::DeleteVolume { volume: volume.to_owned(), recursive }),
         }
     }
 

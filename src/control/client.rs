@@ -49,7 +49,8 @@ impl Client {
 
     fn unreachable(&self, error: std::io::Error) -> Error {
         let denied = error.kind() == std::io::ErrorKind::PermissionDenied;
-        let error = Error::os(format!("talk to the daemon at {}", self.dir.join(SOCKET_NAME).display()), error);
+        let error =
+            Error::os(format!("talk to the daemon at {}", self.dir.join(SOCKET_NAME).display()), error);
         if denied { error.hint("run the command as the store's owner or as root") } else { error }
     }
 
@@ -84,7 +85,8 @@ impl Client {
     /// What the daemon says before the first byte.
     pub fn send(&self, request: &SendRequest) -> Result<Box<dyn Read + Send>> {
         let stream = self.connect()?;
-        let body = serde_json::to_vec(request).map_err(|_| Error::invalid("a request can't be said in JSON"))?;
+        let body =
+            serde_json::to_vec(request).map_err(|_| Error::invalid("a request can't be said in JSON"))?;
         Self::ask(&stream, "/v1/send", &body);
         let mut input = BufReader::with_capacity(256 << 10, stream);
         let head = http::read_answer(&mut input)?;
@@ -105,9 +107,8 @@ impl Client {
         let path = format!("/v1/receive/{volume}");
         let begun = http::write_request(&mut output, &path, body_kind::STREAM, Framing::Chunked);
         let written = match begun {
-            Ok(()) => http::write_chunks(&mut output, input).and_then(|_| {
-                http::write_last_chunk(&mut output).map_err(CopyFailure::Output)
-            }),
+            Ok(()) => http::write_chunks(&mut output, input)
+                .and_then(|_| http::write_last_chunk(&mut output).map_err(CopyFailure::Output)),
             Err(error) => Err(CopyFailure::Output(error)),
         };
         match written {

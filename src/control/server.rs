@@ -158,8 +158,11 @@ fn admit(stream: UnixStream, number: u64, shared: &Arc<Shared>) {
         Ok(peer) if peer.uid.is_root() || peer.uid.as_raw() == shared.owner => None,
         Ok(peer) => {
             tracing::warn!("user {} was refused at the control socket", peer.uid.as_raw());
-            Some((403, Error::conflict("this store belongs to somebody else")
-                .hint("run the command as the store's owner or as root")))
+            Some((
+                403,
+                Error::conflict("this store belongs to somebody else")
+                    .hint("run the command as the store's owner or as root"),
+            ))
         }
         Err(error) => Some((403, Error::os("find out who is at the control socket", error.into()))),
     };
@@ -245,7 +248,10 @@ fn serve(stream: &UnixStream, service: &dyn Service) -> Result<()> {
         // The sender of a stream may be slow; it is heard for as long as it lives.
         let _ = stream.set_read_timeout(None);
         let received = service.receive(volume, &mut body);
-        return answer(&mut output, received.and_then(|received| Ok(serde_json::to_value(received).map_err(bad_json)?)));
+        return answer(
+            &mut output,
+            received.and_then(|received| Ok(serde_json::to_value(received).map_err(bad_json)?)),
+        );
     }
     let arguments = match body.read_all(http::REQUEST_JSON_LEN_MAX) {
         Ok(arguments) => arguments,

@@ -135,7 +135,8 @@ fn negotiate<S: Read + Write>(socket: &mut S, export: &str) -> Result<(u64, u16,
         return Err(stranger());
     }
     let client_flags = u32::from(server_flags & (FIXED_NEWSTYLE | NO_ZEROES));
-    let name_len = u32::try_from(export.len()).map_err(|_| Error::invalid("the export's name is too long"))?;
+    let name_len =
+        u32::try_from(export.len()).map_err(|_| Error::invalid("the export's name is too long"))?;
     let mut option = client_flags.to_be_bytes().to_vec();
     option.extend(OPTION_MAGIC.to_be_bytes());
     option.extend(OPT_GO.to_be_bytes());
@@ -208,7 +209,9 @@ mod tests {
         assert_eq!(parse("nbd://[::1]:99/db").unwrap(), Address::Tcp("[::1]:99".into()));
         assert_eq!(parse("nbd://[::1]").unwrap(), Address::Tcp("[::1]:10809".into()));
         assert_eq!(parse("nbd://host/").unwrap(), Address::Tcp("host:10809".into()));
-        for bad in ["", "http://x", "nbd://", "nbd+unix:///", "nbd+unix:///?socket=", "nbd+unix:///?socket=%4"] {
+        for bad in
+            ["", "http://x", "nbd://", "nbd+unix:///", "nbd+unix:///?socket=", "nbd+unix:///?socket=%4"]
+        {
             assert!(parse(bad).is_err(), "{bad}");
         }
     }

@@ -97,7 +97,11 @@ impl Nbd {
         let answer = self.ask(NBD_CONNECT, &connect_attributes(request, fd)).map_err(|error| {
             let conflict = matches!(error, Failure::Refused(Errno::BUSY | Errno::EXIST));
             let error = error.into_error("connect the device");
-            if conflict { Error::conflict(error.to_string()).hint("name another device, or none") } else { error }
+            if conflict {
+                Error::conflict(error.to_string()).hint("name another device, or none")
+            } else {
+                error
+            }
         })?;
         find(&answer, NBD_INDEX)
             .and_then(|value| Some(u32::from_ne_bytes(value.get(..4)?.try_into().ok()?)))
@@ -150,7 +154,11 @@ impl Failure {
     fn into_error(self, what: &str) -> Error {
         let (Self::Broken(errno) | Self::Refused(errno)) = self;
         let error = Error::os(what, errno.into());
-        if matches!(errno, Errno::PERM | Errno::ACCESS) { error.hint("run the command as root") } else { error }
+        if matches!(errno, Errno::PERM | Errno::ACCESS) {
+            error.hint("run the command as root")
+        } else {
+            error
+        }
     }
 }
 
@@ -250,7 +258,12 @@ mod tests {
     #[test]
     fn sockets_are_nested_twice() {
         let request = Connect {
-            index: Some(3), size: 1 << 20, block_size: 4096, server_flags: 1, timeout: 0, dead_conn_timeout: 0,
+            index: Some(3),
+            size: 1 << 20,
+            block_size: 4096,
+            server_flags: 1,
+            timeout: 0,
+            dead_conn_timeout: 0,
         };
         let bytes = connect_attributes(&request, 5);
         let sockets = find(&bytes, NBD_SOCKETS).unwrap();
