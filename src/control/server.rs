@@ -250,7 +250,7 @@ fn serve(stream: &UnixStream, service: &dyn Service) -> Result<()> {
         let received = service.receive(volume, &mut body);
         return answer(
             &mut output,
-            received.and_then(|received| Ok(serde_json::to_value(received).map_err(bad_json)?)),
+            received.and_then(|received| serde_json::to_value(received).map_err(bad_json)),
         );
     }
     let arguments = match body.read_all(http::REQUEST_JSON_LEN_MAX) {
