@@ -5,3 +5,9 @@
 pub fn main() -> std::process::ExitCode {
     std::process::ExitCode::SUCCESS
 }
+
+pub mod copy;
+pub mod meter;
+pub mod receive;
+pub mod send;
+pub mod shipping;

@@ -111,7 +111,16 @@ impl<'a> Decoder<'a> {
         digest.update(&body);
         let header = StreamHeader::decode(&body)?;
         let floor = header.resume_from;
-        Ok(Self { input, header, digest, totals: Trailer::default(), floor, body, trailer: None, damaged: false })
+        Ok(Self {
+            input,
+            header,
+            digest,
+            totals: Trailer::default(),
+            floor,
+            body,
+            trailer: None,
+            damaged: false,
+        })
     }
 
     /// What the stream says of itself.
@@ -240,7 +249,11 @@ impl<'a> Decoder<'a> {
     }
 }
 
-fn read_prefix(input: &mut dyn Read, number: u64, what: &str) -> Result<(Prefix, [u8; PREFIX_SIZE])> {
+pub(super) fn read_prefix(
+    input: &mut dyn Read,
+    number: u64,
+    what: &str,
+) -> Result<(Prefix, [u8; PREFIX_SIZE])> {
     let mut raw = [0; PREFIX_SIZE];
     fill(input, &mut raw, what)?;
     let prefix = Prefix::decode(&raw)?;
@@ -253,12 +266,15 @@ fn read_prefix(input: &mut dyn Read, number: u64, what: &str) -> Result<(Prefix,
     Ok((prefix, raw))
 }
 
-fn read_body(input: &mut dyn Read, prefix: &Prefix, body: &mut Vec<u8>) -> Result<()> {
+pub(super) fn read_body(input: &mut dyn Read, prefix: &Prefix, body: &mut Vec<u8>) -> Result<()> {
     // Bounded by `Prefix::decode`.
     body.resize(prefix.body_size(), 0);
     fill(input, body, "within a frame")?;
     if crc32c::crc32c(body) != prefix.body_crc {
-        return Err(Error::corrupt(format!("frame {} of the stream does not match its checksum", prefix.number)));
+        return Err(Error::corrupt(format!(
+            "frame {} of the stream does not match its checksum",
+            prefix.number
+        )));
     }
     Ok(())
 }
@@ -270,10 +286,16 @@ fn check_extent(header: &StreamHeader, floor: u64, extent: &Extent) -> Result<()
         return Err(Error::corrupt(format!("the extent at byte {} is out of order", extent.offset)));
     }
     if extent.end() > size {
-        return Err(Error::invalid(format!("the extent at byte {} reaches past the volume's end", extent.offset)));
+        return Err(Error::invalid(format!(
+            "the extent at byte {} reaches past the volume's end",
+            extent.offset
+        )));
     }
     if !extent.offset.is_multiple_of(block) || (!extent.end().is_multiple_of(block) && extent.end() != size) {
-        return Err(Error::invalid(format!("the extent at byte {} is not made of whole blocks", extent.offset)));
+        return Err(Error::invalid(format!(
+            "the extent at byte {} is not made of whole blocks",
+            extent.offset
+        )));
     }
     Ok(())
 }

@@ -7,8 +7,8 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::stream::{
-    CHUNK_DATA_MAX, CHUNK_EXTENTS_MAX, Encoding, Extent, ExtentKind, FrameKind, PREFIX_SIZE, Prefix, StreamHeader,
-    Trailer, encode_preamble,
+    CHUNK_DATA_MAX, CHUNK_EXTENTS_MAX, Encoding, Extent, ExtentKind, FrameKind, PREFIX_SIZE, Prefix,
+    StreamHeader, Trailer, encode_preamble,
 };
 
 /// The zstd level: the fastest that still compresses like zstd.

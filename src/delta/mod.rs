@@ -8,16 +8,18 @@ pub mod decoder;
 pub mod encoder;
 pub mod plan;
 pub mod receiver;
+pub mod relay;
 pub mod sender;
 pub mod token;
 
 pub use decoder::{Chunk, Decoder};
 pub use encoder::{Encoder, PlainChunk};
 pub use receiver::{Begin, Outcome, Target, receive};
+pub use relay::Relay;
 pub use sender::{SendStream, Source};
 pub use token::ResumeToken;
 
 pub use crate::format::stream::{Extent, ExtentKind, SnapshotId, StreamHeader, Trailer};
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -96,7 +96,11 @@ where
     I: IntoIterator<Item = (u64, W, W)>,
     W: Borrow<Words>,
 {
-    Extents { pages: pages.into_iter(), planner: Some(Planner::new(block_size, size)), ready: VecDeque::new() }
+    Extents {
+        pages: pages.into_iter(),
+        planner: Some(Planner::new(block_size, size)),
+        ready: VecDeque::new(),
+    }
 }
 
 impl<I, W> Iterator for Extents<I>
@@ -114,7 +118,9 @@ where
             let ready = &mut self.ready;
             match self.pages.next() {
                 Some((number, write, discard)) => {
-                    self.planner.as_mut()?.page(number, write.borrow(), discard.borrow(), &mut |e| ready.push_back(e));
+                    self.planner
+                        .as_mut()?
+                        .page(number, write.borrow(), discard.borrow(), &mut |e| ready.push_back(e));
                 }
                 None => self.planner.take()?.finish(&mut |e| ready.push_back(e)),
             }
@@ -146,7 +152,8 @@ mod tests {
             let mut numbers: Vec<u64> = (0..rng.u64(1..5)).collect();
             numbers.retain(|_| rng.u8(0..4) > 0);
             let last = numbers.last().copied().unwrap_or(0);
-            let size = (last * PAGE_BLOCKS + rng.u64(1..=PAGE_BLOCKS)) * u64::from(block_size) - 512 * rng.u64(0..2);
+            let size =
+                (last * PAGE_BLOCKS + rng.u64(1..=PAGE_BLOCKS)) * u64::from(block_size) - 512 * rng.u64(0..2);
             let size = size.max(512);
             let pages: Vec<(u64, Box<Words>, Box<Words>)> = numbers
                 .iter()

@@ -113,7 +113,8 @@ pub fn receive(input: &mut dyn Read, target: &mut dyn Target) -> Result<Outcome>
         ))
         .hint("make the stream again with the token of 'receive VOL --status'"));
     }
-    let mut apply = Apply { target, durable, below: durable, reported: durable, since: 0, data: 0, discards: 0 };
+    let mut apply =
+        Apply { target, durable, below: durable, reported: durable, since: 0, data: 0, discards: 0 };
     loop {
         match decoder.next_chunk() {
             Ok(Some(chunk)) => apply.chunk(&chunk)?,

@@ -165,9 +165,9 @@ impl SendStream {
     fn next_frame(&mut self) -> Result<Vec<u8>> {
         let next = match &mut self.frames {
             Frames::Here(producer) => producer.next_frame().map(Option::unwrap_or_default),
-            Frames::Ahead(receiver, _) => receiver
-                .recv()
-                .unwrap_or_else(|_| Err(Error::new(crate::ErrorKind::Interrupted, "the sender stopped unexpectedly"))),
+            Frames::Ahead(receiver, _) => receiver.recv().unwrap_or_else(|_| {
+                Err(Error::new(crate::ErrorKind::Interrupted, "the sender stopped unexpectedly"))
+            }),
             Frames::Ended => Ok(Vec::new()),
         };
         if !matches!(&next, Ok(frame) if !frame.is_empty()) {

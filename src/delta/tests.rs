@@ -73,7 +73,7 @@ impl Target for Memory {
     }
 }
 
-pub(super) fn header(size: u64, block_size: u32) -> StreamHeader {
+pub(crate) fn header(size: u64, block_size: u32) -> StreamHeader {
     StreamHeader {
         stream: Uuid::from_u128(4),
         volume: Uuid::from_u128(1),
@@ -316,7 +316,9 @@ fn hostile_numbers_are_refused_before_anything_is_allocated() {
             assert!(good.body_size() <= (1 << 20) + 8192 * 12);
         }
     }
-    for (field, value) in [(72, u64::MAX), (72, 513), (88, 100), (88, u64::MAX), (80, 7), (0, 2), (112, 0), (112, 3)] {
+    for (field, value) in
+        [(72, u64::MAX), (72, 513), (88, 100), (88, u64::MAX), (80, 7), (0, 2), (112, 0), (112, 3)]
+    {
         let mut body = header(1 << 20, 4096).encode().unwrap();
         body[field..field + 8].copy_from_slice(&value.to_le_bytes());
         assert!(StreamHeader::decode(&body).is_err(), "{field} = {value}");
@@ -362,7 +364,8 @@ fn a_gap_before_the_place_to_resume_is_a_conflict() {
 fn progress_is_told_now_and_then() {
     let size = 200 << 20;
     let extents = vec![Extent { offset: 0, len: size, kind: ExtentKind::Data }].into_iter();
-    let source = Sent { header: header(size, 4096), extents, content: vec![7; size as usize], broken_from: u64::MAX };
+    let source =
+        Sent { header: header(size, 4096), extents, content: vec![7; size as usize], broken_from: u64::MAX };
     let mut target = Memory::default();
     receive(&mut SendStream::new(Box::new(source)).unwrap(), &mut target).unwrap();
     assert_eq!(target.progress.len(), 3, "{:?}", target.progress);
@@ -373,7 +376,12 @@ fn an_error_of_the_source_comes_through() {
     let delta = Delta::large();
     let make = || {
         let extents = delta.extents.clone().into_iter();
-        Box::new(Sent { header: delta.header.clone(), extents, content: delta.content.clone(), broken_from: 300_000 })
+        Box::new(Sent {
+            header: delta.header.clone(),
+            extents,
+            content: delta.content.clone(),
+            broken_from: 300_000,
+        })
     };
     for mut stream in [SendStream::new(make()).unwrap(), SendStream::read_ahead(make()).unwrap()] {
         let error = receive(&mut stream, &mut delta.target()).unwrap_err();
@@ -394,8 +402,14 @@ fn scattered_blocks_cost_little() {
             }
         }
         let extents = extents.into_iter();
-        let source = Sent { header: header(size, 4096), extents, content: vec![7; size as usize], broken_from: u64::MAX };
-        let count = std::io::copy(&mut SendStream::new(Box::new(source)).unwrap(), &mut std::io::sink()).unwrap();
+        let source = Sent {
+            header: header(size, 4096),
+            extents,
+            content: vec![7; size as usize],
+            broken_from: u64::MAX,
+        };
+        let count =
+            std::io::copy(&mut SendStream::new(Box::new(source)).unwrap(), &mut std::io::sink()).unwrap();
         let ratio = count as f64 / (size / 2) as f64;
         assert!(ratio <= 1.02, "{ratio}");
     }

@@ -104,7 +104,10 @@ mod tests {
             let text = token.to_string();
             assert_eq!(text.parse::<ResumeToken>().unwrap(), token);
             assert!(token.check(token.target, base).is_ok());
-            assert_eq!(token.check(token.target, Some(Uuid::from_u128(8))).unwrap_err().kind(), ErrorKind::Conflict);
+            assert_eq!(
+                token.check(token.target, Some(Uuid::from_u128(8))).unwrap_err().kind(),
+                ErrorKind::Conflict
+            );
             for at in 0..text.len() {
                 let mut wrong = text.clone().into_bytes();
                 wrong[at] ^= 1;

@@ -204,8 +204,9 @@ pub fn encode_preamble() -> [u8; PREAMBLE_SIZE] {
 /// `Invalid` when this is no stream, `Unsupported` when it is a newer one.
 pub fn check_preamble(bytes: &[u8; PREAMBLE_SIZE]) -> Result<()> {
     if bytes[..8] != MAGIC {
-        return Err(Error::invalid("this is no snapvol stream")
-            .hint("receive takes what 'snapvol send' wrote"));
+        return Err(
+            Error::invalid("this is no snapvol stream").hint("receive takes what 'snapvol send' wrote")
+        );
     }
     let version = u32_at(bytes, 8);
     if version != VERSION || u32_at(bytes, 12) != 0 {
@@ -270,7 +271,9 @@ impl Prefix {
             FrameKind::Trailer => extents == 0 && stored == TRAILER_SIZE,
         };
         if !fits {
-            return Err(Error::invalid(format!("a frame of impossible size ({extents} extents, {stored} bytes)")));
+            return Err(Error::invalid(format!(
+                "a frame of impossible size ({extents} extents, {stored} bytes)"
+            )));
         }
         Ok(prefix)
     }
@@ -304,11 +307,14 @@ impl StreamHeader {
     /// `Invalid`, naming the field.
     pub fn validate(&self) -> Result<()> {
         let wrong = |what: &str| Err(Error::invalid(format!("the stream's header has {what}")));
-        let names = [Some(&self.volume_name), Some(&self.target.name), self.base.as_ref().map(|base| &base.name)];
+        let names =
+            [Some(&self.volume_name), Some(&self.target.name), self.base.as_ref().map(|base| &base.name)];
         if !names.into_iter().flatten().all(|name| is_stream_name(name)) {
             return wrong("a bad name");
         }
-        if !(1..=TEXT_SIZE_MAX).contains(&self.created.len()) || !self.created.bytes().all(|b| b.is_ascii_graphic()) {
+        if !(1..=TEXT_SIZE_MAX).contains(&self.created.len())
+            || !self.created.bytes().all(|b| b.is_ascii_graphic())
+        {
             return wrong("a bad time");
         }
         if self.volume.is_nil() || self.target.uuid.is_nil() {
@@ -318,7 +324,10 @@ impl StreamHeader {
             if base.uuid.is_nil() || base.uuid == self.target.uuid {
                 return wrong("a bad base");
             }
-            if self.base_size == 0 || !self.base_size.is_multiple_of(SECTOR) || self.base_size > VOLUME_SIZE_MAX {
+            if self.base_size == 0
+                || !self.base_size.is_multiple_of(SECTOR)
+                || self.base_size > VOLUME_SIZE_MAX
+            {
                 return wrong("a bad size of the base");
             }
         } else if self.base_size != 0 {
@@ -383,7 +392,8 @@ impl StreamHeader {
         let mut texts = [const { String::new() }; 4];
         for (text, len) in texts.iter_mut().zip(&body[120..124]) {
             let end = at + usize::from(*len);
-            let bytes = body.get(at..end).ok_or_else(|| Error::invalid("the stream's header is too short"))?;
+            let bytes =
+                body.get(at..end).ok_or_else(|| Error::invalid("the stream's header is too short"))?;
             *text = String::from_utf8(bytes.to_vec())
                 .map_err(|_| Error::invalid("the stream's header has a bad text"))?;
             at = end;
@@ -518,7 +528,9 @@ mod tests {
         ] {
             let section = document.split("\n## ").find(|part| part.starts_with(heading)).expect(heading);
             let mut at = 0;
-            for row in section.lines().filter(|line| line.starts_with("| ") && line.as_bytes()[2].is_ascii_digit()) {
+            for row in
+                section.lines().filter(|line| line.starts_with("| ") && line.as_bytes()[2].is_ascii_digit())
+            {
                 let mut cells = row.split('|').map(str::trim).skip(1);
                 assert_eq!(cells.next().unwrap().parse::<usize>().unwrap(), at, "{heading}: {row}");
                 at += cells.next().unwrap().parse::<usize>().unwrap();

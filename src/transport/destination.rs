@@ -48,12 +48,16 @@ impl FromStr for Destination {
         let (host, path) = match text.strip_prefix("ssh://") {
             Some(rest) => {
                 let slash = rest.find('/').ok_or_else(|| bad("the path is missing"))?;
-                (Some(rest[..slash].parse::<Host>().map_err(|error| bad(&error.to_string()))?), &rest[slash..])
+                (
+                    Some(rest[..slash].parse::<Host>().map_err(|error| bad(&error.to_string()))?),
+                    &rest[slash..],
+                )
             }
             None => (None, text),
         };
         if !path.starts_with('/') {
-            let what = if text.contains("://") { "only ssh:// is known" } else { "the path must start with /" };
+            let what =
+                if text.contains("://") { "only ssh:// is known" } else { "the path must start with /" };
             return Err(bad(what));
         }
         let (store, volume) = path.rsplit_once('/').ok_or_else(|| bad("the path is missing"))?;
@@ -95,7 +99,8 @@ impl FromStr for Host {
             return bad("what stands in brackets is no IPv6 address");
         }
         let is_word = |word: &str, more: &str| {
-            !word.is_empty() && word.chars().all(|c| c.is_alphanumeric() || "._-".contains(c) || more.contains(c))
+            !word.is_empty()
+                && word.chars().all(|c| c.is_alphanumeric() || "._-".contains(c) || more.contains(c))
         };
         if name.starts_with('-') || user.is_some_and(|user| user.starts_with('-')) {
             return bad("a host or user must not start with '-'");
@@ -125,7 +130,11 @@ impl fmt::Display for Destination {
             if let Some(user) = &host.user {
                 write!(out, "{user}@")?;
             }
-            if host.name.contains(':') { write!(out, "[{}]", host.name)? } else { out.write_str(&host.name)? }
+            if host.name.contains(':') {
+                write!(out, "[{}]", host.name)?
+            } else {
+                out.write_str(&host.name)?
+            }
             if let Some(port) = host.port {
                 write!(out, ":{port}")?;
             }
@@ -152,17 +161,47 @@ mod tests {
         }
         let there: Destination = "ssh://me@[::1]:7/srv/x%20y/db".parse().unwrap();
         let host = Host { user: Some("me".to_owned()), name: "::1".to_owned(), port: Some(7) };
-        assert_eq!((there.host, there.store.as_str(), there.volume.as_str()), (Some(host), "/srv/x%20y", "db"));
+        assert_eq!(
+            (there.host, there.store.as_str(), there.volume.as_str()),
+            (Some(host), "/srv/x%20y", "db")
+        );
     }
 
     #[test]
     fn bad_ones_are_refused() {
         for text in [
-            "", "db", "store/db", "/db", "//db", "/s//db", "/s/db/", "/s/_db", "/s/d b", "/s/db@x", "/s\n/db",
-            "ssh://", "ssh:///s/db", "ssh://host", "ssh://host/", "ssh://host/db", "ssh://-oProxyCommand=x/s/db",
-            "ssh://-x@host/s/db", "ssh://@host/s/db", "ssh://host:/s/db", "ssh://host:0/s/db", "ssh://host:65536/s/db",
-            "ssh://host:x/s/db", "ssh://host:+1/s/db", "ssh://::1/s/db", "ssh://[::1/s/db", "ssh://[::1]x/s/db",
-            "ssh://[-x]/s/db", "ssh://a b/s/db", "ssh://a;b/s/db", "ssh://user name@host/s/db", "http://host/s/db",
+            "",
+            "db",
+            "store/db",
+            "/db",
+            "//db",
+            "/s//db",
+            "/s/db/",
+            "/s/_db",
+            "/s/d b",
+            "/s/db@x",
+            "/s\n/db",
+            "ssh://",
+            "ssh:///s/db",
+            "ssh://host",
+            "ssh://host/",
+            "ssh://host/db",
+            "ssh://-oProxyCommand=x/s/db",
+            "ssh://-x@host/s/db",
+            "ssh://@host/s/db",
+            "ssh://host:/s/db",
+            "ssh://host:0/s/db",
+            "ssh://host:65536/s/db",
+            "ssh://host:x/s/db",
+            "ssh://host:+1/s/db",
+            "ssh://::1/s/db",
+            "ssh://[::1/s/db",
+            "ssh://[::1]x/s/db",
+            "ssh://[-x]/s/db",
+            "ssh://a b/s/db",
+            "ssh://a;b/s/db",
+            "ssh://user name@host/s/db",
+            "http://host/s/db",
             "ssh://host\u{7}/s/db",
         ] {
             let error = text.parse::<Destination>().expect_err(text);

@@ -13,7 +13,8 @@ pub fn command(program: Option<&str>, args: &[&str]) -> Result<Command> {
         command.arg("-c").arg(format!("exec {program} \"$@\"")).arg("sh").args(args);
         return Ok(command);
     }
-    let program = std::env::current_exe().map_err(|error| Error::os("can't find this program's file", error))?;
+    let program =
+        std::env::current_exe().map_err(|error| Error::os("can't find this program's file", error))?;
     let mut command = Command::new(program);
     command.args(args);
     Ok(command)

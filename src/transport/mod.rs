@@ -107,7 +107,10 @@ impl Peer {
     pub fn finish(mut self) -> Result<()> {
         drop((self.input.take(), self.output.take()));
         let Some(status) = self.wait() else {
-            return Err(Error::new(ErrorKind::Interrupted, format!("{}: the far side does not end", self.place)));
+            return Err(Error::new(
+                ErrorKind::Interrupted,
+                format!("{}: the far side does not end", self.place),
+            ));
         };
         if status.success() {
             return Ok(());
@@ -131,7 +134,8 @@ impl Peer {
     /// the background keeps it), so the wait for more is short.
     fn stderr_text(&self) -> String {
         let start = Instant::now();
-        while !self.stderr.lock().is_ok_and(|tail| tail.ended) && start.elapsed() < Duration::from_millis(300) {
+        while !self.stderr.lock().is_ok_and(|tail| tail.ended) && start.elapsed() < Duration::from_millis(300)
+        {
             std::thread::sleep(Duration::from_millis(5));
         }
         let bytes = self.stderr.lock().map(|tail| tail.bytes.clone()).unwrap_or_default();
@@ -183,8 +187,10 @@ pub fn one_line(text: &str) -> String {
 fn explain(place: &str, over_ssh: bool, status: ExitStatus, said: &str) -> Error {
     let tail = if said.is_empty() { String::new() } else { format!(": {said}") };
     match status.code() {
-        Some(255) if over_ssh => Error::new(ErrorKind::Interrupted, format!("{place}: the ssh connection failed{tail}"))
-            .hint(format!("try 'ssh {place}' by hand")),
+        Some(255) if over_ssh => {
+            Error::new(ErrorKind::Interrupted, format!("{place}: the ssh connection failed{tail}"))
+                .hint(format!("try 'ssh {place}' by hand"))
+        }
         Some(126 | 127) => Error::new(ErrorKind::Io, format!("{place}: snapvol can't be run there{tail}"))
             .hint("install it there, or say with --remote-command where it is"),
         Some(code) => {
@@ -193,9 +199,14 @@ fn explain(place: &str, over_ssh: bool, status: ExitStatus, said: &str) -> Error
                 3 => ErrorKind::Conflict,
                 4 => ErrorKind::Corrupt,
                 5 => ErrorKind::NotFound,
-                _ => ErrorKind::Interrupted,
+                _ if said.is_empty() => ErrorKind::Interrupted,
+                _ => ErrorKind::Io,
             };
-            let said = if said.is_empty() { format!("the far side failed with exit code {code}") } else { said.to_owned() };
+            let said = if said.is_empty() {
+                format!("the far side failed with exit code {code}")
+            } else {
+                said.to_owned()
+            };
             Error::new(kind, format!("{place}: {said}"))
         }
         None => Error::new(ErrorKind::Interrupted, format!("{place}: the far side was killed{tail}")),
@@ -228,7 +239,11 @@ mod tests {
     #[test]
     fn failures_are_one_sentence() {
         for (script, kind, text) in [
-            ("echo 'Connection \x1b[31mrefused' >&2; exit 255", ErrorKind::Interrupted, "there: the ssh connection failed: Connection [31mrefused"),
+            (
+                "echo 'Connection \x1b[31mrefused' >&2; exit 255",
+                ErrorKind::Interrupted,
+                "there: the ssh connection failed: Connection [31mrefused",
+            ),
             ("exit 127", ErrorKind::Io, "there: snapvol can't be run there"),
             ("echo 'no such store' >&2; exit 5", ErrorKind::NotFound, "there: no such store"),
             ("exit 3", ErrorKind::Conflict, "there: the far side failed with exit code 3"),

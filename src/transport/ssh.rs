@@ -57,7 +57,8 @@ mod tests {
     #[test]
     fn the_shell_sees_the_same_words() {
         let words = ["--store", "/a b/$(id)/'x'\"`\\!*", "", "é;rm", "a\nb"];
-        let output = Command::new("sh").arg("-c").arg(shell_line(Some("printf '%s|'"), &words)).output().unwrap();
+        let output =
+            Command::new("sh").arg("-c").arg(shell_line(Some("printf '%s|'"), &words)).output().unwrap();
         let expected: String = words.iter().map(|word| format!("{word}|")).collect();
         assert_eq!(String::from_utf8(output.stdout).unwrap(), expected);
     }
