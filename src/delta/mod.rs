@@ -22,4 +22,6 @@ pub use token::ResumeToken;
 pub use crate::format::stream::{Extent, ExtentKind, SnapshotId, StreamHeader, Trailer};
 
 #[cfg(test)]
+mod golden;
+#[cfg(test)]
 pub(crate) mod tests;

@@ -1,5 +1,7 @@
 //! Streams of random deltas: whole, cut, bent, reordered and resumed.
 
+#![allow(clippy::cast_possible_truncation, reason = "the volumes here are small")]
+
 use super::*;
 use crate::error::{Error, ErrorKind, Result};
 use crate::types::Geometry;
@@ -88,6 +90,14 @@ pub(crate) fn header(size: u64, block_size: u32) -> StreamHeader {
         discard_bytes: None,
         compressed: false,
     }
+}
+
+/// The stream of `extents` with the bytes of `content`.
+pub(crate) fn stream_of(header: StreamHeader, extents: Vec<Extent>, content: Vec<u8>) -> Vec<u8> {
+    let source = Sent { header, extents: extents.into_iter(), content, broken_from: u64::MAX };
+    let mut out = Vec::new();
+    SendStream::new(Box::new(source)).unwrap().read_to_end(&mut out).unwrap();
+    out
 }
 
 /// A random delta: the base's content, the extents and the target's content.
