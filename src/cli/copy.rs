@@ -4,7 +4,7 @@
 //! that is to be made. Snapshots match by identity, never by name. A copy has
 //! succeeded when the far end has said `done`, and at no other time.
 
-use super::meter;
+use super::progress::Progress;
 use super::send::base_name;
 use super::shipping::{GOES_ON, Held, PEER_VERSION, Shipping, ToFar, ToNear, far_failure, hear, say};
 use crate::delta::Relay;
@@ -16,26 +16,30 @@ use std::io::{BufRead, Write};
 use std::sync::Mutex;
 use uuid::Uuid;
 
-/// The arguments of `copy`.
-#[derive(Clone, Debug, clap::Args)]
-pub struct CopyArgs {
-    /// The snapshot to copy, VOL@SNAP
-    pub snapshot: SnapName,
+/// Ship a snapshot to another store and wait until it is durable there
+///
+/// Without --from or --full: the delta from the youngest snapshot that both sides have,
+/// else the whole. What was interrupted goes on where it stopped.
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// The snapshot to copy
+    #[arg(value_name = "VOL@SNAP")]
+    snapshot: SnapName,
     /// Where to: ssh://[user@]host[:port]/STORE/VOL, or /STORE/VOL
     #[arg(value_name = "DEST")]
-    pub destination: Destination,
+    destination: Destination,
     /// Send the delta from this snapshot, which both sides must hold
     #[arg(long, value_name = "SNAP", conflicts_with = "full")]
-    pub from: Option<String>,
+    from: Option<String>,
     /// Send the whole snapshot
     #[arg(long)]
-    pub full: bool,
+    full: bool,
     /// Compress the data with zstd
     #[arg(long)]
-    pub compress: bool,
+    compress: bool,
     /// The program to run there, as its shell takes it
     #[arg(long, value_name = "COMMAND")]
-    pub remote_command: Option<String>,
+    remote_command: Option<String>,
 }
 
 /// What is to be done.
@@ -60,7 +64,7 @@ enum Base<'a> {
 /// # Errors
 /// Those of either store and of the connection; `Interrupted` when it broke, and then
 /// the same command goes on where it stopped.
-pub fn run(store: &dyn Shipping, args: &CopyArgs) -> Result<()> {
+pub(super) fn run(store: &dyn Shipping, args: Args) -> Result<()> {
     let from = args.from.as_deref().map(|from| base_name(from, &args.snapshot)).transpose()?;
     let base = match &from {
         Some(from) => Base::From(from),
@@ -258,8 +262,9 @@ fn ship(
 ) -> Result<Received> {
     let mut stream = store.send(request)?;
     let mut relay = Relay::new(&mut stream)?;
-    let bar = meter::bar(&format!("{}@{}", request.volume, request.snapshot), relay.header().data_bytes);
+    let bar = Progress::bytes(&format!("{}@{}", request.volume, request.snapshot), relay.header().data_bytes);
     let heard: Mutex<Option<Result<Received>>> = Mutex::new(None);
+    let mut ours = false;
     let sent = std::thread::scope(|scope| {
         scope.spawn(|| {
             let last = loop {
@@ -281,12 +286,12 @@ fn ship(
         let mut work = || {
             say(&mut input, &ToFar::Start).map_err(gone)?;
             let mut pipe = PipeWriter::new(&mut input);
-            while let Some(frame) = relay.next_frame()? {
+            while let Some(frame) = relay.next_frame().inspect_err(|_| ours = true)? {
                 if heard.lock().is_ok_and(|heard| heard.is_some()) {
                     return Err(gone(std::io::ErrorKind::BrokenPipe.into()));
                 }
                 pipe.piece(&frame.bytes).map_err(gone)?;
-                bar.inc(frame.data_bytes);
+                bar.add(frame.data_bytes);
             }
             pipe.finish().map_err(gone).map(drop)
         };
@@ -295,12 +300,12 @@ fn ship(
         drop(input);
         sent
     });
-    bar.finish_and_clear();
+    drop(bar);
     let heard = heard.into_inner().ok().flatten();
     match (sent, heard) {
         (Ok(()), Some(heard)) => heard,
         // Our own failure is the cause of whatever the far end says then.
-        (Err(error), _) if error.kind() != ErrorKind::Interrupted => Err(error),
+        (Err(error), _) if ours => Err(error),
         (Err(_), Some(Err(error))) => Err(error),
         (Err(error), _) => Err(error),
         (Ok(()), None) => Err(Error::new(ErrorKind::Interrupted, format!("{place}: no confirmation"))),
@@ -308,4 +313,4 @@ fn ship(
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -6,8 +6,8 @@ pub fn main() -> std::process::ExitCode {
     std::process::ExitCode::SUCCESS
 }
 
-pub mod copy;
-pub mod meter;
-pub mod receive;
-pub mod send;
-pub mod shipping;
+mod copy;
+pub mod progress;
+mod receive;
+mod send;
+mod shipping;

@@ -1,7 +1,7 @@
 //! `receive`: applies a stream from standard input or a file; says what is half
 //! received, or drops it. With the hidden `--peer` it is the far end of a `copy`.
 
-use super::meter;
+use super::progress::Progress;
 use super::shipping::{Held, PEER_VERSION, Shipping, ToFar, ToNear, hear, say};
 use crate::engine::api::HalfReceived;
 use crate::error::{Error, ErrorKind, Result};
@@ -17,33 +17,36 @@ use std::time::Duration;
 /// How often the far end of a copy says how far it is.
 const PROGRESS_EVERY: Duration = Duration::from_secs(2);
 
-/// The arguments of `receive`.
-#[derive(Clone, Debug, clap::Args)]
-pub struct ReceiveArgs {
+/// Apply a stream to a volume, whole or not at all; or see and drop what is half received
+///
+/// A whole stream makes the volume if it is missing. One that is held already is no error.
+#[derive(clap::Args)]
+pub(super) struct Args {
     /// The volume that takes the stream
-    pub volume: Name,
+    #[arg(value_name = "VOL")]
+    volume: Name,
     /// Read the stream from this file
     #[arg(short, long, value_name = "FILE", conflicts_with_all = ["status", "abort"])]
-    pub input: Option<PathBuf>,
+    input: Option<PathBuf>,
     /// Say what is half received, and the token to resume it with
     #[arg(long, conflicts_with = "abort")]
-    pub status: bool,
+    status: bool,
     /// Print the status as JSON
     #[arg(long, requires = "status")]
-    pub json: bool,
+    json: bool,
     /// Drop what is half received
     #[arg(long)]
-    pub abort: bool,
+    abort: bool,
     /// Be the far end of a copy
     #[arg(long, hide = true, conflicts_with_all = ["input", "status", "abort"])]
-    pub peer: bool,
+    peer: bool,
 }
 
 /// Runs the command.
 ///
 /// # Errors
 /// Those of the store and of the stream; `Invalid` for a terminal.
-pub fn run(store: &dyn Shipping, args: &ReceiveArgs) -> Result<()> {
+pub(super) fn run(store: &dyn Shipping, args: Args) -> Result<()> {
     let volume = args.volume.as_str();
     if args.abort {
         return store.receive_abort(volume);
@@ -70,9 +73,9 @@ pub fn run(store: &dyn Shipping, args: &ReceiveArgs) -> Result<()> {
         }
         None => (stdin()?, None),
     };
-    let bar = meter::bar(volume, total);
-    let received = store.receive(volume, &mut bar.wrap_read(&mut input))?;
-    bar.finish_and_clear();
+    let bar = Progress::bytes(volume, total);
+    let received = store.receive(volume, &mut bar.reader(&mut input))?;
+    drop(bar);
     if received.already {
         eprintln!("{volume}@{} is there already", received.snapshot);
     }
@@ -206,4 +209,32 @@ fn held(store: &dyn Shipping, volume: &str) -> Result<Held> {
         Err(error) => return Err(error),
     }
     Ok(held)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use uuid::Uuid;
+
+    #[test]
+    fn the_status_for_people_and_for_scripts() {
+        let half = HalfReceived {
+            volume: "db".to_owned(),
+            snapshot: "c".to_owned(),
+            uuid: Uuid::from_u128(3),
+            base: None,
+            durable: 4096,
+            token: "sv1-00".to_owned(),
+            running: false,
+        };
+        let text = status_text("db", Some(&half), false).unwrap();
+        assert!(
+            text.contains("db@c") && text.contains("4096") && text.ends_with("resume token: sv1-00\n"),
+            "{text}"
+        );
+        let json: serde_json::Value =
+            serde_json::from_str(&status_text("db", Some(&half), true).unwrap()).unwrap();
+        assert_eq!(json["token"], "sv1-00");
+        assert_eq!(status_text("db", None, true).unwrap(), "null\n");
+    }
 }

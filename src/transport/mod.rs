@@ -129,8 +129,7 @@ impl Peer {
         }
     }
 
-    /// What it wrote to its standard error: the last lines as one, without control
-    /// characters. The pipe may stay open after its end (a shared ssh connection in
+    /// What it wrote to its standard error, the last of it. The pipe may stay open after its end (a shared ssh connection in
     /// the background keeps it), so the wait for more is short.
     fn stderr_text(&self) -> String {
         let start = Instant::now();
@@ -139,7 +138,7 @@ impl Peer {
             std::thread::sleep(Duration::from_millis(5));
         }
         let bytes = self.stderr.lock().map(|tail| tail.bytes.clone()).unwrap_or_default();
-        one_line(&String::from_utf8_lossy(&bytes))
+        String::from_utf8_lossy(&bytes).into_owned()
     }
 }
 
@@ -185,6 +184,23 @@ pub fn one_line(text: &str) -> String {
 
 /// One sentence for an exit status and what was said on standard error.
 fn explain(place: &str, over_ssh: bool, status: ExitStatus, said: &str) -> Error {
+    let (said, hint) = words(said);
+    let error = explain_said(place, over_ssh, status, &said);
+    match hint {
+        Some(hint) if error.hint_text().is_none() => error.hint(format!("at {place}: {hint}")),
+        _ => error,
+    }
+}
+
+/// The sentence and the hint in what a snapvol, or another program, wrote.
+fn words(said: &str) -> (String, Option<String>) {
+    let (hints, lines): (Vec<&str>, Vec<&str>) = said.lines().partition(|line| line.starts_with("hint: "));
+    let lines: Vec<&str> = lines.iter().map(|line| line.strip_prefix("snapvol: ").unwrap_or(line)).collect();
+    let hint = hints.last().map(|hint| one_line(hint.trim_start_matches("hint: ")));
+    (one_line(&lines.join("\n")), hint)
+}
+
+fn explain_said(place: &str, over_ssh: bool, status: ExitStatus, said: &str) -> Error {
     let tail = if said.is_empty() { String::new() } else { format!(": {said}") };
     match status.code() {
         Some(255) if over_ssh => {
@@ -245,7 +261,11 @@ mod tests {
                 "there: the ssh connection failed: Connection [31mrefused",
             ),
             ("exit 127", ErrorKind::Io, "there: snapvol can't be run there"),
-            ("echo 'no such store' >&2; exit 5", ErrorKind::NotFound, "there: no such store"),
+            (
+                "echo 'snapvol: no such store' >&2; echo 'hint: init' >&2; exit 5",
+                ErrorKind::NotFound,
+                "there: no such store",
+            ),
             ("exit 3", ErrorKind::Conflict, "there: the far side failed with exit code 3"),
             ("kill -9 $$", ErrorKind::Interrupted, "there: the far side was killed"),
         ] {

@@ -42,6 +42,11 @@ impl<W: Write> PipeWriter<W> {
     }
 }
 
+fn broken(_: Error) -> Error {
+    let text = "the stream ends too early, the other side is gone";
+    Error::other(crate::Error::new(crate::ErrorKind::Interrupted, text))
+}
+
 /// Reads the pieces as one stream, up to the end mark.
 pub struct PipeReader<R> {
     input: R,
@@ -57,14 +62,15 @@ impl<R: Read> PipeReader<R> {
 }
 
 impl<R: Read> Read for PipeReader<R> {
-    /// An input that ends without the mark is an `UnexpectedEof`.
+    /// An input that ends without the mark, or breaks, is this crate's `Interrupted` inside
+    /// an I/O error, so that it stays one wherever the stream is read.
     fn read(&mut self, buffer: &mut [u8]) -> Result<usize> {
         if self.ended || buffer.is_empty() {
             return Ok(0);
         }
         if self.left == 0 {
             let mut len = [0; 4];
-            self.input.read_exact(&mut len)?;
+            self.input.read_exact(&mut len).map_err(broken)?;
             self.left = u32::from_le_bytes(len) as usize;
             if self.left > PIECE_MAX {
                 return Err(Error::new(ErrorKind::InvalidData, "a piece of impossible length"));
@@ -75,10 +81,11 @@ impl<R: Read> Read for PipeReader<R> {
             }
         }
         let want = buffer.len().min(self.left);
-        let count = self.input.read(&mut buffer[..want])?;
-        if count == 0 {
-            return Err(ErrorKind::UnexpectedEof.into());
-        }
+        let count = match self.input.read(&mut buffer[..want]) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => return Err(error),
+            Ok(0) => return Err(broken(ErrorKind::UnexpectedEof.into())),
+            read => read.map_err(broken)?,
+        };
         self.left -= count;
         Ok(count)
     }
@@ -101,7 +108,8 @@ mod tests {
         assert_eq!((text.as_str(), rest), ("onetwo", &b"after"[..]));
         for end in 0..bytes.len() - 5 {
             let error = PipeReader::new(&bytes[..end]).read_to_end(&mut Vec::new()).unwrap_err();
-            assert_eq!(error.kind(), ErrorKind::UnexpectedEof, "{end}");
+            let error = error.downcast::<crate::Error>().unwrap();
+            assert_eq!(error.kind(), crate::ErrorKind::Interrupted, "{end}");
         }
     }
 }

@@ -100,12 +100,12 @@ fn what_is_half_received_decides() {
 
 /// A store that sends and takes a stream in memory.
 #[derive(Default)]
-struct Memory {
-    stream: Vec<u8>,
+pub(in crate::cli) struct Memory {
+    pub(in crate::cli) stream: Vec<u8>,
     snapshots: Vec<SnapshotInfo>,
     got: Mutex<Vec<u8>>,
     refuse: Option<&'static str>,
-    break_at: Option<usize>,
+    pub(in crate::cli) break_at: Option<usize>,
 }
 
 impl Shipping for Memory {
@@ -156,7 +156,7 @@ impl Shipping for Memory {
 }
 
 /// A stream of 3 MiB.
-fn stream() -> Vec<u8> {
+pub(in crate::cli) fn stream() -> Vec<u8> {
     let header = crate::delta::tests::header(4 << 20, 4096);
     let (mut encoder, mut bytes) = crate::delta::Encoder::new(&header).unwrap();
     for at in 0..3 {
@@ -245,7 +245,8 @@ fn a_break_here_is_an_interruption_there() {
     let near = Memory { stream: stream(), break_at: Some(1_500_000), ..Memory::default() };
     let far = Memory::default();
     let (here, there) = copy(&near, &far);
-    assert_eq!(here.unwrap_err().kind(), ErrorKind::Interrupted);
+    let error = here.unwrap_err();
+    assert_eq!(error.to_string(), "the stream ends within a frame");
     assert_eq!(there.unwrap_err().kind(), ErrorKind::Interrupted);
     let got = far.got.lock().unwrap();
     assert!(!got.is_empty() && near.stream.starts_with(&got));
