@@ -102,9 +102,9 @@ fn what_is_half_received_decides() {
 #[derive(Default)]
 pub(in crate::cli) struct Memory {
     pub(in crate::cli) stream: Vec<u8>,
-    snapshots: Vec<SnapshotInfo>,
-    got: Mutex<Vec<u8>>,
-    refuse: Option<&'static str>,
+    pub(in crate::cli) snapshots: Vec<SnapshotInfo>,
+    pub(in crate::cli) got: Mutex<Vec<u8>>,
+    pub(in crate::cli) refuse: Option<&'static str>,
     pub(in crate::cli) break_at: Option<usize>,
 }
 
