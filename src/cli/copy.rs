@@ -7,7 +7,7 @@
 use super::progress::Progress;
 use super::send::base_name;
 use super::shipping::{GOES_ON, Held, PEER_VERSION, Shipping, ToFar, ToNear, far_failure, hear, say};
-use crate::delta::Relay;
+use crate::delta::{Relay, ResumeToken};
 use crate::engine::api::{Received, SendRequest, SnapshotInfo};
 use crate::error::{Error, ErrorKind, Result};
 use crate::transport::{Destination, Peer, PipeWriter};
@@ -225,6 +225,8 @@ fn decide(snapshots: &[SnapshotInfo], target: usize, held: &Held, base: Base<'_>
                 Some(found.ok_or_else(gone)?.name.clone())
             }
         };
+        // It comes from the far side: it may say how much to leave out, and nothing else.
+        half.token.parse::<ResumeToken>()?.check(wanted.uuid, half.base)?;
         return Ok(Plan::Send { from, resume: Some(half.token.clone()) });
     }
     let from = match (base, asked) {

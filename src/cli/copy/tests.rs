@@ -34,6 +34,10 @@ fn there(snapshots: &[(&str, u128)]) -> Held {
     Held { version: PEER_VERSION, role: Some(Role::Secondary), snapshots, half: None }
 }
 
+fn token(target: u128, base: Option<u128>) -> String {
+    ResumeToken { target: uuid(target), base: base.map(uuid), durable: 4096 }.to_string()
+}
+
 fn half(target: u128, base: Option<u128>) -> HalfReceived {
     HalfReceived {
         volume: "db".to_owned(),
@@ -41,7 +45,7 @@ fn half(target: u128, base: Option<u128>) -> HalfReceived {
         uuid: uuid(target),
         base: base.map(uuid),
         durable: 4096,
-        token: "token".to_owned(),
+        token: token(target, base),
         running: false,
     }
 }
@@ -83,15 +87,19 @@ fn what_is_refused() {
 #[test]
 fn what_is_half_received_decides() {
     let with = |half| Held { half: Some(half), ..there(&[("a", 1), ("b", 2)]) };
-    assert_eq!(plan(&with(half(3, Some(1))), Base::Any).unwrap(), send(Some("a"), Some("token")));
-    assert_eq!(plan(&with(half(3, None)), Base::Any).unwrap(), send(None, Some("token")));
-    assert_eq!(plan(&with(half(3, None)), Base::Full).unwrap(), send(None, Some("token")));
-    assert_eq!(plan(&with(half(3, Some(1))), Base::From("a")).unwrap(), send(Some("a"), Some("token")));
+    assert_eq!(plan(&with(half(3, Some(1))), Base::Any).unwrap(), send(Some("a"), Some(&token(3, Some(1)))));
+    assert_eq!(plan(&with(half(3, None)), Base::Any).unwrap(), send(None, Some(&token(3, None))));
+    assert_eq!(plan(&with(half(3, None)), Base::Full).unwrap(), send(None, Some(&token(3, None))));
+    assert_eq!(
+        plan(&with(half(3, Some(1))), Base::From("a")).unwrap(),
+        send(Some("a"), Some(&token(3, Some(1))))
+    );
     for (half, base) in [
         (half(3, Some(1)), Base::From("b")),
         (half(3, Some(1)), Base::Full),
         (half(3, Some(9)), Base::Any),
         (half(4, Some(1)), Base::Any),
+        (HalfReceived { token: token(4, Some(1)), ..half(3, Some(1)) }, Base::Any),
         (HalfReceived { running: true, ..half(3, Some(1)) }, Base::Any),
     ] {
         assert_eq!(plan(&with(half), base).unwrap_err().kind(), ErrorKind::Conflict);
