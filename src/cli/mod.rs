@@ -29,6 +29,7 @@ mod scrub;
 mod send;
 mod serve;
 mod set;
+mod shipping;
 mod snapshot;
 mod status;
 
@@ -166,9 +167,3 @@ fn with_store(dir: &Path, run: impl FnOnce(&Access) -> Result<()>) -> Result<()>
 fn absolute(dir: &Path) -> Result<PathBuf> {
     std::path::absolute(dir).map_err(|error| Error::os(format!("resolve {}", dir.display()), error))
 }
-
-mod copy;
-pub mod progress;
-mod receive;
-mod send;
-mod shipping;

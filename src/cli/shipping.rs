@@ -8,6 +8,7 @@
 //!
 //! Only `done` makes a copy successful.
 
+use crate::control::Access;
 use crate::engine::api::{HalfReceived, Received, SendRequest, StoreInfo};
 use crate::error::{Error, ErrorKind, Result};
 use crate::transport::one_line;
@@ -50,6 +51,24 @@ pub trait Shipping: Send + Sync {
     /// # Errors
     /// As there.
     fn receive_abort(&self, volume: &str) -> Result<()>;
+}
+
+impl Shipping for Access {
+    fn list(&self, volume: Option<&str>) -> Result<StoreInfo> {
+        Self::list(self, volume)
+    }
+    fn send(&self, request: &SendRequest) -> Result<Box<dyn Read + Send>> {
+        Self::send(self, request)
+    }
+    fn receive(&self, volume: &str, input: &mut (dyn Read + Send)) -> Result<Received> {
+        Self::receive(self, volume, input)
+    }
+    fn receive_status(&self, volume: &str) -> Result<Option<HalfReceived>> {
+        Self::receive_status(self, volume)
+    }
+    fn receive_abort(&self, volume: &str) -> Result<()> {
+        Self::receive_abort(self, volume)
+    }
 }
 
 /// From the near end, which sends, to the far one.
