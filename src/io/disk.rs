@@ -52,7 +52,12 @@ pub(super) fn read_cached(handle: &impl AsFd, offset: u64, buffer: &mut [u8]) ->
 }
 
 /// Reads the rest of `buffer`, which holds zeros from `filled` on.
-pub(super) fn read_rest(handle: &impl AsFd, offset: u64, buffer: &mut [u8], mut filled: usize) -> io::Result<()> {
+pub(super) fn read_rest(
+    handle: &impl AsFd,
+    offset: u64,
+    buffer: &mut [u8],
+    mut filled: usize,
+) -> io::Result<()> {
     while filled < buffer.len() {
         match retry(|| rustix::io::pread(handle, &mut buffer[filled..], offset + filled as u64))? {
             0 => break,

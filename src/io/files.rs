@@ -11,7 +11,7 @@
 //!   gives an error, never another file.
 
 use super::helpers::{Finished, Job};
-use super::{FileId, OpenHow, Outcome, Output, Op, disk, region};
+use super::{FileId, Op, OpenHow, Outcome, Output, disk, region};
 use bytes::{Bytes, BytesMut};
 use rustix::fs::{Advice, FileType, Mode, OFlags};
 use rustix::io::Errno;
@@ -189,7 +189,9 @@ impl Files {
             }
             Op::Sync { file } => return Ok(Start::Sync { handle: handle(file)? }),
             Op::Punch { len: 0, .. } | Op::Allocate { len: 0, .. } => Output::None,
-            Op::Punch { file, offset, len } => return Ok(Start::Punch { handle: handle(file)?, offset, len }),
+            Op::Punch { file, offset, len } => {
+                return Ok(Start::Punch { handle: handle(file)?, offset, len });
+            }
             Op::Allocate { file, offset, len } => {
                 return Ok(Start::Allocate { handle: handle(file)?, offset, len });
             }

@@ -47,7 +47,13 @@ impl Streams {
     }
 
     /// Receives inline, or queues it.
-    pub(super) fn recv(&mut self, id: OpId, file: FileId, handle: &Arc<Handle>, len: usize) -> Option<Outcome> {
+    pub(super) fn recv(
+        &mut self,
+        id: OpId,
+        file: FileId,
+        handle: &Arc<Handle>,
+        len: usize,
+    ) -> Option<Outcome> {
         let waits = self.0.get(&file).is_some_and(|stream| !stream.recvs.is_empty());
         if !waits && let Some(outcome) = recv(handle, len) {
             return Some(outcome);
@@ -107,7 +113,8 @@ impl Streams {
     /// Forgets a closed stream; what waited for it ends with an error.
     pub(super) fn close(&mut self, file: FileId, done: &mut Vec<(OpId, Outcome)>) -> Option<Arc<Handle>> {
         let stream = self.0.remove(&file)?;
-        let waiting = stream.recvs.into_iter().map(|(id, _)| id).chain(stream.sends.into_iter().map(|(id, _)| id));
+        let waiting =
+            stream.recvs.into_iter().map(|(id, _)| id).chain(stream.sends.into_iter().map(|(id, _)| id));
         done.extend(waiting.map(|id| (id, Err(Errno::CANCELED.into()))));
         Some(stream.handle)
     }
@@ -118,7 +125,9 @@ fn recv(handle: &Handle, len: usize) -> Option<Outcome> {
     let mut buffer = BytesMut::with_capacity(len);
     let spare = &mut buffer.spare_capacity_mut()[..len];
     let received = disk::retry(|| match handle.kind {
-        Kind::Socket => rustix::net::recv(handle, &mut *spare, RecvFlags::DONTWAIT).map(|((got, _), _)| got.len()),
+        Kind::Socket => {
+            rustix::net::recv(handle, &mut *spare, RecvFlags::DONTWAIT).map(|((got, _), _)| got.len())
+        }
         Kind::File | Kind::Pipe => rustix::io::read(handle, &mut *spare).map(|(got, _)| got.len()),
     });
     match received {

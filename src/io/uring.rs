@@ -417,7 +417,8 @@ impl Drop for Uring {
         while self.flights.iter().any(|(_, flight)| flight.must_land()) {
             match self.ring.submit_and_wait(1) {
                 Ok(_) => {}
-                Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN)) => {}
+                Err(error)
+                    if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN)) => {}
                 Err(error) => {
                     tracing::error!("io_uring does not end its operations: {error}");
                     std::mem::forget(std::mem::take(&mut self.flights));
