@@ -2,6 +2,7 @@
 //! keeps what is sent. No system calls, no time; the same script gives the same run.
 
 use super::memory::{Memory, MemoryDevice};
+use super::metacontext::{Context, Selected};
 use super::transmission::{self, End, Session};
 use crate::io::{Driver, FileId, Io, Op, OpId, Outcome, Output, Reactor, Wake};
 use bytes::{Bytes, BytesMut};
@@ -82,6 +83,15 @@ impl Driver for ScriptDriver {
     fn boot_id(&self) -> [u8; 16] {
         [0; 16]
     }
+}
+
+/// Both kinds of metadata context, for a volume with a snapshot `one`.
+#[must_use]
+pub fn contexts() -> Vec<Selected> {
+    vec![
+        Selected { id: 1, context: Context::Allocation },
+        Selected { id: 2, context: Context::Delta("one".to_owned()) },
+    ]
 }
 
 /// Runs a connection over a script to its end.
