@@ -161,6 +161,9 @@ pub(super) fn allocate(handle: &impl AsFd, offset: u64, len: u64) -> io::Result<
 }
 
 /// Writes zeros wherever the range is a hole or past the end of the file.
+///
+/// A write to the same hole at the same time may be lost, as with `posix_fallocate`:
+/// nobody writes to a range before its allocation has completed.
 fn fill_holes(handle: &impl AsFd, mut offset: u64, end: u64) -> io::Result<()> {
     let size = size(handle)?;
     while offset < end.min(size) {
@@ -221,4 +224,42 @@ pub(super) fn boot_id() -> io::Result<[u8; 16]> {
     let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
     let id = uuid::Uuid::parse_str(text.trim()).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
     Ok(id.into_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn holes_are_filled_where_nothing_else_allocates() {
+        let file = tempfile::tempfile().unwrap();
+        let write = |offset, data| write_all(&file, offset, &[Bytes::from_static(data)], 0).unwrap();
+        write(8192, b"in the middle");
+        write(300_000, b"at the end");
+        fill_holes(&file, 100, 400_000).unwrap();
+        assert_eq!(size(&file).unwrap(), 400_000);
+        assert!(allocated(&file).unwrap() >= 400_000);
+        let mut bytes = vec![0; 400_000];
+        read_rest(&file, 0, &mut bytes, 0).unwrap();
+        assert_eq!(&bytes[8192..8205], b"in the middle");
+        assert_eq!(&bytes[300_000..300_010], b"at the end");
+        assert_eq!(bytes.iter().filter(|byte| **byte != 0).count(), 23);
+        fill_holes(&file, 0, 400_000).unwrap();
+        write_zeros(&file, 8194, 300_001).unwrap();
+        read_rest(&file, 0, &mut bytes, 0).unwrap();
+        assert_eq!((&bytes[8192..8195], &bytes[300_000..300_002]), (&b"in\0"[..], &b"\0t"[..]));
+    }
+
+    #[test]
+    fn buffers_are_cut_where_the_kernel_stopped() {
+        let all = ["", "ab", "", "cdef", "g"].map(|part| Bytes::from_static(part.as_bytes()));
+        for count in 0..=7 {
+            let mut data = all.to_vec();
+            advance(&mut data, count);
+            assert_eq!(data.concat(), b"abcdefg"[count..]);
+            assert!(data.first().is_none_or(|first| !first.is_empty()));
+            let slices: Vec<u8> = slices(&all, count).iter().flat_map(|slice| slice.to_vec()).collect();
+            assert_eq!(slices, b"abcdefg"[count..]);
+        }
+    }
 }

@@ -59,8 +59,8 @@ impl Bell {
 
 impl Wake for Bell {
     fn wake(&self) {
-        // The only way to fail is a counter at its maximum, and then it rings anyway.
-        let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
+        // Any number but zero rings, in either byte order. The only way to fail is a counter at its maximum, and then it rings anyway.
+        let _ = rustix::io::write(&self.0, &1u64.to_le_bytes());
     }
 }
 

@@ -58,7 +58,7 @@ pub enum OpenHow {
 }
 
 /// One operation.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Op {
     /// Reads `len` bytes at `offset`. Output: `Bytes`.
     Read {

@@ -35,11 +35,15 @@ struct Stream {
 /// The streams that wait for their peers. A stream is listed from its first wait until
 /// it is closed.
 #[derive(Default)]
-pub(super) struct Streams(FxHashMap<FileId, Stream>);
+pub(super) struct Streams {
+    waiting: FxHashMap<FileId, Stream>,
+    /// A buffer into which nothing came yet, for the next attempt.
+    spare: BytesMut,
+}
 
 impl Streams {
     fn stream(&mut self, file: FileId, handle: &Arc<Handle>) -> &mut Stream {
-        self.0.entry(file).or_insert_with(|| Stream {
+        self.waiting.entry(file).or_insert_with(|| Stream {
             handle: Arc::clone(handle),
             recvs: VecDeque::new(),
             sends: VecDeque::new(),
@@ -54,8 +58,8 @@ impl Streams {
         handle: &Arc<Handle>,
         len: usize,
     ) -> Option<Outcome> {
-        let waits = self.0.get(&file).is_some_and(|stream| !stream.recvs.is_empty());
-        if !waits && let Some(outcome) = recv(handle, len) {
+        let waits = self.waiting.get(&file).is_some_and(|stream| !stream.recvs.is_empty());
+        if !waits && let Some(outcome) = recv(handle, len, &mut self.spare) {
             return Some(outcome);
         }
         self.stream(file, handle).recvs.push_back((id, len));
@@ -70,7 +74,7 @@ impl Streams {
         handle: &Arc<Handle>,
         mut data: Vec<Bytes>,
     ) -> Option<Outcome> {
-        let waits = self.0.get(&file).is_some_and(|stream| !stream.sends.is_empty());
+        let waits = self.waiting.get(&file).is_some_and(|stream| !stream.sends.is_empty());
         if !waits && let Some(outcome) = send(handle, &mut data) {
             return Some(outcome);
         }
@@ -80,7 +84,7 @@ impl Streams {
 
     /// What the stream waits for now.
     pub(super) fn interest(&self, file: FileId) -> Interest {
-        self.0.get(&file).map_or_else(Interest::default, |stream| Interest {
+        self.waiting.get(&file).map_or_else(Interest::default, |stream| Interest {
             readable: !stream.recvs.is_empty(),
             writable: !stream.sends.is_empty(),
         })
@@ -88,10 +92,10 @@ impl Streams {
 
     /// Goes on with a stream that became ready in these directions.
     pub(super) fn ready(&mut self, file: FileId, ready: Interest, done: &mut Vec<(OpId, Outcome)>) {
-        let Some(stream) = self.0.get_mut(&file) else { return };
+        let Some(stream) = self.waiting.get_mut(&file) else { return };
         while ready.readable
             && let Some(&(id, len)) = stream.recvs.front()
-            && let Some(outcome) = recv(&stream.handle, len)
+            && let Some(outcome) = recv(&stream.handle, len, &mut self.spare)
         {
             stream.recvs.pop_front();
             done.push((id, outcome));
@@ -107,12 +111,12 @@ impl Streams {
 
     /// The descriptor of a stream that has waited.
     pub(super) fn handle(&self, file: FileId) -> Option<&Arc<Handle>> {
-        self.0.get(&file).map(|stream| &stream.handle)
+        self.waiting.get(&file).map(|stream| &stream.handle)
     }
 
     /// Forgets a closed stream; what waited for it ends with an error.
     pub(super) fn close(&mut self, file: FileId, done: &mut Vec<(OpId, Outcome)>) -> Option<Arc<Handle>> {
-        let stream = self.0.remove(&file)?;
+        let stream = self.waiting.remove(&file)?;
         let waiting =
             stream.recvs.into_iter().map(|(id, _)| id).chain(stream.sends.into_iter().map(|(id, _)| id));
         done.extend(waiting.map(|id| (id, Err(Errno::CANCELED.into()))));
@@ -121,8 +125,9 @@ impl Streams {
 }
 
 /// Receives once; `None` if the peer has sent nothing yet.
-fn recv(handle: &Handle, len: usize) -> Option<Outcome> {
-    let mut buffer = BytesMut::with_capacity(len);
+fn recv(handle: &Handle, len: usize, kept: &mut BytesMut) -> Option<Outcome> {
+    let mut buffer = std::mem::take(kept);
+    buffer.reserve(len);
     let spare = &mut buffer.spare_capacity_mut()[..len];
     let received = disk::retry(|| match handle.kind {
         Kind::Socket => {
@@ -136,7 +141,10 @@ fn recv(handle: &Handle, len: usize) -> Option<Outcome> {
             unsafe { buffer.set_len(received) };
             Some(Ok(Output::Bytes(buffer)))
         }
-        Err(Errno::AGAIN) => None,
+        Err(Errno::AGAIN) => {
+            *kept = buffer;
+            None
+        }
         Err(error) => Some(Err(error.into())),
     }
 }

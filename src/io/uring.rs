@@ -115,6 +115,10 @@ pub struct Uring {
     timers: Timers,
     helpers: Helpers,
     bell: Arc<Bell>,
+    /// Room for completions between the queue and the table of flights.
+    landed: Vec<(u64, i32)>,
+    /// The bell rang since the last wait ended.
+    rang: bool,
     /// Ended outside of a wait.
     ended: Vec<(OpId, Outcome)>,
     boot_id: [u8; 16],
@@ -142,6 +146,8 @@ impl Uring {
             timers: Timers::default(),
             helpers: Helpers::new(Arc::clone(&bell)),
             bell,
+            landed: Vec::new(),
+            rang: false,
             ended: Vec::new(),
             boot_id: disk::boot_id()?,
         };
@@ -170,9 +176,7 @@ impl Uring {
     fn make_room(&mut self, error: &io::Error) {
         match error.raw_os_error() {
             Some(libc::EBUSY | libc::EAGAIN | libc::EINTR) => {
-                let mut done = Vec::new();
-                self.land(&mut done);
-                self.ended.append(&mut done);
+                self.land_outside();
             }
             _ => panic!("io_uring failed on a ring of our own: {error}"),
         }
@@ -194,11 +198,12 @@ impl Uring {
             self.launch(Flight::Ready { file, writable: false, handle: Arc::clone(&handle) });
         }
         if send {
-            self.launch(Flight::Ready { file, writable: true, handle: handle });
+            self.launch(Flight::Ready { file, writable: true, handle });
         }
     }
 
-    /// Ends the watches of a closed stream, which would keep its descriptor open.
+    /// Ends the watches of a closed stream, which keep its descriptor open: the peer has to
+    /// see the end now, though nobody may wait for a long time.
     fn unwatch(&mut self, file: FileId) {
         self.watched.remove(&file);
         let watches = self.flights.iter().filter_map(|(number, flight)| match flight {
@@ -214,24 +219,24 @@ impl Uring {
                 }
             }
         }
-        // At once, so that the peer sees the end now and not at the next wait.
-        if let Err(error) = self.ring.submit() {
-            self.make_room(&error);
+        // Once for the removals, once for the deferred work that follows from them.
+        for _ in 0..2 {
+            self.enter(Some(Duration::ZERO));
+            self.land_outside();
         }
     }
 
     /// Takes what the ring has completed.
-    fn land(&mut self, done: &mut Vec<(OpId, Outcome)>) -> bool {
-        let mut rang = false;
-        let mut landed = Vec::new();
+    fn land(&mut self, done: &mut Vec<(OpId, Outcome)>) {
+        let mut landed = std::mem::take(&mut self.landed);
         landed.extend(self.ring.completion().map(|entry| (entry.user_data(), entry.result())));
-        for (number, result) in landed {
+        for (number, result) in landed.drain(..) {
             let Some(number) = usize::try_from(number).ok().filter(|n| self.flights.contains(*n)) else {
                 continue;
             };
             let flight = self.flights.remove(number);
             if let Flight::Bell = flight {
-                rang |= self.bell.silence();
+                self.rang |= self.bell.silence();
                 self.launch(Flight::Bell);
             } else if let Flight::Ready { file, writable, .. } = flight {
                 if let Some(watched) = self.watched.get_mut(&file) {
@@ -247,7 +252,14 @@ impl Uring {
                 self.land_file(flight, result, done);
             }
         }
-        rang
+        self.landed = landed;
+    }
+
+    /// Takes what the ring has completed, for the next wait to hand over.
+    fn land_outside(&mut self) {
+        let mut ended = std::mem::take(&mut self.ended);
+        self.land(&mut ended);
+        self.ended = ended;
     }
 
     /// Ends or goes on with an operation on a file of which the kernel has done a part.
@@ -383,19 +395,19 @@ impl Driver for Uring {
     fn wait(&mut self, timeout: Option<Duration>, done: &mut Vec<(OpId, Outcome)>) {
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         loop {
-            let mut rang = self.land(done);
+            self.land(done);
             done.append(&mut self.ended);
             self.helpers.collect(done);
             self.timers.collect(done);
-            let idle = done.is_empty() && !rang;
+            let idle = done.is_empty() && !self.rang;
             let limit = if idle { self.timers.limit(deadline) } else { Some(Duration::ZERO) };
             self.enter(limit);
-            rang |= self.land(done);
+            self.land(done);
             self.helpers.collect(done);
             self.timers.collect(done);
             done.append(&mut self.ended);
             let over = deadline.is_some_and(|deadline| Instant::now() >= deadline);
-            if rang || over || !done.is_empty() {
+            if std::mem::take(&mut self.rang) || over || !done.is_empty() {
                 return;
             }
         }
