@@ -29,6 +29,7 @@ mod scrub;
 mod send;
 mod serve;
 mod set;
+mod shipping;
 mod snapshot;
 mod status;
 

@@ -1,1 +1,3 @@
-//! (layer format)
+//! Bytes to structs and back, nothing else: it opens nothing and decides nothing.
+
+pub mod stream;

@@ -17,10 +17,17 @@
 //!   zeros. `Write` writes all of its bytes or fails. `Recv` returns at least one
 //!   byte or, at the end of the stream, none; `Send` sends all.
 
+mod disk;
+mod files;
+mod helpers;
 pub mod plain;
 pub mod reactor;
 pub mod region;
 pub mod sim;
+mod streams;
+#[cfg(test)]
+mod tests;
+mod timers;
 pub mod uring;
 
 pub use reactor::{Io, Reactor};
@@ -51,7 +58,7 @@ pub enum OpenHow {
 }
 
 /// One operation.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Op {
     /// Reads `len` bytes at `offset`. Output: `Bytes`.
     Read {
