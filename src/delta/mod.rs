@@ -1,1 +1,27 @@
-//! (layer delta)
+//! The snapshot delta on its way: planning its extents, making and reading the stream.
+//!
+//! [`plan`] turns words of bit maps into extents; [`sender`] makes a stream of a
+//! [`Source`]; [`receiver`] applies one to a [`Target`]. Both are blocking and know
+//! no store: what they read and write stands behind the two traits.
+
+pub mod decoder;
+pub mod encoder;
+pub mod plan;
+pub mod receiver;
+pub mod relay;
+pub mod sender;
+pub mod token;
+
+pub use decoder::{Chunk, Decoder};
+pub use encoder::{Encoder, PlainChunk};
+pub use receiver::{Begin, Outcome, Target, receive};
+pub use relay::Relay;
+pub use sender::{SendStream, Source};
+pub use token::ResumeToken;
+
+pub use crate::format::stream::{Extent, ExtentKind, SnapshotId, StreamHeader, Trailer};
+
+#[cfg(test)]
+mod golden;
+#[cfg(test)]
+pub(crate) mod tests;

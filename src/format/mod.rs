@@ -9,6 +9,7 @@ pub mod segment;
 pub mod slot;
 pub mod state;
 pub mod store;
+pub mod stream;
 
 #[cfg(test)]
 mod page_test;

@@ -1,0 +1,90 @@
+//! Arguments that several commands take, and how they are parsed.
+
+use crate::error::{Error, Result};
+use crate::types::{Name, SnapName};
+use std::str::FromStr;
+
+/// `VOL` or `VOL@SNAP`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Target {
+    pub volume: Name,
+    pub snapshot: Option<Name>,
+}
+
+impl FromStr for Target {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        if text.contains('@') {
+            let SnapName { volume, snapshot } = text.parse()?;
+            return Ok(Self { volume, snapshot: Some(snapshot) });
+        }
+        Ok(Self { volume: text.parse()?, snapshot: None })
+    }
+}
+
+impl std::fmt::Display for Target {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.snapshot {
+            Some(snapshot) => write!(out, "{}@{snapshot}", self.volume),
+            None => self.volume.fmt(out),
+        }
+    }
+}
+
+/// A tag of a hold: as a name, but it may also begin with `_` or `.`.
+///
+/// # Errors
+/// `Invalid` for an empty, long or unprintable tag.
+pub(super) fn parse_tag(text: &str) -> Result<String> {
+    let fits = (1..=63).contains(&text.len());
+    if fits && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b)) {
+        return Ok(text.to_owned());
+    }
+    Err(Error::invalid(format!(
+        "'{}' is no valid tag: it takes 1 to 63 letters, digits, '.', '_' or '-'",
+        text.escape_debug()
+    )))
+}
+
+/// A power-of-two size below 4 GiB; what it must be else, the geometry says.
+///
+/// # Errors
+/// `Invalid` when it is no size or too large.
+pub(super) fn parse_block_size(text: &str) -> Result<u32> {
+    let size = crate::types::parse_size(text)?;
+    u32::try_from(size).map_err(|_| Error::invalid(format!("a block size of {text} is too large")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets() {
+        let target: Target = "db@monday".parse().unwrap();
+        assert_eq!(
+            (target.volume.as_str(), target.snapshot.as_ref().map(Name::as_str)),
+            ("db", Some("monday"))
+        );
+        assert_eq!(target.to_string(), "db@monday");
+        assert_eq!("db".parse::<Target>().unwrap().to_string(), "db");
+        for bad in ["", "@", "db@", "@x", "db@a@b", "_db", "a/b", "db@_x"] {
+            assert!(bad.parse::<Target>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn tags() {
+        assert!(parse_tag("backup-1").is_ok());
+        for bad in ["", "a b", "a\n", &"x".repeat(64)] {
+            assert!(parse_tag(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn block_sizes() {
+        assert_eq!(parse_block_size("4K").unwrap(), 4096);
+        assert!(parse_block_size("8G").is_err());
+    }
+}

@@ -1,0 +1,210 @@
+//! `serve`: the daemon. It opens the store, serves its volumes over NBD, answers the
+//! control socket, and at the first SIGTERM or SIGINT puts all of it down in order:
+//! control first (no new work), then NBD, then the store, which settles and marks
+//! itself clean. A second signal ends the process at once; nothing acknowledged is lost
+//! by that.
+
+mod notify;
+
+use super::create::options;
+use super::output;
+use crate::control::access::open_locked;
+use crate::control::service::StoreService;
+use crate::control::{self, require_store};
+use crate::engine::Store;
+use crate::engine::store::OpenOptions;
+use crate::error::{Error, ErrorKind, Result};
+use crate::io::DriverKind;
+use crate::nbd::{Limits, Listen, Server};
+use crate::types::{Name, OnFull, parse_size};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+/// Serve all volumes and snapshots over NBD, until SIGTERM or SIGINT
+///
+/// Prints one line per export and address on stdout once it accepts connections. Logs
+/// go to stderr; SNAPVOL_LOG sets their level (error, warn, info, debug, trace).
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// Make this volume, of that size in bytes, if it is missing; may be repeated
+    #[arg(long, value_name = "VOL:SIZE")]
+    create: Vec<NewVolume>,
+
+    /// The unix socket to listen on; DIR/nbd.sock unless said
+    #[arg(long, value_name = "PATH")]
+    unix: Option<PathBuf>,
+
+    /// Listen on TCP too; anybody who reaches the address can read and write. May be repeated
+    #[arg(long, value_name = "ADDR:PORT")]
+    listen: Vec<String>,
+
+    /// How to talk to the disk: io_uring, plain system calls, or io_uring where the kernel allows it
+    #[arg(long, value_enum, default_value_t = IoKind::Auto)]
+    io: IoKind,
+
+    /// Engine threads; 0: one a core
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    threads: usize,
+
+    /// How many NBD connections are served at once
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    max_connections: u32,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum IoKind {
+    Auto,
+    Uring,
+    Plain,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct NewVolume {
+    name: Name,
+    size: u64,
+}
+
+impl FromStr for NewVolume {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let Some((name, size)) = text.split_once(':') else {
+            return Err(Error::invalid(format!(
+                "'{}' has no size; write it as VOL:SIZE",
+                text.escape_debug()
+            )));
+        };
+        let (name, size) = (name.parse()?, parse_size(size)?);
+        options(size, 4096, 1, OnFull::default())?;
+        Ok(Self { name, size })
+    }
+}
+
+pub(super) fn run(dir: &Path, args: &Args) -> Result<()> {
+    let dir = super::absolute(dir)?;
+    // Before anything is opened, so that no signal finds the process without a plan.
+    let mut signals = signals()?;
+    let store = open(&dir, args)?;
+    let served = serve(&dir, args, &store, &mut signals);
+    let closed = store.close();
+    if served.is_ok() && closed.is_ok() {
+        tracing::info!("the store is closed");
+    }
+    served.and(closed)
+}
+
+/// The first signal arrives here; the second one ends the process with code 1.
+fn signals() -> Result<Signals> {
+    let failed = |error| Error::os("set up signal handlers", error);
+    let stopping = Arc::new(AtomicBool::new(false));
+    for signal in [SIGTERM, SIGINT] {
+        // The order matters: the first signal finds the flag down and raises it.
+        signal_hook::flag::register_conditional_shutdown(signal, 1, Arc::clone(&stopping)).map_err(failed)?;
+        signal_hook::flag::register(signal, Arc::clone(&stopping)).map_err(failed)?;
+    }
+    Signals::new([SIGTERM, SIGINT]).map_err(failed)
+}
+
+fn open(dir: &Path, args: &Args) -> Result<Arc<Store>> {
+    match require_store(dir) {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            Store::init(dir)?;
+            tracing::info!("made a store in {}", dir.display());
+        }
+        other => other?,
+    }
+    let driver = match args.io {
+        IoKind::Auto => DriverKind::Auto,
+        IoKind::Uring => DriverKind::Uring,
+        IoKind::Plain => DriverKind::Plain,
+    };
+    let store = open_locked(dir, OpenOptions { driver, threads: args.threads })?;
+    for volume in &args.create {
+        if let Err(error) = ensure_volume(&store, volume) {
+            // The first error is the one to tell.
+            let _ = store.close();
+            return Err(error);
+        }
+    }
+    Ok(store)
+}
+
+/// Makes the volume unless it exists.
+fn ensure_volume(store: &Store, NewVolume { name, size }: &NewVolume) -> Result<()> {
+    match store.list(Some(name.as_str())) {
+        Ok(info) => {
+            if let Some(volume) = info.volumes.first().filter(|volume| volume.size != *size) {
+                tracing::warn!(
+                    "volume {name} exists with {} bytes, not {size}; it stays as it is",
+                    volume.size
+                );
+            }
+            Ok(())
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            store.create(name.as_str(), &options(*size, 4096, 1, OnFull::default())?)?;
+            tracing::info!("made volume {name} of {size} bytes");
+            Ok(())
+        }
+        Err(error) => Err(error),
+    }
+}
+
+// adapter: all that is known here of the NBD server's interface.
+fn start_nbd(dir: &Path, args: &Args, store: &Arc<Store>) -> Result<Server> {
+    let unix = match &args.unix {
+        Some(path) => super::absolute(path)?,
+        None => dir.join("nbd.sock"),
+    };
+    let mut listen = vec![Listen::Unix(unix)];
+    listen.extend(args.listen.iter().cloned().map(Listen::Tcp));
+    let limits = Limits { connections: args.max_connections as usize, ..Limits::default() };
+    Server::start(Arc::clone(store), &listen, limits)
+}
+
+fn serve(dir: &Path, args: &Args, store: &Arc<Store>, signals: &mut Signals) -> Result<()> {
+    let mut nbd = start_nbd(dir, args, store)?;
+    let service = StoreService::new(Arc::clone(store), nbd.uris(""));
+    let mut control = control::Server::start(dir, Arc::new(service))?;
+    let announced = announce(store, &nbd);
+    if announced.is_ok() {
+        notify::send("READY=1");
+        tracing::info!("serving {}", dir.display());
+        if let Some(signal) = signals.forever().next() {
+            let name = if signal == SIGINT { "SIGINT" } else { "SIGTERM" };
+            tracing::info!("stopping on {name}; once more ends at once");
+        }
+    }
+    notify::send("STOPPING=1");
+    control.stop();
+    nbd.stop();
+    announced
+}
+
+/// Says where the exports are; a store without volumes says where they will be.
+fn announce(store: &Store, nbd: &Server) -> Result<()> {
+    let mut names = store.exports()?;
+    if names.is_empty() {
+        names.push(String::new());
+    }
+    let lines = names.iter().flat_map(|name| nbd.uris(name)).map(|uri| format!("ready {uri}\n"));
+    output::print(&lines.collect::<String>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn new_volumes() {
+        let volume: NewVolume = "db:10G".parse().unwrap();
+        assert_eq!((volume.name.as_str(), volume.size), ("db", 10 << 30));
+        for bad in ["db", "db:", ":1G", "db:513", "db:0", "_db:1G", "db:1G:2"] {
+            assert!(bad.parse::<NewVolume>().is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,291 @@
+//! [`Access`]: a store, whoever has it open.
+//!
+//! A daemon that answers is asked; otherwise the store is opened here, with its lock.
+//! Between the two lies a moment in which a daemon holds the lock but has no socket
+//! yet, and another command may hold the lock for as long as it runs; so both ways are
+//! tried again for a while before that is called a conflict.
+
+use super::client::Client;
+use super::require_store;
+use super::wire::{Call, to_texts};
+use crate::engine::Store;
+use crate::engine::api::{
+    CheckReport, CreateOptions, Diff, HalfReceived, Received, SendRequest, Status, StoreInfo,
+};
+use crate::engine::store::OpenOptions;
+use crate::error::{Error, ErrorKind, Result};
+use crate::types::{OnFull, SnapName};
+use std::io::Read;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How long a store that somebody else has locked is waited for.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+/// How often it is tried in that time.
+const LOCK_INTERVAL: Duration = Duration::from_millis(50);
+
+/// A store, open in this process or served by another.
+pub enum Access {
+    /// Open here; this process holds the lock.
+    Local(Arc<Store>),
+    /// Served by a daemon.
+    Remote(Client),
+}
+
+/// Opens the store itself, waiting a little for whoever holds the lock to go.
+///
+/// # Errors
+/// `NotFound` without a store; `Conflict` if the lock stays held.
+pub fn open_locked(dir: &Path, options: OpenOptions) -> Result<Arc<Store>> {
+    require_store(dir)?;
+    let until = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match Store::open(dir, options) {
+            Err(error) if error.kind() == ErrorKind::Conflict && Instant::now() < until => {
+                std::thread::sleep(LOCK_INTERVAL);
+            }
+            done => return done,
+        }
+    }
+}
+
+impl Access {
+    /// The daemon's if one answers, else the store itself.
+    ///
+    /// # Errors
+    /// `NotFound` without a store; `Conflict` if somebody has it who can't be asked.
+    pub fn open(dir: &Path) -> Result<Self> {
+        require_store(dir)?;
+        let until = Instant::now() + LOCK_PATIENCE;
+        loop {
+            if let Some(client) = Client::probe(dir)? {
+                return Ok(Self::Remote(client));
+            }
+            match Store::open(dir, OpenOptions::default()) {
+                Ok(store) => return Ok(Self::Local(store)),
+                Err(error) if error.kind() == ErrorKind::Conflict => {
+                    if Instant::now() >= until {
+                        return Err(in_use(dir, &error));
+                    }
+                    std::thread::sleep(LOCK_INTERVAL);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Closes what [`Self::open`] opened.
+    ///
+    /// # Errors
+    /// What the store says when its last bytes can't be written.
+    pub fn close(self) -> Result<()> {
+        match self {
+            Self::Local(store) => store.close(),
+            Self::Remote(_) => Ok(()),
+        }
+    }
+
+    /// Whether a daemon serves the store.
+    #[must_use]
+    pub fn is_served(&self) -> bool {
+        matches!(self, Self::Remote(_))
+    }
+}
+
+fn in_use(dir: &Path, error: &Error) -> Error {
+    Error::conflict(format!(
+        "the store in {} is in use by another process that does not answer: {error}",
+        dir.display()
+    ))
+    .hint("wait until the other command has ended, or see who holds it with: fuser -v STORE/lock")
+}
+
+/// The operations of [`Store`], with its errors.
+#[allow(clippy::missing_errors_doc, reason = "as for the method of the same name of Store")]
+impl Access {
+    /// Makes a volume.
+    pub fn create(&self, volume: &str, options: &CreateOptions) -> Result<()> {
+        match self {
+            Self::Local(store) => store.create(volume, options),
+            Self::Remote(client) => {
+                client.call(&Call::Create { volume: volume.to_owned(), options: options.clone() })
+            }
+        }
+    }
+
+    /// Changes what happens when space runs out.
+    pub fn set_on_full(&self, volume: &str, on_full: OnFull) -> Result<()> {
+        match self {
+            Self::Local(store) => store.set_on_full(volume, on_full),
+            Self::Remote(client) => client.call(&Call::SetOnFull { volume: volume.to_owned(), on_full }),
+        }
+    }
+
+    /// All volumes, or one.
+    pub fn list(&self, volume: Option<&str>) -> Result<StoreInfo> {
+        match self {
+            Self::Local(store) => store.list(volume),
+            Self::Remote(client) => client.call(&Call::List { volume: volume.map(str::to_owned) }),
+        }
+    }
+
+    /// Changes a volume's size, in bytes; smaller only with `force`.
+    pub fn resize(&self, volume: &str, size: u64, force: bool) -> Result<()> {
+        match self {
+            Self::Local(store) => store.resize(volume, size, force),
+            Self::Remote(client) => client.call(&Call::Resize { volume: volume.to_owned(), size, force }),
+        }
+    }
+
+    /// Takes snapshots at one instant.
+    pub fn snapshot(&self, names: &[SnapName]) -> Result<()> {
+        match self {
+            Self::Local(store) => store.snapshot(names),
+            Self::Remote(client) => client.call(&Call::Snapshot { names: to_texts(names) }),
+        }
+    }
+
+    /// Deletes snapshots, all or none.
+    pub fn delete_snapshots(&self, names: &[SnapName]) -> Result<()> {
+        match self {
+            Self::Local(store) => store.delete_snapshots(names),
+            Self::Remote(client) => client.call(&Call::DeleteSnapshots { names: to_texts(names) }),
+        }
+    }
+
+    /// Deletes a volume; with its snapshots only if `recursive`.
+    pub fn delete_volume(&self, volume: &str, recursive: bool) -> Result<()> {
+        match self {
+            Self::Local(store) => store.delete_volume(volume, recursive),
+            Self::Remote(client) => client.call(&Call::DeleteVolume { volume: volume.to_owned(), recursive }),
+        }
+    }
+
+    /// Keeps a snapshot from being deleted.
+    pub fn hold(&self, name: &SnapName, tag: &str) -> Result<()> {
+        match self {
+            Self::Local(store) => store.hold(name, tag),
+            Self::Remote(client) => client.call(&Call::Hold { name: name.to_string(), tag: tag.to_owned() }),
+        }
+    }
+
+    /// Takes a hold away.
+    pub fn release(&self, name: &SnapName, tag: &str) -> Result<()> {
+        match self {
+            Self::Local(store) => store.release(name, tag),
+            Self::Remote(client) => {
+                client.call(&Call::Release { name: name.to_string(), tag: tag.to_owned() })
+            }
+        }
+    }
+
+    /// Makes production equal a snapshot again.
+    pub fn rollback(&self, name: &SnapName, force: bool) -> Result<()> {
+        match self {
+            Self::Local(store) => store.rollback(name, force),
+            Self::Remote(client) => client.call(&Call::Rollback { name: name.to_string(), force }),
+        }
+    }
+
+    /// What changed from a snapshot to another, or to now.
+    pub fn diff(&self, from: &SnapName, to: Option<&str>) -> Result<Diff> {
+        match self {
+            Self::Local(store) => store.diff(from, to),
+            Self::Remote(client) => {
+                client.call(&Call::Diff { from: from.to_string(), to: to.map(str::to_owned) })
+            }
+        }
+    }
+
+    /// A snapshot, or a delta, as a stream.
+    pub fn send(&self, request: &SendRequest) -> Result<Box<dyn Read + Send>> {
+        match self {
+            Self::Local(store) => store.send(request),
+            Self::Remote(client) => client.send(request),
+        }
+    }
+
+    /// Applies a stream; the answer comes when all of it is durable.
+    pub fn receive(&self, volume: &str, input: &mut (dyn Read + Send)) -> Result<Received> {
+        match self {
+            Self::Local(store) => store.receive(volume, input),
+            Self::Remote(client) => client.receive(volume, input),
+        }
+    }
+
+    /// What is half received.
+    pub fn receive_status(&self, volume: &str) -> Result<Option<HalfReceived>> {
+        match self {
+            Self::Local(store) => store.receive_status(volume),
+            Self::Remote(client) => client.call(&Call::ReceiveStatus { volume: volume.to_owned() }),
+        }
+    }
+
+    /// Drops what is half received.
+    pub fn receive_abort(&self, volume: &str) -> Result<()> {
+        match self {
+            Self::Local(store) => store.receive_abort(volume),
+            Self::Remote(client) => client.call(&Call::ReceiveAbort { volume: volume.to_owned() }),
+        }
+    }
+
+    /// Makes a secondary writable.
+    pub fn promote(&self, volume: &str) -> Result<()> {
+        match self {
+            Self::Local(store) => store.promote(volume),
+            Self::Remote(client) => client.call(&Call::Promote { volume: volume.to_owned() }),
+        }
+    }
+
+    /// Makes a primary a secondary.
+    pub fn demote(&self, volume: &str, force: bool) -> Result<()> {
+        match self {
+            Self::Local(store) => store.demote(volume, force),
+            Self::Remote(client) => client.call(&Call::Demote { volume: volume.to_owned(), force }),
+        }
+    }
+
+    /// Verifies every stored byte that has a checksum.
+    pub fn scrub(&self, volume: Option<&str>) -> Result<CheckReport> {
+        match self {
+            Self::Local(store) => store.scrub(volume),
+            Self::Remote(client) => client.call(&Call::Scrub { volume: volume.map(str::to_owned) }),
+        }
+    }
+
+    /// The daemon and its clients.
+    pub fn status(&self) -> Result<Status> {
+        match self {
+            Self::Local(store) => {
+                let mut status = store.status()?;
+                env!("CARGO_PKG_VERSION").clone_into(&mut status.version);
+                Ok(status)
+            }
+            Self::Remote(client) => client.call(&Call::Status {}),
+        }
+    }
+}
+
+/// Verifies a store's structure: by itself, or through the daemon that serves it.
+///
+/// # Errors
+/// `NotFound` without a store, `Conflict` for a repair while it is served.
+pub fn check(dir: &Path, repair: bool) -> Result<CheckReport> {
+    require_store(dir)?;
+    let until = Instant::now() + LOCK_PATIENCE;
+    loop {
+        if let Some(client) = Client::probe(dir)? {
+            return client.call(&Call::Check { repair });
+        }
+        match Store::check(dir, repair) {
+            Err(error) if error.kind() == ErrorKind::Conflict => {
+                if Instant::now() >= until {
+                    return Err(in_use(dir, &error));
+                }
+                std::thread::sleep(LOCK_INTERVAL);
+            }
+            done => return done,
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! What the control server does with a request: [`Service`], and the one that asks
+//! the open store of the daemon.
+
+use super::wire::{Call, from_texts};
+use crate::engine::Store;
+use crate::engine::api::{Received, SendRequest, Status};
+use crate::error::{Error, Result};
+use crate::types::Name;
+use serde_json::Value;
+use std::io::Read;
+use std::sync::Arc;
+
+/// Answers requests; called from many threads at once.
+pub trait Service: Send + Sync + 'static {
+    /// An operation without a stream.
+    ///
+    /// # Errors
+    /// The operation's.
+    fn call(&self, call: Call) -> Result<Value>;
+
+    /// A stream, made while it is read.
+    ///
+    /// # Errors
+    /// What is known before the first byte; later failures come from the reader.
+    fn send(&self, request: &SendRequest) -> Result<Box<dyn Read + Send>>;
+
+    /// Applies a stream.
+    ///
+    /// # Errors
+    /// The operation's, or the stream's.
+    fn receive(&self, volume: &str, input: &mut (dyn Read + Send)) -> Result<Received>;
+}
+
+/// The daemon's service: its open store, and where it listens.
+pub struct StoreService {
+    store: Arc<Store>,
+    listening: Vec<String>,
+}
+
+impl StoreService {
+    /// Serves that store; `listening` are the URIs, without an export, for `status`.
+    #[must_use]
+    pub fn new(store: Arc<Store>, listening: Vec<String>) -> Self {
+        Self { store, listening }
+    }
+
+    fn status(&self) -> Result<Status> {
+        let mut status = self.store.status()?;
+        status.running = true;
+        status.pid = Some(std::process::id());
+        env!("CARGO_PKG_VERSION").clone_into(&mut status.version);
+        status.listening.clone_from(&self.listening);
+        Ok(status)
+    }
+}
+
+fn json<T: serde::Serialize>(answer: Result<T>) -> Result<Value> {
+    serde_json::to_value(answer?).map_err(|error| Error::os("write an answer as JSON", error.into()))
+}
+
+/// A volume's name from outside; nothing else may reach a path.
+fn name(text: &str) -> Result<&str> {
+    text.parse::<Name>().map(|_| text)
+}
+
+fn some_name(text: Option<&String>) -> Result<Option<&str>> {
+    text.map(|text| name(text)).transpose()
+}
+
+impl Service for StoreService {
+    fn call(&self, call: Call) -> Result<Value> {
+        let store = &self.store;
+        match call {
+            Call::Create { volume, options } => json(store.create(name(&volume)?, &options)),
+            Call::SetOnFull { volume, on_full } => json(store.set_on_full(name(&volume)?, on_full)),
+            Call::List { volume } => json(store.list(some_name(volume.as_ref())?)),
+            Call::Resize { volume, size, force } => json(store.resize(name(&volume)?, size, force)),
+            Call::Snapshot { names } => json(store.snapshot(&from_texts(&names)?)),
+            Call::DeleteSnapshots { names } => json(store.delete_snapshots(&from_texts(&names)?)),
+            Call::DeleteVolume { volume, recursive } => json(store.delete_volume(name(&volume)?, recursive)),
+            Call::Hold { name, tag } => json(store.hold(&name.parse()?, &tag)),
+            Call::Release { name, tag } => json(store.release(&name.parse()?, &tag)),
+            Call::Rollback { name, force } => json(store.rollback(&name.parse()?, force)),
+            Call::Diff { from, to } => json(store.diff(&from.parse()?, some_name(to.as_ref())?)),
+            Call::ReceiveStatus { volume } => json(store.receive_status(name(&volume)?)),
+            Call::ReceiveAbort { volume } => json(store.receive_abort(name(&volume)?)),
+            Call::Promote { volume } => json(store.promote(name(&volume)?)),
+            Call::Demote { volume, force } => json(store.demote(name(&volume)?, force)),
+            Call::Check { repair: true } => {
+                Err(Error::conflict("a store can't be repaired while it is served")
+                    .hint("stop the daemon, then run check --repair"))
+            }
+            Call::Check { repair: false } => json(Store::check(store.dir(), false)),
+            Call::Scrub { volume } => json(store.scrub(some_name(volume.as_ref())?)),
+            Call::Status {} => json(self.status()),
+        }
+    }
+
+    fn send(&self, request: &SendRequest) -> Result<Box<dyn Read + Send>> {
+        name(&request.volume)?;
+        self.store.send(request)
+    }
+
+    fn receive(&self, volume: &str, input: &mut (dyn Read + Send)) -> Result<Received> {
+        self.store.receive(name(volume)?, input)
+    }
+}

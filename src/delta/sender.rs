@@ -1,0 +1,204 @@
+//! The sender: a source of extents becomes the bytes of a stream, as they are read.
+//!
+//! [`SendStream`] is a `Read`. It makes frames only as fast as somebody reads them;
+//! with [`SendStream::read_ahead`] a thread of its own keeps a few ready, so that
+//! reading the store, compressing and writing to the peer overlap.
+
+use super::encoder::{Encoder, PlainChunk};
+use crate::error::{Error, Result};
+use crate::format::stream::{EXTENT_LEN_MAX, Extent, ExtentKind, StreamHeader};
+use bytes::Bytes;
+use std::io::Read;
+use std::thread::JoinHandle;
+
+/// Frames that the read-ahead keeps ready, of about 1 MiB each.
+const FRAMES_AHEAD: usize = 4;
+
+/// What a stream is made of.
+pub trait Source: Send {
+    /// The header; `resume_from` says below which byte nothing is to be sent.
+    fn header(&self) -> &StreamHeader;
+
+    /// The next extent, ascending and disjoint, of any length, made of whole blocks
+    /// (the last block of the volume may end early); none at the end. Extents below
+    /// `resume_from` may be given or not: the sender drops them.
+    ///
+    /// # Errors
+    /// Whatever the source meets; the stream then ends without a trailer.
+    fn next_extent(&mut self) -> Result<Option<Extent>>;
+
+    /// Exactly `len` bytes (at most 1 MiB) at `offset`, all within the last extent of
+    /// kind data.
+    ///
+    /// # Errors
+    /// As for [`Self::next_extent`].
+    fn read(&mut self, offset: u64, len: u64) -> Result<Bytes>;
+}
+
+/// Makes the frames, one after the other.
+struct Producer {
+    source: Box<dyn Source>,
+    /// None once the trailer is out.
+    encoder: Option<Encoder>,
+    first: Option<Vec<u8>>,
+    /// What of the current extent is not in a chunk yet.
+    rest: Option<Extent>,
+    chunk: PlainChunk,
+    compress: bool,
+    resume_from: u64,
+}
+
+impl Producer {
+    fn new(source: Box<dyn Source>) -> Result<Self> {
+        let header = source.header();
+        let (encoder, first) = Encoder::new(header)?;
+        let (compress, resume_from) = (header.compressed, header.resume_from);
+        let (encoder, first) = (Some(encoder), Some(first));
+        Ok(Self { source, encoder, first, rest: None, chunk: PlainChunk::new(), compress, resume_from })
+    }
+
+    fn next_extent(&mut self) -> Result<Option<Extent>> {
+        if let Some(rest) = self.rest.take() {
+            return Ok(Some(rest));
+        }
+        while let Some(mut extent) = self.source.next_extent()? {
+            if extent.end() <= self.resume_from || extent.len == 0 {
+                continue;
+            }
+            if extent.offset < self.resume_from {
+                extent.len = extent.end() - self.resume_from;
+                extent.offset = self.resume_from;
+            }
+            return Ok(Some(extent));
+        }
+        Ok(None)
+    }
+
+    /// The bytes of the next frame; none at the end.
+    fn next_frame(&mut self) -> Result<Option<Vec<u8>>> {
+        if let Some(first) = self.first.take() {
+            return Ok(Some(first));
+        }
+        let Some(encoder) = &self.encoder else { return Ok(None) };
+        let number = encoder.next_number();
+        self.chunk.clear();
+        while let Some(extent) = self.next_extent()? {
+            let fits = match extent.kind {
+                ExtentKind::Data => extent.len.min(self.chunk.room()),
+                ExtentKind::Discard if self.chunk.has_entry() => extent.len.min(DISCARD_LEN_MAX),
+                ExtentKind::Discard => 0,
+            };
+            if fits > 0 && extent.kind == ExtentKind::Data {
+                let bytes = self.source.read(extent.offset, fits)?;
+                assert_eq!(bytes.len() as u64, fits, "the source read another length");
+                self.chunk.data(extent.offset, &bytes);
+            } else if fits > 0 {
+                self.chunk.discard(extent.offset, fits);
+            }
+            if fits < extent.len {
+                self.rest = Some(Extent { offset: extent.offset + fits, len: extent.len - fits, ..extent });
+            }
+            if fits == 0 {
+                break;
+            }
+        }
+        if !self.chunk.is_empty() {
+            let frame = self.chunk.encode(number, self.compress)?;
+            return Ok(self.encoder.as_mut().map(|encoder| encoder.push(frame)));
+        }
+        Ok(self.encoder.take().map(|encoder| encoder.finish().0))
+    }
+}
+
+/// The longest discard of one entry, a multiple of every block size.
+const DISCARD_LEN_MAX: u64 = 1 << 40;
+const _: () = assert!(DISCARD_LEN_MAX <= EXTENT_LEN_MAX);
+
+enum Frames {
+    Here(Box<Producer>),
+    /// The thread ends after an error or the trailer, or when the receiver is dropped.
+    Ahead(crossbeam::channel::Receiver<Result<Vec<u8>>>, Option<JoinHandle<()>>),
+    Ended,
+}
+
+/// The bytes of a stream. An error of the source comes out as an [`std::io::Error`]
+/// with the [`Error`] inside (`downcast` gives it back); then the stream is over.
+pub struct SendStream {
+    frames: Frames,
+    frame: Bytes,
+}
+
+impl SendStream {
+    /// A stream of what `source` gives, made on the thread that reads it.
+    ///
+    /// # Errors
+    /// `Invalid` when the source's header contradicts itself.
+    pub fn new(source: Box<dyn Source>) -> Result<Self> {
+        Ok(Self { frames: Frames::Here(Box::new(Producer::new(source)?)), frame: Bytes::new() })
+    }
+
+    /// The same, made ahead of the reader on a thread of its own; dropping the stream
+    /// ends the thread, after the source's call that is under way.
+    ///
+    /// # Errors
+    /// As for [`Self::new`]; `Io` when there can be no thread.
+    pub fn read_ahead(source: Box<dyn Source>) -> Result<Self> {
+        let mut producer = Producer::new(source)?;
+        let (sender, receiver) = crossbeam::channel::bounded(FRAMES_AHEAD);
+        let work = move || {
+            while let Some(frame) = producer.next_frame().transpose() {
+                let failed = frame.is_err();
+                if sender.send(frame).is_err() || failed {
+                    return;
+                }
+            }
+            // A closed channel alone would look like a panic of this thread.
+            let _ = sender.send(Ok(Vec::new()));
+        };
+        let thread = std::thread::Builder::new()
+            .name("send".to_owned())
+            .spawn(work)
+            .map_err(|error| Error::os("can't start a thread", error))?;
+        Ok(Self { frames: Frames::Ahead(receiver, Some(thread)), frame: Bytes::new() })
+    }
+
+    fn next_frame(&mut self) -> Result<Vec<u8>> {
+        let next = match &mut self.frames {
+            Frames::Here(producer) => producer.next_frame().map(Option::unwrap_or_default),
+            Frames::Ahead(receiver, _) => receiver.recv().unwrap_or_else(|_| {
+                Err(Error::new(crate::ErrorKind::Interrupted, "the sender stopped unexpectedly"))
+            }),
+            Frames::Ended => Ok(Vec::new()),
+        };
+        if !matches!(&next, Ok(frame) if !frame.is_empty()) {
+            self.end();
+        }
+        next
+    }
+
+    fn end(&mut self) {
+        if let Frames::Ahead(receiver, thread) = std::mem::replace(&mut self.frames, Frames::Ended) {
+            drop(receiver);
+            if let Some(thread) = thread {
+                let _ = thread.join();
+            }
+        }
+    }
+}
+
+impl Drop for SendStream {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+impl Read for SendStream {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        if self.frame.is_empty() && !buffer.is_empty() {
+            self.frame = self.next_frame().map_err(std::io::Error::other)?.into();
+        }
+        let count = buffer.len().min(self.frame.len());
+        buffer[..count].copy_from_slice(&self.frame.split_to(count));
+        Ok(count)
+    }
+}

@@ -1,0 +1,562 @@
+//! The transmission phase of one connection, on the thread of its device.
+//!
+//! One task drives a connection: it receives requests, starts each of them, and sends
+//! what replies are ready, one vectored send at a time. A request that needs no wait is
+//! done before the next one is looked at; any other goes on as a task of its own, so
+//! requests run beside each other and replies go out in whatever order they come.
+//!
+//! Invariants:
+//! - At most [`IN_FLIGHT_MAX`] requests and [`IN_FLIGHT_BYTES_MAX`] bytes of payload are
+//!   between their receipt and the send of their reply; the connection receives
+//!   nothing more until there is room. So a client that takes no replies stalls itself.
+//! - However a connection ends, its requests run to their end first, and what they held
+//!   is gone when [`serve`] returns.
+//! - What a client sends is checked before the device sees it.
+
+use super::handshake::Choice;
+use super::intake::Intake;
+use super::metacontext::{Context, Selected};
+use super::outbox::{Outbox, Share};
+use super::proto::{Request, cmd, cmd_flag, errno};
+use super::reply::{Refusal, Reply};
+use crate::engine::device::{Device, ZeroHow};
+use crate::error::{Error, ErrorKind};
+use crate::io::{FileId, Io};
+use bytes::{Bytes, BytesMut};
+use futures::future::{Either, join, select};
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::{Poll, Waker};
+use std::time::Duration;
+
+/// The largest payload of a request or a reply, in bytes.
+pub const PAYLOAD_SIZE_MAX: u32 = 32 << 20;
+/// A write of more than that is not even skipped: the client is cut off.
+const SKIP_SIZE_MAX: u32 = 4 * PAYLOAD_SIZE_MAX;
+/// Requests of one connection between receipt and reply.
+pub const IN_FLIGHT_MAX: usize = 512;
+/// Bytes of payload of those requests.
+pub const IN_FLIGHT_BYTES_MAX: u64 = 64 << 20;
+/// What one receive asks for; it doubles from the one to the other while it fills.
+const RECEIVE_SIZE_MIN: usize = 32 << 10;
+const RECEIVE_SIZE_MAX: usize = 256 << 10;
+/// What one receive asks for in the middle of a long payload.
+const RECEIVE_PAYLOAD_MAX: usize = 1 << 20;
+/// What one send carries: below the kernel's limit of 1024 pieces.
+const SEND_PARTS_MAX: usize = 512;
+const SEND_SIZE_MAX: usize = 2 << 20;
+/// Receives that were done at once, after which the other connections get their turn.
+const INLINE_RECEIVES_MAX: u32 = 8;
+/// How long a client may take its last replies once the device has gone.
+const CLOSE_GRACE: Duration = Duration::from_secs(5);
+
+/// What the handshake leaves to the transmission phase.
+#[derive(Debug)]
+pub struct Session {
+    /// Structured replies were negotiated.
+    pub structured: bool,
+    /// The metadata contexts for `BLOCK_STATUS`.
+    pub contexts: Vec<Selected>,
+    /// The reply that ends the handshake, still to be sent.
+    pub greeting: Bytes,
+    /// What the client sent after its last option.
+    pub leftover: BytesMut,
+}
+
+impl Session {
+    /// What was negotiated, and the bytes around it.
+    #[must_use]
+    pub fn new(choice: &Choice, greeting: Bytes, leftover: BytesMut) -> Self {
+        Self { structured: choice.structured, contexts: choice.contexts.clone(), greeting, leftover }
+    }
+}
+
+/// Why a connection stopped receiving.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The client said so, with `DISC`.
+    Disconnect,
+    /// The stream ended, or failed.
+    Gone,
+    /// The device went away, or a reply could not be sent.
+    Stopped,
+    /// A request had no magic number.
+    BadMagic,
+    /// A payload was far beyond the limit.
+    TooBig,
+}
+
+/// Drives a connection to its end and closes the socket.
+///
+/// `hang_up` shuts the socket down in both directions, so that whatever is under way on
+/// it ends; it is called at least once.
+pub async fn serve(
+    io: Io,
+    socket: FileId,
+    device: Rc<dyn Device>,
+    session: Session,
+    hang_up: Rc<dyn Fn()>,
+) -> End {
+    let closed = device.closed();
+    let read_only = device.read_only();
+    let line = Rc::new(Line {
+        io: io.clone(),
+        socket,
+        device,
+        read_only,
+        structured: session.structured,
+        contexts: session.contexts,
+        outbox: RefCell::new(Outbox::default()),
+        held: Cell::new(Share::default()),
+        waker: Cell::new(None),
+        starting: Cell::new(false),
+        received: Cell::new(false),
+        stopping: Cell::new(false),
+    });
+    line.outbox.borrow_mut().push(session.greeting);
+    let end = {
+        let watch = async {
+            closed.await;
+            line.stop();
+            io.sleep(CLOSE_GRACE).await;
+            hang_up();
+            std::future::pending::<()>().await;
+        };
+        let receive = async {
+            let end = Receiver::new(&line, session.leftover).run().await;
+            line.received.set(true);
+            line.wake();
+            end
+        };
+        let work = join(receive, send_replies(&line, &*hang_up));
+        match select(pin!(watch), pin!(work)).await {
+            Either::Left(((), _)) => End::Stopped,
+            Either::Right(((end, ()), _)) => end,
+        }
+    };
+    hang_up();
+    io.close(socket);
+    end
+}
+
+/// One connection, as its task and those of its requests see it.
+struct Line {
+    io: Io,
+    socket: FileId,
+    device: Rc<dyn Device>,
+    /// As the client was told; a promotion does not change it for this connection.
+    read_only: bool,
+    structured: bool,
+    contexts: Vec<Selected>,
+    outbox: RefCell<Outbox>,
+    held: Cell<Share>,
+    /// The connection's task, if it waits for one of its own conditions.
+    waker: Cell<Option<Waker>>,
+    /// The connection's task is starting a request and will look at the outbox itself.
+    starting: Cell<bool>,
+    /// Nothing more will be received.
+    received: Cell<bool>,
+    /// Nothing more shall be received.
+    stopping: Cell<bool>,
+}
+
+impl Line {
+    fn wake(&self) {
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    fn stop(&self) {
+        self.stopping.set(true);
+        self.wake();
+    }
+
+    async fn until(&self, condition: impl Fn() -> bool) {
+        std::future::poll_fn(|context| {
+            if condition() {
+                return Poll::Ready(());
+            }
+            self.waker.set(Some(context.waker().clone()));
+            Poll::Pending
+        })
+        .await;
+    }
+
+    fn hold(&self, bytes: u64) {
+        let held = self.held.get();
+        self.held.set(Share { requests: held.requests + 1, bytes: held.bytes + bytes });
+    }
+
+    fn release(&self, share: Share) {
+        let held = self.held.get();
+        self.held.set(Share { requests: held.requests - share.requests, bytes: held.bytes - share.bytes });
+    }
+
+    fn has_room(&self, bytes: u64) -> bool {
+        let held = self.held.get();
+        held.requests < IN_FLIGHT_MAX && (held.bytes == 0 || held.bytes + bytes <= IN_FLIGHT_BYTES_MAX)
+    }
+
+    fn reply_to(&self, request: &Request) -> Reply {
+        Reply { structured: self.structured, cookie: request.cookie }
+    }
+
+    /// Queues a reply that `put` writes, or the refusal that it ends with.
+    fn finish(&self, request: &Request, bytes: u64, outcome: Result<Answer, Refusal>) {
+        let reply = self.reply_to(request);
+        let mut outbox = self.outbox.borrow_mut();
+        let outcome = outcome.and_then(|answer| answer.put(reply, request, &mut outbox));
+        if let Err(refusal) = outcome {
+            tracing::debug!(command = request.command, errno = refusal.errno, "refused: {}", refusal.text);
+            reply.refused(&mut outbox, &refusal);
+        }
+        outbox.end(Share { requests: 1, bytes });
+        drop(outbox);
+        if !self.starting.get() {
+            self.wake();
+        }
+    }
+}
+
+/// Sends what is ready until nothing more can come.
+async fn send_replies(line: &Line, hang_up: &dyn Fn()) {
+    loop {
+        let finished = || line.received.get() && line.held.get().requests == 0;
+        line.until(|| !line.outbox.borrow().is_empty() || finished()).await;
+        let batch = line.outbox.borrow_mut().take(SEND_PARTS_MAX, SEND_SIZE_MAX);
+        if batch.is_empty() {
+            return;
+        }
+        if let Err(error) = line.io.send(line.socket, batch).await {
+            tracing::debug!("a client takes no replies any more: {error}");
+            line.stop();
+            hang_up();
+            discard_replies(line).await;
+            return;
+        }
+        let released = line.outbox.borrow_mut().release();
+        line.release(released);
+        line.wake();
+    }
+}
+
+/// After a failed send: requests under way end, their replies go nowhere.
+async fn discard_replies(line: &Line) {
+    loop {
+        line.outbox.borrow_mut().discard();
+        let released = line.outbox.borrow_mut().release();
+        line.release(released);
+        line.wake();
+        if line.received.get() && line.held.get().requests == 0 {
+            return;
+        }
+        let finished = || line.received.get() && line.held.get().requests == 0;
+        line.until(|| !line.outbox.borrow().is_empty() || finished()).await;
+    }
+}
+
+/// The half of a connection that receives requests and starts them.
+struct Receiver<'a> {
+    line: &'a Rc<Line>,
+    intake: Intake,
+    receive_size: usize,
+    inline_receives: u32,
+}
+
+impl<'a> Receiver<'a> {
+    fn new(line: &'a Rc<Line>, leftover: BytesMut) -> Self {
+        Self { line, intake: Intake::new(leftover), receive_size: RECEIVE_SIZE_MIN, inline_receives: 0 }
+    }
+
+    async fn run(&mut self) -> End {
+        loop {
+            if let Err(end) = self.step().await {
+                return end;
+            }
+        }
+    }
+
+    /// Receives and starts one request.
+    async fn step(&mut self) -> Result<(), End> {
+        let header = loop {
+            if let Some(header) = self.intake.header() {
+                break header;
+            }
+            self.fill(self.receive_size).await?;
+        };
+        let request = Request::decode(&header).map_err(|_| End::BadMagic)?;
+        if request.command == cmd::DISC {
+            return Err(End::Disconnect);
+        }
+        let is_write = request.command == cmd::WRITE;
+        if is_write && request.len > SKIP_SIZE_MAX {
+            return Err(End::TooBig);
+        }
+        let command = check(self.line, &request);
+        let bytes = match &command {
+            Ok(Command::Read { .. } | Command::Write { .. }) => u64::from(request.len),
+            Ok(Command::Status { .. }) => 64 << 10,
+            _ => 0,
+        };
+        if !self.line.has_room(bytes) {
+            let line = self.line;
+            line.until(|| line.has_room(bytes) || line.stopping.get()).await;
+        }
+        if self.line.stopping.get() {
+            return Err(End::Stopped);
+        }
+        let mut payload = Bytes::new();
+        if is_write {
+            match &command {
+                Ok(_) => payload = self.payload(request.len as usize).await?,
+                Err(_) => self.skip(request.len as usize).await?,
+            }
+        }
+        self.line.hold(bytes);
+        let line = Rc::clone(self.line);
+        self.line.starting.set(true);
+        match command {
+            Ok(command) => self.line.io.run_or_spawn(async move {
+                let outcome = perform(&line, &request, command, payload).await;
+                line.finish(&request, bytes, outcome);
+            }),
+            Err(refusal) => line.finish(&request, bytes, Err(refusal)),
+        }
+        self.line.starting.set(false);
+        Ok(())
+    }
+
+    /// Receives at most `len` bytes more, after all that was received has been used.
+    async fn fill(&mut self, len: usize) -> Result<(), End> {
+        if self.inline_receives >= INLINE_RECEIVES_MAX {
+            self.inline_receives = 0;
+            self.line.io.sleep(Duration::ZERO).await;
+        }
+        let mut receive = pin!(self.line.io.recv(self.line.socket, len));
+        let mut polls = 0_u32;
+        let received = std::future::poll_fn(|context| {
+            if self.line.stopping.get() {
+                return Poll::Ready(Err(End::Stopped));
+            }
+            polls += 1;
+            match receive.as_mut().poll(context) {
+                Poll::Ready(received) => Poll::Ready(received.map_err(|_| End::Gone)),
+                Poll::Pending => {
+                    self.line.waker.set(Some(context.waker().clone()));
+                    Poll::Pending
+                }
+            }
+        })
+        .await?;
+        if received.is_empty() {
+            return Err(End::Gone);
+        }
+        if polls == 1 {
+            self.inline_receives += 1;
+            if !self.line.outbox.borrow().is_empty() {
+                // Replies that are ready go out before the next requests run.
+                self.line.io.yield_now().await;
+            }
+        } else {
+            self.inline_receives = 0;
+        }
+        if received.len() >= self.receive_size {
+            self.receive_size = (self.receive_size * 2).min(RECEIVE_SIZE_MAX);
+        } else if received.len() < self.receive_size / 4 {
+            self.receive_size = (self.receive_size / 2).max(RECEIVE_SIZE_MIN);
+        }
+        self.intake.feed(received);
+        Ok(())
+    }
+
+    /// The payload of a write.
+    async fn payload(&mut self, len: usize) -> Result<Bytes, End> {
+        if let Some(payload) = self.intake.payload(len) {
+            return Ok(payload);
+        }
+        let start = self.intake.some(len);
+        if start.is_empty() {
+            self.fill(len.clamp(self.receive_size, RECEIVE_PAYLOAD_MAX)).await?;
+            if let Some(payload) = self.intake.payload(len) {
+                return Ok(payload);
+            }
+        }
+        let mut payload = BytesMut::with_capacity(len);
+        payload.extend_from_slice(&start);
+        drop(start);
+        loop {
+            let left = len - payload.len();
+            payload.extend_from_slice(&self.intake.some(left));
+            let left = len - payload.len();
+            if left == 0 {
+                return Ok(payload.freeze());
+            }
+            self.fill(left.clamp(self.receive_size, RECEIVE_PAYLOAD_MAX)).await?;
+        }
+    }
+
+    /// Drops the payload of a write that is refused.
+    async fn skip(&mut self, len: usize) -> Result<(), End> {
+        let mut left = len;
+        loop {
+            left -= self.intake.some(left).len();
+            if left == 0 {
+                return Ok(());
+            }
+            self.fill(self.receive_size).await?;
+        }
+    }
+}
+
+/// A request that was checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Command {
+    Read { whole: bool },
+    Write { fua: bool },
+    Flush,
+    Trim { fua: bool },
+    Zero(ZeroHow),
+    Cache,
+    Status { one: bool },
+}
+
+/// What a device answered.
+enum Answer {
+    Done,
+    Read(Vec<crate::engine::device::Piece>),
+    Status(Vec<(u32, Vec<crate::engine::device::Extent>)>),
+}
+
+impl Answer {
+    fn put(self, reply: Reply, request: &Request, out: &mut Outbox) -> Result<(), Refusal> {
+        match self {
+            Self::Done => {
+                reply.done(out);
+                Ok(())
+            }
+            Self::Read(pieces) => {
+                reply.read(out, request.offset, request.len, request.has(cmd_flag::DF), pieces)
+            }
+            Self::Status(contexts) => {
+                reply.status(out, request.len, request.has(cmd_flag::REQ_ONE), &contexts)
+            }
+        }
+    }
+}
+
+/// Checks a request against the protocol, the export and its size.
+fn check(line: &Line, request: &Request) -> Result<Command, Refusal> {
+    let fua = request.has(cmd_flag::FUA);
+    let (command, flags) = match request.command {
+        cmd::READ => (Command::Read { whole: request.has(cmd_flag::DF) }, cmd_flag::DF),
+        cmd::WRITE => (Command::Write { fua }, 0),
+        cmd::FLUSH => (Command::Flush, 0),
+        cmd::TRIM => (Command::Trim { fua }, 0),
+        cmd::CACHE => (Command::Cache, 0),
+        cmd::WRITE_ZEROES => {
+            let how = ZeroHow {
+                no_hole: request.has(cmd_flag::NO_HOLE),
+                fast: request.has(cmd_flag::FAST_ZERO),
+                fua,
+            };
+            (Command::Zero(how), cmd_flag::NO_HOLE | cmd_flag::FAST_ZERO)
+        }
+        cmd::BLOCK_STATUS => (Command::Status { one: request.has(cmd_flag::REQ_ONE) }, cmd_flag::REQ_ONE),
+        _ => return Err(Refusal::new(errno::EINVAL, "unknown command")),
+    };
+    // FUA is valid on every command; DF only where structured replies were negotiated.
+    let df = if line.structured { 0 } else { cmd_flag::DF };
+    if request.flags & !(flags & !df | cmd_flag::FUA) != 0 {
+        return Err(Refusal::new(errno::EINVAL, "a flag that the command does not have"));
+    }
+    let writes = matches!(command, Command::Write { .. } | Command::Trim { .. } | Command::Zero(_));
+    if writes && line.read_only {
+        return Err(Refusal::new(errno::EPERM, "the export is read-only"));
+    }
+    if request.len > PAYLOAD_SIZE_MAX {
+        match command {
+            Command::Read { .. } => {
+                return Err(Refusal::new(errno::EOVERFLOW, "a read of more than 32 MiB"));
+            }
+            Command::Write { .. } => {
+                return Err(Refusal::new(errno::EINVAL, "a write of more than 32 MiB"));
+            }
+            _ => {}
+        }
+    }
+    if command == Command::Flush {
+        if request.offset != 0 || request.len != 0 {
+            return Err(Refusal::new(errno::EINVAL, "a flush covers everything: no offset, no length"));
+        }
+        return Ok(command);
+    }
+    let size = line.device.size();
+    if request.offset.checked_add(u64::from(request.len)).is_none_or(|end| end > size) {
+        let errno = match command {
+            Command::Write { .. } | Command::Zero(_) => errno::ENOSPC,
+            _ => errno::EINVAL,
+        };
+        return Err(Refusal::new(errno, format!("past the end of the export at {size}")));
+    }
+    if matches!(command, Command::Status { .. }) {
+        if line.contexts.is_empty() {
+            return Err(Refusal::new(errno::EINVAL, "no metadata context was negotiated"));
+        }
+        if request.len == 0 {
+            return Err(Refusal::new(errno::EINVAL, "block status of no bytes"));
+        }
+    }
+    Ok(command)
+}
+
+/// Lets the device do what was asked.
+async fn perform(line: &Line, request: &Request, command: Command, data: Bytes) -> Result<Answer, Refusal> {
+    let device = &line.device;
+    let (offset, len) = (request.offset, u64::from(request.len));
+    if len == 0 && command != Command::Flush {
+        return Ok(if matches!(command, Command::Read { .. }) {
+            Answer::Read(Vec::new())
+        } else {
+            Answer::Done
+        });
+    }
+    let outcome = match command {
+        Command::Read { .. } => device.read(offset, len).await.map(Answer::Read),
+        Command::Write { fua } => device.write(offset, data, fua).await.map(|()| Answer::Done),
+        Command::Flush => device.flush().await.map(|()| Answer::Done),
+        Command::Trim { fua } => device.trim(offset, len, fua).await.map(|()| Answer::Done),
+        Command::Zero(how) => device.zero(offset, len, how).await.map(|()| Answer::Done),
+        // A hint: what is beyond one request's worth is left out.
+        Command::Cache => {
+            device.cache(offset, len.min(u64::from(PAYLOAD_SIZE_MAX))).await.map(|()| Answer::Done)
+        }
+        Command::Status { .. } => status(line, offset, len).await,
+    };
+    outcome.map_err(|error| refusal_of(&error, command))
+}
+
+async fn status(line: &Line, offset: u64, len: u64) -> Result<Answer, Error> {
+    let mut contexts = Vec::with_capacity(line.contexts.len());
+    for Selected { id, context } in &line.contexts {
+        let extents = match context {
+            Context::Allocation => line.device.allocation(offset, len).await?,
+            Context::Delta(snapshot) => line.device.delta(snapshot, offset, len).await?,
+        };
+        contexts.push((*id, extents));
+    }
+    Ok(Answer::Status(contexts))
+}
+
+/// An error of the device in the protocol's words, which has its own rules for two.
+fn refusal_of(error: &Error, command: Command) -> Refusal {
+    let errno = match (error.kind(), command) {
+        (ErrorKind::OutOfRange, Command::Write { .. } | Command::Zero(_)) => errno::ENOSPC,
+        (ErrorKind::Unsupported, Command::Zero(ZeroHow { fast: true, .. })) => errno::ENOTSUP,
+        (ErrorKind::Unsupported, _) => errno::EINVAL,
+        (kind, _) => kind.nbd_errno(),
+    };
+    Refusal::new(errno, error.to_string())
+}
