@@ -220,6 +220,21 @@ fn status_of_every_context() {
 }
 
 #[test]
+fn status_of_a_long_range_is_cut_and_goes_on() {
+    let memory = Arc::new(Memory::new(4 << 30));
+    memory.snapshot("one");
+    // Every second block of the first 800 MiB, so that there are more runs than fit.
+    for at in 0..100_000 {
+        memory.put(at * 8192, &Bytes::from_static(b"x"));
+    }
+    let said = ask(&memory, true, request(1, cmd::BLOCK_STATUS, 0, 0, u32::MAX, &[]), 0);
+    assert_eq!(said[0].data.len(), 4 + 8 * crate::nbd::reply::EXTENTS_MAX);
+    // A hole of 3 GiB is one run.
+    let said = ask(&memory, true, request(1, cmd::BLOCK_STATUS, 0, 1 << 30, 3 << 30, &[]), 0);
+    assert_eq!((said[0].data.len(), u32_at(&said[0].data, 4)), (12, Some(3 << 30)));
+}
+
+#[test]
 fn the_stream_ends_at_nonsense() {
     let mut bad = request(2, cmd::READ, 0, 0, 10, &[]);
     bad[3] ^= 1;
