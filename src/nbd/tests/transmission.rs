@@ -6,7 +6,7 @@ use crate::nbd::proto::{
     CHUNK_MAGIC, Request, SIMPLE_REPLY_MAGIC, chunk, cmd, cmd_flag, errno, u16_at, u32_at, u64_at,
 };
 use crate::nbd::script::{Script, run};
-use crate::nbd::transmission::{End, Session};
+use crate::nbd::transmission::{End, IN_FLIGHT_MAX, Session};
 use bytes::{Bytes, BytesMut};
 use std::sync::Arc;
 
@@ -260,6 +260,21 @@ fn nothing_leaks_when_replies_cannot_be_sent() {
     let (end, script) = run(&memory, session(false), script);
     assert_eq!(end, End::Stopped);
     assert!(script.sent.len() < 128 << 20, "it went on sending");
+}
+
+#[test]
+fn no_more_is_received_than_the_limits_allow() {
+    // Many small requests meet the limit of their number, a few large ones that of bytes.
+    for (len, in_flight_max) in [(1, IN_FLIGHT_MAX), (1 << 20, 64)] {
+        let requests: Vec<_> = (0..2000).map(|at| request(at, cmd::READ, 0, 0, len, &[])).collect();
+        let receive = requests.into_iter().map(Bytes::from).collect();
+        let script = Script { receive, slow_sends: true, ..Script::default() };
+        let (end, script) = run(&disk(), session(true), script);
+        assert_eq!(end, End::Gone);
+        assert_eq!(script.received, 2000 * Request::SIZE, "all is answered in the end");
+        // One more is received before it is known to have no room.
+        assert_eq!(script.received_before_send, (in_flight_max + 1) * Request::SIZE);
+    }
 }
 
 #[test]
