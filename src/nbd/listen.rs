@@ -103,7 +103,7 @@ impl Listener {
                 let (stream, peer) = socket.accept()?;
                 stream.set_nonblocking(false)?;
                 stream.set_nodelay(true)?;
-                sockopt::set_socket_keepalive(&stream, true)?;
+                keep_alive(&stream)?;
                 Ok((Stream::Tcp(stream), peer.to_string()))
             }
         }
@@ -127,6 +127,14 @@ impl AsFd for Listener {
             Self::Tcp(socket) => socket.as_fd(),
         }
     }
+}
+
+/// Finds out within two minutes that a silent client's machine has gone.
+fn keep_alive(stream: &TcpStream) -> io::Result<()> {
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, Duration::from_secs(60))?;
+    sockopt::set_tcp_keepintvl(stream, Duration::from_secs(10))?;
+    Ok(sockopt::set_tcp_keepcnt(stream, 6)?)
 }
 
 /// Removes what a dead server left at `path`.

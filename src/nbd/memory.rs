@@ -15,6 +15,7 @@ use futures::FutureExt;
 use futures::future::LocalBoxFuture;
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -31,6 +32,8 @@ pub struct Memory {
     read_only: bool,
     /// Requests whose offset is a multiple of 8 KiB wait so long, so that replies overtake.
     delay: Option<Duration>,
+    /// For volumes that can be taken away: whether that has happened.
+    closed: Option<AtomicBool>,
     state: Mutex<State>,
 }
 
@@ -63,6 +66,20 @@ impl Memory {
         self
     }
 
+    /// The same, which can be taken away from its clients.
+    #[must_use]
+    pub fn closable(mut self) -> Self {
+        self.closed = Some(AtomicBool::new(false));
+        self
+    }
+
+    /// Takes it away from its clients.
+    pub fn close(&self) {
+        if let Some(closed) = &self.closed {
+            closed.store(true, Ordering::Release);
+        }
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -72,6 +89,14 @@ impl Memory {
         let mut state = self.state();
         let blocks = state.blocks.clone();
         state.snapshots.insert(name.to_owned(), blocks);
+    }
+
+    /// Writes, as if a client did.
+    ///
+    /// # Panics
+    /// If that is past the end, or the volume read-only.
+    pub fn put(&self, offset: u64, data: &Bytes) {
+        self.write(offset, data, false).expect("the range is within a writable volume");
     }
 
     /// Flushes and durable writes so far.
@@ -288,7 +313,14 @@ impl Device for MemoryDevice {
     }
 
     fn closed(&self) -> LocalBoxFuture<'static, ()> {
-        std::future::pending().boxed_local()
+        let (memory, io) = (Arc::clone(&self.memory), self.io.clone());
+        async move {
+            let Some(closed) = &memory.closed else { return std::future::pending().await };
+            while !closed.load(Ordering::Acquire) {
+                io.sleep(Duration::from_millis(5)).await;
+            }
+        }
+        .boxed_local()
     }
 }
 

@@ -1,4 +1,4 @@
-//! Replies to requests, from what a device answered to bytes in an [`Outbox`].
+//! Replies to requests, from what a device answered to bytes in an outbox.
 //!
 //! A reply is queued whole, in one go, when its last error has been seen; so every
 //! content chunk may carry the flag that says that it is the last one.

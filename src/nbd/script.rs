@@ -23,6 +23,12 @@ pub struct Script {
     pub sent: Vec<u8>,
     /// Sends fail after so many bytes.
     pub send_limit: Option<usize>,
+    /// Sends complete only when nothing else happens any more.
+    pub slow_sends: bool,
+    /// Bytes received before the first slow send completed.
+    pub received_before_send: usize,
+    /// Bytes received.
+    pub received: usize,
     /// The most that the driver was asked to receive at once.
     pub receive_size_max: usize,
 }
@@ -31,6 +37,8 @@ struct ScriptDriver {
     script: Rc<RefCell<Script>>,
     /// Operations that complete at the next wait.
     later: VecDeque<(OpId, Outcome)>,
+    /// Slow sends.
+    sends: VecDeque<(OpId, Outcome)>,
 }
 
 struct NoWake;
@@ -50,16 +58,22 @@ impl Driver for ScriptDriver {
                     let rest = chunk.split_off(len);
                     script.receive.push_front(rest);
                 }
+                script.received += chunk.len();
                 Ok(Output::Bytes(BytesMut::from(&chunk[..])))
             }
             Op::Send { data, .. } => {
                 for part in data {
                     script.sent.extend_from_slice(&part);
                 }
-                match script.send_limit {
+                let outcome = match script.send_limit {
                     Some(limit) if script.sent.len() > limit => Err(io::ErrorKind::BrokenPipe.into()),
                     _ => Ok(Output::None),
+                };
+                if script.slow_sends {
+                    self.sends.push_back((id, outcome));
+                    return None;
                 }
+                outcome
             }
             Op::Sleep { .. } | Op::Close { .. } => Ok(Output::None),
             _ => Err(io::ErrorKind::Unsupported.into()),
@@ -73,7 +87,15 @@ impl Driver for ScriptDriver {
     }
 
     fn wait(&mut self, _: Option<Duration>, done: &mut Vec<(OpId, Outcome)>) {
-        done.extend(self.later.pop_front());
+        if let Some(next) = self.later.pop_front() {
+            done.push(next);
+        } else if let Some(send) = self.sends.pop_front() {
+            let mut script = self.script.borrow_mut();
+            if script.received_before_send == 0 {
+                script.received_before_send = script.received;
+            }
+            done.push(send);
+        }
     }
 
     fn waker(&self) -> Arc<dyn Wake> {
@@ -97,8 +119,11 @@ pub fn contexts() -> Vec<Selected> {
 /// Runs a connection over a script to its end.
 pub fn run(memory: &Arc<Memory>, session: Session, script: Script) -> (End, Script) {
     let script = Rc::new(RefCell::new(script));
-    let mut reactor =
-        Reactor::new(Box::new(ScriptDriver { script: Rc::clone(&script), later: VecDeque::new() }));
+    let mut reactor = Reactor::new(Box::new(ScriptDriver {
+        script: Rc::clone(&script),
+        later: VecDeque::new(),
+        sends: VecDeque::new(),
+    }));
     let io: Io = reactor.io();
     let device = Rc::new(MemoryDevice::new(Arc::clone(memory), io.clone()));
     let weak = Rc::downgrade(&device);

@@ -27,7 +27,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -82,6 +83,8 @@ struct Shared {
     connections: Mutex<Connections>,
     /// Told when a connection ends.
     ended: Condvar,
+    /// Clients are being refused, and the log says so already.
+    crowded: AtomicBool,
 }
 
 #[derive(Default)]
@@ -159,6 +162,7 @@ impl Server {
             limits,
             connections: Mutex::default(),
             ended: Condvar::new(),
+            crowded: AtomicBool::new(false),
         });
         let accepting = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
@@ -277,19 +281,24 @@ fn accept(shared: &Arc<Shared>, listener: &Listener) {
             Err(error) => {
                 // Out of descriptors, most likely; somebody will go.
                 tracing::warn!("cannot take a client: {error}");
-                std::thread::sleep(Duration::from_millis(50));
+                std::thread::sleep(Duration::from_millis(200));
                 return;
             }
         };
         let place = match Place::take(shared, &stream) {
-            Ok(place) => place,
+            Ok(place) => {
+                shared.crowded.store(false, Ordering::Relaxed);
+                place
+            }
             Err(error) => {
-                tracing::warn!(peer, "refused a client: {error}");
+                if !shared.crowded.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(peer, "refusing clients: {error}");
+                }
                 continue;
             }
         };
         let client = Client { place, stream, peer, deadline: Instant::now() + shared.limits.handshake };
-        let thread = std::thread::Builder::new().name("nbd-handshake".to_owned()).stack_size(256 << 10);
+        let thread = std::thread::Builder::new().name("nbd-handshake".to_owned()).stack_size(512 << 10);
         if let Err(error) = thread.spawn(move || client.negotiate()) {
             tracing::warn!("cannot start a thread for a client: {error}");
         }
@@ -394,7 +403,7 @@ impl Client {
             Ok(found) => found,
             Err(error) => return Verdict::Refused(Box::new((self, handshake)), error),
         };
-        let peer = self.peer.clone();
+        let (peer, deadline) = (self.peer.clone(), self.deadline);
         let (answer, verdict) = mpsc::sync_channel(1);
         // Shared, so that the client is still here if the engine never calls.
         let parcel = Arc::new(Mutex::new(Some((self, handshake))));
@@ -414,9 +423,12 @@ impl Client {
             }
         });
         let error = match found.run(peer, serve) {
-            Ok(()) => match verdict.recv() {
+            Ok(()) => match verdict.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                 Ok(verdict) => return verdict,
-                Err(_) => Error::new(ErrorKind::Interrupted, "the export is closing"),
+                Err(RecvTimeoutError::Disconnected) => {
+                    Error::new(ErrorKind::Interrupted, "the export is closing")
+                }
+                Err(RecvTimeoutError::Timeout) => Error::new(ErrorKind::Interrupted, "the export is busy"),
             },
             Err(error) => error,
         };

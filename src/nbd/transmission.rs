@@ -18,10 +18,11 @@ use super::intake::Intake;
 use super::metacontext::{Context, Selected};
 use super::outbox::{Outbox, Share};
 use super::proto::{Request, cmd, cmd_flag, errno};
-use super::reply::{Refusal, Reply};
-use crate::engine::device::{Device, ZeroHow};
+use super::reply::{EXTENTS_MAX, Refusal, Reply};
+use crate::engine::device::{Device, Extent, Piece, ZeroHow};
 use crate::error::{Error, ErrorKind};
 use crate::io::{FileId, Io};
+use crate::types::SECTOR;
 use bytes::{Bytes, BytesMut};
 use futures::future::{Either, join, select};
 use std::cell::{Cell, RefCell};
@@ -298,7 +299,7 @@ impl<'a> Receiver<'a> {
         let command = check(self.line, &request);
         let bytes = match &command {
             Ok(Command::Read { .. } | Command::Write { .. }) => u64::from(request.len),
-            Ok(Command::Status { .. }) => 64 << 10,
+            Ok(Command::Status { .. }) => status_size_max(self.line, request.len),
             _ => 0,
         };
         if !self.line.has_room(bytes) {
@@ -411,6 +412,12 @@ impl<'a> Receiver<'a> {
     }
 }
 
+/// The most that a reply about `len` bytes can take: no extent is smaller than a sector.
+fn status_size_max(line: &Line, len: u32) -> u64 {
+    let extents = (u64::from(len) / SECTOR + 2).min(EXTENTS_MAX as u64);
+    line.contexts.len() as u64 * (24 + extents * 8)
+}
+
 /// A request that was checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Command {
@@ -426,8 +433,8 @@ enum Command {
 /// What a device answered.
 enum Answer {
     Done,
-    Read(Vec<crate::engine::device::Piece>),
-    Status(Vec<(u32, Vec<crate::engine::device::Extent>)>),
+    Read(Vec<Piece>),
+    Status(Vec<(u32, Vec<Extent>)>),
 }
 
 impl Answer {
@@ -533,21 +540,53 @@ async fn perform(line: &Line, request: &Request, command: Command, data: Bytes) 
         Command::Cache => {
             device.cache(offset, len.min(u64::from(PAYLOAD_SIZE_MAX))).await.map(|()| Answer::Done)
         }
-        Command::Status { .. } => status(line, offset, len).await,
+        Command::Status { one } => status(line, offset, len, one).await,
     };
     outcome.map_err(|error| refusal_of(&error, command))
 }
 
-async fn status(line: &Line, offset: u64, len: u64) -> Result<Answer, Error> {
+async fn status(line: &Line, offset: u64, len: u64, one: bool) -> Result<Answer, Error> {
+    let runs_max = if one { 1 } else { EXTENTS_MAX };
     let mut contexts = Vec::with_capacity(line.contexts.len());
     for Selected { id, context } in &line.contexts {
-        let extents = match context {
-            Context::Allocation => line.device.allocation(offset, len).await?,
-            Context::Delta(snapshot) => line.device.delta(snapshot, offset, len).await?,
-        };
-        contexts.push((*id, extents));
+        contexts.push((*id, runs(&*line.device, context, offset, len, runs_max).await?));
     }
     Ok(Answer::Status(contexts))
+}
+
+/// The first runs of a range, merged; in steps, so that a long range never brings more
+/// extents at once than a reply has.
+async fn runs(
+    device: &dyn Device,
+    context: &Context,
+    offset: u64,
+    len: u64,
+    runs_max: usize,
+) -> Result<Vec<Extent>, Error> {
+    let step = u64::from(device.block_size()) * EXTENTS_MAX as u64;
+    let mut runs: Vec<Extent> = Vec::new();
+    let mut done = 0;
+    while done < len && runs.len() <= runs_max {
+        let (at, step) = (offset + done, step.min(len - done));
+        let found = match context {
+            Context::Allocation => device.allocation(at, step).await?,
+            Context::Delta(snapshot) => device.delta(snapshot, at, step).await?,
+        };
+        let before = done;
+        for extent in found {
+            done += extent.len;
+            let is_full = runs.len() > runs_max;
+            match runs.last_mut() {
+                Some(last) if last.flags == extent.flags => last.len += extent.len,
+                _ if is_full => break,
+                _ => runs.push(extent),
+            }
+        }
+        if done == before {
+            break;
+        }
+    }
+    Ok(runs)
 }
 
 /// An error of the device in the protocol's words, which has its own rules for two.

@@ -178,6 +178,23 @@ fn clients_that_vanish_leave_nothing() {
 }
 
 #[test]
+fn a_device_that_goes_takes_its_clients_along() {
+    let exports = MemoryExports::new(DriverKind::Auto);
+    let memory = exports.add("disk", Memory::new(64 << 20).slow(Duration::from_millis(100)).closable());
+    let here = Here::new(exports);
+    let mut idle = here.client("disk", &structured());
+    let mut busy = here.client("disk", &structured());
+    let cookie = busy.send(cmd::WRITE, 0, 0, 5, b"hello").unwrap();
+    let quick = busy.send(cmd::READ, 0, 4096, 5, &[]).unwrap();
+    assert_eq!(busy.receive().unwrap().cookie, quick);
+    memory.close();
+    assert_eq!(busy.receive().unwrap().cookie, cookie, "what was received is answered");
+    assert!(busy.receive().is_err());
+    assert!(idle.flush().is_err());
+    here.wait_for(0);
+}
+
+#[test]
 fn stopping_answers_what_was_received() {
     let exports = MemoryExports::new(DriverKind::Auto);
     exports.add("disk", Memory::new(64 << 20).slow(Duration::from_millis(100)));

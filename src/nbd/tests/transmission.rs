@@ -6,7 +6,7 @@ use crate::nbd::proto::{
     CHUNK_MAGIC, Request, SIMPLE_REPLY_MAGIC, chunk, cmd, cmd_flag, errno, u16_at, u32_at, u64_at,
 };
 use crate::nbd::script::{Script, run};
-use crate::nbd::transmission::{End, Session};
+use crate::nbd::transmission::{End, IN_FLIGHT_MAX, Session};
 use bytes::{Bytes, BytesMut};
 use std::sync::Arc;
 
@@ -220,6 +220,21 @@ fn status_of_every_context() {
 }
 
 #[test]
+fn status_of_a_long_range_is_cut_and_goes_on() {
+    let memory = Arc::new(Memory::new(4 << 30));
+    memory.snapshot("one");
+    // Every second block of the first 800 MiB, so that there are more runs than fit.
+    for at in 0..100_000 {
+        memory.put(at * 8192, &Bytes::from_static(b"x"));
+    }
+    let said = ask(&memory, true, request(1, cmd::BLOCK_STATUS, 0, 0, u32::MAX, &[]), 0);
+    assert_eq!(said[0].data.len(), 4 + 8 * crate::nbd::reply::EXTENTS_MAX);
+    // A hole of 3 GiB is one run.
+    let said = ask(&memory, true, request(1, cmd::BLOCK_STATUS, 0, 1 << 30, 3 << 30, &[]), 0);
+    assert_eq!((said[0].data.len(), u32_at(&said[0].data, 4)), (12, Some(3 << 30)));
+}
+
+#[test]
 fn the_stream_ends_at_nonsense() {
     let mut bad = request(2, cmd::READ, 0, 0, 10, &[]);
     bad[3] ^= 1;
@@ -245,6 +260,21 @@ fn nothing_leaks_when_replies_cannot_be_sent() {
     let (end, script) = run(&memory, session(false), script);
     assert_eq!(end, End::Stopped);
     assert!(script.sent.len() < 128 << 20, "it went on sending");
+}
+
+#[test]
+fn no_more_is_received_than_the_limits_allow() {
+    // Many small requests meet the limit of their number, a few large ones that of bytes.
+    for (len, in_flight_max) in [(1, IN_FLIGHT_MAX), (1 << 20, 64)] {
+        let requests: Vec<_> = (0..2000).map(|at| request(at, cmd::READ, 0, 0, len, &[])).collect();
+        let receive = requests.into_iter().map(Bytes::from).collect();
+        let script = Script { receive, slow_sends: true, ..Script::default() };
+        let (end, script) = run(&disk(), session(true), script);
+        assert_eq!(end, End::Gone);
+        assert_eq!(script.received, 2000 * Request::SIZE, "all is answered in the end");
+        // One more is received before it is known to have no room.
+        assert_eq!(script.received_before_send, (in_flight_max + 1) * Request::SIZE);
+    }
 }
 
 #[test]
