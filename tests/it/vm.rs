@@ -72,7 +72,7 @@ fn snapshots_stay_whole(vm: &mut Vm, server: &Server, file_system: &FileSystem) 
     // snapshot is taken: the noted ones must be there.
     vm.ok("sh -c 'i=0; while [ ! -e /tmp/stop ]; do i=$((i+1)); \
            dd if=/dev/urandom of=/mnt/b/$i bs=40961 count=2 2>/dev/null; sha256sum /mnt/b/$i >> /tmp/noted.new; \
-           fsync /mnt/b/$i /mnt/b; cp /tmp/noted.new /tmp/noted.part; mv /tmp/noted.part /tmp/noted; \
+           sync /mnt/b/$i /mnt/b; cp /tmp/noted.new /tmp/noted.part; mv /tmp/noted.part /tmp/noted; \
            [ $i -lt 60 ] || break; done; touch /tmp/ended' >/tmp/writer.log 2>&1 &");
     vm.ok("while [ ! -e /tmp/noted ] || [ $(wc -l < /tmp/noted) -lt 5 ]; do [ ! -e /tmp/ended ] || exit 1; sleep 0.05; done");
     vm.ok("cp /tmp/noted /tmp/noted.before");
@@ -159,7 +159,7 @@ fn the_guest_works_with_another_server() {
     let image = dir.path().join("image");
     std::fs::File::create(&image).unwrap().set_len(320 * MIB).unwrap();
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let mut server = std::process::Command::new("qemu-nbd")
+    let server = std::process::Command::new("qemu-nbd")
         .args([
             "-f",
             "raw",
@@ -177,6 +177,8 @@ fn the_guest_works_with_another_server() {
         .arg(&image)
         .spawn()
         .unwrap();
+    // Ends with the test, however that ends.
+    let _server = Killed(server);
     let mut vm = Vm::boot_with(&[Path::new(SNAPVOL)]);
     vm.ok("test -x /host/snapvol; snapvol --version || true");
     assert_eq!(vm.run("echo out; echo err >&2; exit 7"), (7, "out\nerr".to_owned()));
@@ -185,13 +187,19 @@ fn the_guest_works_with_another_server() {
         let FileSystem { make, check, mount_snapshot, .. } = file_system;
         vm.ok(&format!("{make} /dev/nbd0; mount /dev/nbd0 /mnt; mkdir /mnt/a"));
         vm.ok(&files("a", 12));
-        vm.ok(&format!("sync; fsync /mnt/a/1 /mnt/a; fstrim /mnt; umount /mnt; {check} /dev/nbd0"));
+        vm.ok(&format!("sync; sync /mnt/a/1 /mnt/a; fstrim /mnt; umount /mnt; {check} /dev/nbd0"));
         vm.ok(&format!(
             "{mount_snapshot} /dev/nbd0 /mnt; cd /mnt; sha256sum -c --status /tmp/sums.a; cd /; umount /mnt"
         ));
     }
     vm.ok("nbd-client -d /dev/nbd0");
-    drop(vm);
-    server.kill().unwrap();
-    server.wait().unwrap();
+}
+
+struct Killed(std::process::Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
