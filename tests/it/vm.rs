@@ -72,7 +72,7 @@ fn snapshots_stay_whole(vm: &mut Vm, server: &Server, file_system: &FileSystem) 
     // snapshot is taken: the noted ones must be there.
     vm.ok("sh -c 'i=0; while [ ! -e /tmp/stop ]; do i=$((i+1)); \
            dd if=/dev/urandom of=/mnt/b/$i bs=40961 count=2 2>/dev/null; sha256sum /mnt/b/$i >> /tmp/noted.new; \
-           sync /mnt/b/$i /mnt/b; cp /tmp/noted.new /tmp/noted.part; mv /tmp/noted.part /tmp/noted; \
+           /sbin/sync /mnt/b/$i /mnt/b; cp /tmp/noted.new /tmp/noted.part; mv /tmp/noted.part /tmp/noted; \
            [ $i -lt 60 ] || break; done; touch /tmp/ended' >/tmp/writer.log 2>&1 &");
     vm.ok("while [ ! -e /tmp/noted ] || [ $(wc -l < /tmp/noted) -lt 5 ]; do [ ! -e /tmp/ended ] || exit 1; sleep 0.05; done");
     vm.ok("cp /tmp/noted /tmp/noted.before");
@@ -92,10 +92,10 @@ fn snapshots_stay_whole(vm: &mut Vm, server: &Server, file_system: &FileSystem) 
         assert_eq!(read_only.trim(), "1", "{volume}@{name}");
         vm.ok(&format!("{mount_snapshot} {device} /mnt"));
         match name {
-            "clean" => vm.ok("cd /mnt; sha256sum -c --status /tmp/final"),
+            "clean" => vm.ok("cd /mnt; sha256sum -c -s /tmp/final"),
             // Without a replay of the journal the newest names may still be in it.
-            "busy" => vm.ok("cd /mnt; sha256sum -c --status /tmp/sums.a"),
-            _ => vm.ok("cd /mnt; sha256sum -c --status /tmp/sums.a; [ -z \"$(ls b c)\" ] || ls b c"),
+            "busy" => vm.ok("cd /mnt; sha256sum -c -s /tmp/sums.a"),
+            _ => vm.ok("cd /mnt; sha256sum -c -s /tmp/sums.a; [ -z \"$(ls b c)\" ] || ls b c"),
         };
         vm.ok("umount /mnt");
         if name == "clean" {
@@ -115,7 +115,7 @@ fn snapshots_stay_whole(vm: &mut Vm, server: &Server, file_system: &FileSystem) 
     });
     let device = attach(vm, port, volume);
     vm.ok(&format!("mount {device} /mnt"));
-    vm.ok("cd /mnt; sha256sum -c --status /tmp/sums.a; cd /; sha256sum -c --status /tmp/noted.before");
+    vm.ok("cd /mnt; sha256sum -c -s /tmp/sums.a; cd /; sha256sum -c -s /tmp/noted.before");
     vm.ok(&format!("umount /mnt; {check} {device}; mount {device} /mnt"));
 
     // Space that the file system gives back comes back.
@@ -187,9 +187,9 @@ fn the_guest_works_with_another_server() {
         let FileSystem { make, check, mount_snapshot, .. } = file_system;
         vm.ok(&format!("{make} /dev/nbd0; mount /dev/nbd0 /mnt; mkdir /mnt/a"));
         vm.ok(&files("a", 12));
-        vm.ok(&format!("sync; sync /mnt/a/1 /mnt/a; fstrim /mnt; umount /mnt; {check} /dev/nbd0"));
+        vm.ok(&format!("sync; /sbin/sync /mnt/a/1 /mnt/a; fstrim /mnt; umount /mnt; {check} /dev/nbd0"));
         vm.ok(&format!(
-            "{mount_snapshot} /dev/nbd0 /mnt; cd /mnt; sha256sum -c --status /tmp/sums.a; cd /; umount /mnt"
+            "{mount_snapshot} /dev/nbd0 /mnt; cd /mnt; sha256sum -c -s /tmp/sums.a; cd /; umount /mnt"
         ));
     }
     vm.ok("nbd-client -d /dev/nbd0");
