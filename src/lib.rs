@@ -1,8 +1,8 @@
 //! `snapvol`: a copy-on-write block store in user space.
 //!
-//! The modules are layers, listed here from the top down; each uses only what
-//! stands below it (a test walks the sources and fails on an upward import).
-//! `ARCHITECTURE.md` is the map.
+//! The modules are layers, from the top down: `cli`, `control`, `nbd`, `engine`, `delta`,
+//! `snapshot`, `store`, `map`, `format`, `transport`, `io`. Each uses only what stands below
+//! it (a test walks the sources and fails on an upward import). `ARCHITECTURE.md` is the map.
 
 pub mod cli;
 pub mod control;

@@ -64,7 +64,8 @@ impl<'a> Fields<'a> {
     /// # Errors
     /// `Corrupt` when there are fewer.
     pub fn bytes(&mut self, count: usize) -> Result<&'a [u8]> {
-        let (head, rest) = self.0.split_at_checked(count).ok_or_else(|| Error::corrupt("a record ends too early"))?;
+        let (head, rest) =
+            self.0.split_at_checked(count).ok_or_else(|| Error::corrupt("a record ends too early"))?;
         self.0 = rest;
         Ok(head)
     }

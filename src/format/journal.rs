@@ -456,7 +456,11 @@ fn take_record(payload: &Bytes) -> Result<Record> {
         1 => Record::State(Box::new(VolumeState::take(&mut from)?)),
         2 => Record::Open { boot: *from.uuid()?.as_bytes() },
         3 => Record::Close,
-        4 => Record::MetaSet { epoch: Epoch(from.u64()?), guarded: from.flag()?, ranges: take_ranges(&mut from)? },
+        4 => Record::MetaSet {
+            epoch: Epoch(from.u64()?),
+            guarded: from.flag()?,
+            ranges: take_ranges(&mut from)?,
+        },
         5 => Record::MetaClear { epoch: Epoch(from.u64()?), ranges: take_ranges(&mut from)? },
         6 => Record::Barrier { up_to: Seq(from.u64()?) },
         7 => {
@@ -566,7 +570,9 @@ impl VolumeState {
             Record::Receive(receive) => self.receive.clone_from(receive),
             Record::Role(role) => self.role = *role,
             Record::Policy(policy) => self.on_full = *policy,
-            Record::MetaSet { epoch, .. } | Record::MetaClear { epoch, .. } => self.epoch = self.epoch.max(*epoch),
+            Record::MetaSet { epoch, .. } | Record::MetaClear { epoch, .. } => {
+                self.epoch = self.epoch.max(*epoch)
+            }
             Record::AfterImages(_)
             | Record::Settled { .. }
             | Record::Open { .. }
@@ -587,4 +593,3 @@ impl VolumeState {
         self.layers.sort_by_key(|l| l.first);
     }
 }
-

@@ -64,7 +64,8 @@ impl SegmentHeader {
             return Err(Error::corrupt("this is no segment"));
         }
         let version = fields.u32()?;
-        let (segment, volume, generation, crc) = (fields.u32()?, fields.uuid()?, fields.u64()?, fields.u32()?);
+        let (segment, volume, generation, crc) =
+            (fields.u32()?, fields.uuid()?, fields.u64()?, fields.u32()?);
         if crc32c::crc32c(&bytes[..40]) != crc {
             return Err(Error::corrupt("the segment's header has a wrong checksum"));
         }

@@ -201,13 +201,15 @@ impl VolumeState {
     pub fn take(from: &mut Fields<'_>) -> Result<Self> {
         let uuid = from.uuid()?;
         let (size, block_size, granularity) = (from.u64()?, from.u32()?, from.u32()?);
-        let geometry = Geometry::new(size, block_size, granularity).map_err(|e| Error::corrupt(e.to_string()))?;
+        let geometry =
+            Geometry::new(size, block_size, granularity).map_err(|e| Error::corrupt(e.to_string()))?;
         let on_full = on_full_from(from.u8()?)?;
         let role = role_from(from.u8()?)?;
         let seq = Seq(from.u64()?);
         let epoch = Epoch(from.u64()?);
         let unsealed = Epoch(from.u64()?);
-        let checkpoint = CheckpointRecord { file: from.u8()?, seq: Seq(from.u64()?), tail_pages: from.flag()? };
+        let checkpoint =
+            CheckpointRecord { file: from.u8()?, seq: Seq(from.u64()?), tail_pages: from.flag()? };
         if checkpoint.file > 2 {
             return Err(Error::corrupt("the checkpoint names no file"));
         }
@@ -217,7 +219,8 @@ impl VolumeState {
         for _ in 0..from.count(29)? {
             let number = from.u32()?;
             let (generation, mark, closed, epoch) = (from.u64()?, from.u64()?, from.flag()?, from.u64()?);
-            segments.insert(number, SegmentRecord { generation, mark, closed: closed.then_some(Epoch(epoch)) });
+            segments
+                .insert(number, SegmentRecord { generation, mark, closed: closed.then_some(Epoch(epoch)) });
         }
         let rollback = from.maybe_uuid()?;
         let receive = if from.flag()? { Some(take_receive(from)?) } else { None };

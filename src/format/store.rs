@@ -48,7 +48,9 @@ impl StoreHeader {
         if version > VERSION {
             return Err(Error::new(
                 ErrorKind::Unsupported,
-                format!("the store has format version {version}; this program knows versions up to {VERSION}"),
+                format!(
+                    "the store has format version {version}; this program knows versions up to {VERSION}"
+                ),
             )
             .hint("use a newer snapvol"));
         }

@@ -29,7 +29,10 @@ struct Cut {
 impl Volume {
     /// Makes a checkpoint in the background if the journal has grown enough.
     pub(super) fn kick_checkpoint(self: &Rc<Self>) {
-        if self.journal.len() < self.tuning.journal_bytes_max || self.checkpointing.get() || self.closing.get() {
+        if self.journal.len() < self.tuning.journal_bytes_max
+            || self.checkpointing.get()
+            || self.closing.get()
+        {
             return;
         }
         let volume = Rc::clone(self);

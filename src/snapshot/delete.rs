@@ -102,7 +102,12 @@ impl Volume {
         };
         let records: Vec<LayerRecord> = added.iter().map(|(record, _)| record.clone()).collect();
         let new_tail = if is_tail { older.map(|o| self.thaw(o, epoch)).transpose()? } else { None };
-        self.record(Record::Delete { snapshots: vec![uuid], removed: removed.clone(), added: records, ends_receive });
+        self.record(Record::Delete {
+            snapshots: vec![uuid],
+            removed: removed.clone(),
+            added: records,
+            ends_receive,
+        });
         {
             let mut s = self.s.borrow_mut();
             for first in &removed {
@@ -177,7 +182,8 @@ impl Volume {
         let layers: Vec<Rc<SealedLayer>> = {
             let s = self.s.borrow();
             let all = s.chain.layers_from(epochs.start).take_while(|(first, _)| *first < epochs.end);
-            all.filter_map(|(_, l)| if let LayerRef::Loaded(sealed) = l { Some(sealed) } else { None }).collect()
+            all.filter_map(|(_, l)| if let LayerRef::Loaded(sealed) = l { Some(sealed) } else { None })
+                .collect()
         };
         let (Some(first), Some(last)) = (layers.first(), layers.last()) else { return Ok(None) };
         let covered = first.epochs().start..last.epochs().end;
@@ -302,9 +308,9 @@ pub(super) fn refusal(volume: &str, snapshot: &str, check: &DeleteCheck) -> Opti
             Error::conflict(format!("snapshot {name} is held: {}", tags.join(", ")))
                 .hint(format!("'snapvol release {name} TAG' lets go of it")),
         ),
-        DeleteCheck::Open => Some(
-            Error::conflict(format!("snapshot {name} is in use")).hint("disconnect its clients first"),
-        ),
+        DeleteCheck::Open => {
+            Some(Error::conflict(format!("snapshot {name} is in use")).hint("disconnect its clients first"))
+        }
         DeleteCheck::Base => Some(
             Error::conflict(format!("a receive under way builds on snapshot {name}"))
                 .hint(format!("let it finish, or drop it with 'snapvol receive {volume} --abort'")),

@@ -126,7 +126,8 @@ impl Volume {
         self.load_from(older.or(younger.map(|(e, _)| e)).unwrap_or_default()).await?;
         let (geometry, now) = {
             let s = self.s.borrow();
-            let staged = s.slots.in_order().into_iter().filter(|(_, slot)| !slot.dead).map(|(_, s)| s.block.0);
+            let staged =
+                s.slots.in_order().into_iter().filter(|(_, slot)| !slot.dead).map(|(_, s)| s.block.0);
             (s.durable.geometry, Now { map: s.production.clone(), staged: staged.collect() })
         };
         let end = younger.map_or(Epoch(u64::MAX), |(epoch, _)| epoch);
@@ -161,9 +162,11 @@ impl State {
     /// Pages of blocks that some map touched from `from` up to `end`.
     fn touched(&self, from: Epoch, end: Epoch, now: &Now) -> Result<BTreeSet<u64>> {
         let mut pages: BTreeSet<u64> = self.chain.touched_pages(from..end)?.into_iter().collect();
-        let mut granule_pages: BTreeSet<u64> = self.chain.touched_meta_pages(from..end)?.into_iter().collect();
+        let mut granule_pages: BTreeSet<u64> =
+            self.chain.touched_meta_pages(from..end)?.into_iter().collect();
         // Frozen maps that are in no layer yet differ from each other, and the last from now.
-        let maps: Vec<&BitMap> = self.frozen.range(from..).filter(|(e, _)| **e <= end).map(|(_, m)| m).collect();
+        let maps: Vec<&BitMap> =
+            self.frozen.range(from..).filter(|(e, _)| **e <= end).map(|(_, m)| m).collect();
         for pair in maps.windows(2) {
             granule_pages.extend(pair[0].changed_pages(pair[1]));
         }
@@ -227,5 +230,4 @@ impl State {
         }
         Ok((write, discard))
     }
-
 }

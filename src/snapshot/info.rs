@@ -113,7 +113,12 @@ impl Volume {
     #[must_use]
     pub fn snapshots(&self) -> Vec<SnapshotRecord> {
         let s = self.s.borrow();
-        s.durable.snapshots.iter().filter(|r| !r.is_internal() && !s.hidden.contains(&r.uuid)).cloned().collect()
+        s.durable
+            .snapshots
+            .iter()
+            .filter(|r| !r.is_internal() && !s.hidden.contains(&r.uuid))
+            .cloned()
+            .collect()
     }
 
     /// Changes what happens when space runs out.
@@ -168,7 +173,10 @@ impl Volume {
         self.writable(Who::Store)?;
         let record = self.s.borrow().visible(name).cloned().ok_or_else(|| self.no_snapshot(name))?;
         if record.holds.iter().any(|t| t == tag) {
-            return Err(Error::conflict(format!("snapshot {}@{name} is held under {tag} already", self.name())));
+            return Err(Error::conflict(format!(
+                "snapshot {}@{name} is held under {tag} already",
+                self.name()
+            )));
         }
         self.record_durably(Record::Hold { snapshot: record.uuid, tag: tag.to_owned() }).await?;
         Ok(())

@@ -31,12 +31,12 @@ mod volume;
 mod write;
 
 pub use delete::DeleteCheck;
-pub use info::{SnapshotSummary, VolumeSummary};
-pub use receive::{Incoming, ReceiveStart, Receiving};
 pub use diff::{Delta, DeltaRun};
+pub use info::{SnapshotSummary, VolumeSummary};
 pub use open::Opened;
 pub use read::Piece;
 pub use reader::SnapshotReader;
-pub use take::{TakeTicket, TakeRequest};
+pub use receive::{Incoming, ReceiveStart, Receiving};
+pub use take::{TakeRequest, TakeTicket};
 pub use verify::{Found, Verified};
 pub use volume::{Volume, Who};

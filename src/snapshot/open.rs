@@ -121,7 +121,8 @@ impl Volume {
         journal: Journal,
         recovered: Recovered,
     ) -> Result<Self> {
-        let Recovered { state, production, stale, frozen, chain, save, clone_file, clone_len, epoch, .. } = recovered;
+        let Recovered { state, production, stale, frozen, chain, save, clone_file, clone_len, epoch, .. } =
+            recovered;
         let clone_volume = CloneVolume::new(io.clone(), clone_file, state.geometry, clone_len);
         let mut slots = Slots::default();
         let mut stage = recovered.stage;

@@ -82,9 +82,13 @@ impl Volume {
         self.check_incoming(incoming)?;
         let begun = self.s.borrow().durable.receive.clone();
         if let Some(begun) = begun {
-            if begun.target != incoming.target || begun.base != incoming.base.as_ref().map(|(u, _)| *u) || begun.aborting {
-                return Err(Error::conflict(format!("snapshot {} is half received", begun.name))
-                    .hint("send that one again to complete it, or drop it with 'snapvol receive VOL --abort'"));
+            if begun.target != incoming.target
+                || begun.base != incoming.base.as_ref().map(|(u, _)| *u)
+                || begun.aborting
+            {
+                return Err(Error::conflict(format!("snapshot {} is half received", begun.name)).hint(
+                    "send that one again to complete it, or drop it with 'snapvol receive VOL --abort'",
+                ));
             }
             self.map_stage().await?;
             return Ok(ReceiveStart::Go(receiving, begun.durable));
@@ -151,7 +155,8 @@ impl Volume {
         }
         let uuid = Uuid::new_v4();
         let created_us = incoming.created_us;
-        self.take(TakeRequest { uuid, name: BEFORE.to_owned(), created_us, batch: None, received: false }).await?;
+        self.take(TakeRequest { uuid, name: BEFORE.to_owned(), created_us, batch: None, received: false })
+            .await?;
         Ok(Some(uuid))
     }
 

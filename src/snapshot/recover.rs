@@ -11,12 +11,12 @@ use crate::error::{Error, Result};
 use crate::format::journal::Record;
 use crate::format::state::VolumeState;
 use crate::io::{FileId, Io, OpenHow};
-use crate::map::{BitMap, LayerChain, SealedLayer, SavedImage, checkpoint};
+use crate::map::{BitMap, LayerChain, SavedImage, SealedLayer, checkpoint};
+use crate::store::Tuning;
 use crate::store::paths::VolumePaths;
 use crate::store::replay::Replay;
 use crate::store::save::SaveVolume;
 use crate::store::stage::Stage;
-use crate::store::Tuning;
 use crate::types::{Block, Epoch, SaveAddr, Seq};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
@@ -90,12 +90,20 @@ impl Recovered {
         if state.uuid != replay.header.volume {
             return Err(Error::corrupt("the journal's header names another volume"));
         }
-        let boot = records.iter().rev().find_map(|(_, r)| if let Record::Open { boot } = r { Some(*boot) } else { None });
+        let boot = records
+            .iter()
+            .rev()
+            .find_map(|(_, r)| if let Record::Open { boot } = r { Some(*boot) } else { None });
         let same_boot = boot.is_none_or(|b| b == io.boot_id());
         let clone_file = io.open(&paths.clone_volume(), OpenHow::Write).await?;
         let clone_len = io.size(clone_file).await?;
-        let save =
-            Rc::new(SaveVolume::new(io.clone(), paths.clone(), state.uuid, state.geometry.block_size, tuning));
+        let save = Rc::new(SaveVolume::new(
+            io.clone(),
+            paths.clone(),
+            state.uuid,
+            state.geometry.block_size,
+            tuning,
+        ));
         for (number, segment) in &state.segments {
             save.add(*number, segment.generation, segment.closed);
         }
@@ -123,7 +131,8 @@ impl Recovered {
         let mut staged = BTreeMap::new();
         let mut stage = None;
         if same_boot && !replay.clean {
-            (stage, staged) = load_stage(io, paths, tuning, &state, &records, &mut maps, &after_images).await?;
+            (stage, staged) =
+                load_stage(io, paths, tuning, &state, &records, &mut maps, &after_images).await?;
         } else if !same_boot {
             staged = after_images;
         }
@@ -135,7 +144,8 @@ impl Recovered {
             }
         }
         let groups = rebuild_open(&state, &save, &mut chain).await?;
-        let seen = [state.epoch, groups, maps.youngest].into_iter().chain(staged.values().map(|s| s.epoch)).max();
+        let seen =
+            [state.epoch, groups, maps.youngest].into_iter().chain(staged.values().map(|s| s.epoch)).max();
         let epoch = seen.unwrap_or_default().next();
         chain.push_open(epoch);
         let frozen = thaw_all(io, paths, &state, &mut chain, &maps).await?;
@@ -164,7 +174,11 @@ impl Recovered {
 /// Leaves out takes whose batch was never committed.
 fn without_undone(records: Vec<(Seq, Record)>, committed: &BTreeSet<Uuid>) -> Vec<(Seq, Record)> {
     let mut confirmed = committed.clone();
-    confirmed.extend(records.iter().filter_map(|(_, r)| if let Record::Confirmed { batch } = r { Some(*batch) } else { None }));
+    confirmed.extend(
+        records
+            .iter()
+            .filter_map(|(_, r)| if let Record::Confirmed { batch } = r { Some(*batch) } else { None }),
+    );
     records
         .into_iter()
         .filter(|(_, record)| match record {
@@ -197,7 +211,11 @@ async fn make_durable(
     Ok(())
 }
 
-async fn load_checkpoint(io: &Io, paths: &VolumePaths, state: &VolumeState) -> Result<Option<(BitMap, BitMap)>> {
+async fn load_checkpoint(
+    io: &Io,
+    paths: &VolumePaths,
+    state: &VolumeState,
+) -> Result<Option<(BitMap, BitMap)>> {
     if state.checkpoint.file == 0 {
         return Ok(None);
     }
@@ -359,7 +377,8 @@ async fn load_stage(
         return Ok((None, BTreeMap::new()));
     }
     let slots = Slots::capacity(state, tuning.stage_bytes);
-    let (mut stage, left) = Stage::open(io, &paths.stage(), state.uuid, slots, state.geometry.block_size).await?;
+    let (mut stage, left) =
+        Stage::open(io, &paths.stage(), state.uuid, slots, state.geometry.block_size).await?;
     let mut by_block: BTreeMap<u64, Vec<(Seq, usize, Epoch)>> = BTreeMap::new();
     for slot in left {
         let entry = by_block.entry(slot.header.block.0).or_default();
@@ -396,7 +415,10 @@ async fn load_stage(
                 maps.set(granule..granule + 1, epoch);
             }
             let journaled = after_images.contains_key(&seq);
-            staged.insert(seq, Staged { block: Block(block), epoch, index: Some(index), data: Bytes::new(), journaled });
+            staged.insert(
+                seq,
+                Staged { block: Block(block), epoch, index: Some(index), data: Bytes::new(), journaled },
+            );
         }
     }
     Ok((Some(stage), staged))
@@ -429,7 +451,8 @@ async fn rebuild_open(state: &VolumeState, save: &SaveVolume, chain: &mut LayerC
         let layer = super::settle::open_layer(chain, group.header.epoch);
         let mut layer = layer.borrow_mut();
         for (index, entry) in (0u32..).zip(&group.header.entries) {
-            let addr = SaveAddr { segment: group.images.segment, sector: group.images.sector + index * sectors };
+            let addr =
+                SaveAddr { segment: group.images.segment, sector: group.images.sector + index * sectors };
             let image = SavedImage { addr, crc: entry.crc, damaged: entry.damaged };
             if layer.insert(entry.block, image) {
                 save.add_live(addr.segment, 1);

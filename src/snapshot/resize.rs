@@ -20,7 +20,10 @@ impl Volume {
         let old = self.geometry();
         Geometry::new(size, old.block_size, old.granularity)?;
         if self.role() == Role::Secondary {
-            return Err(Error::conflict(format!("volume {} is a secondary: only a receive changes it", self.name())));
+            return Err(Error::conflict(format!(
+                "volume {} is a secondary: only a receive changes it",
+                self.name()
+            )));
         }
         if size < old.size {
             self.pause();

@@ -5,8 +5,8 @@
 //! point, since the writes save what it holds. Younger snapshots stay readable for the
 //! same reason.
 
-use super::reader::SnapshotReader;
 use super::read::Piece;
+use super::reader::SnapshotReader;
 use super::volume::{Volume, Who};
 use crate::error::{Error, Result};
 use crate::format::journal::Record;
@@ -29,8 +29,11 @@ impl Volume {
         {
             let s = self.s.borrow();
             if s.durable.role == Role::Secondary {
-                return Err(Error::conflict(format!("volume {} is a secondary: only a receive changes it", self.name()))
-                    .hint(format!("'snapvol promote {}' makes it writable", self.name())));
+                return Err(Error::conflict(format!(
+                    "volume {} is a secondary: only a receive changes it",
+                    self.name()
+                ))
+                .hint(format!("'snapvol promote {}' makes it writable", self.name())));
             }
             if s.durable.receive.is_some() {
                 return Err(Error::conflict(format!("volume {} is in the middle of a receive", self.name()))

@@ -115,7 +115,10 @@ impl Volume {
     }
 
     /// Writes a sealed layer's file; it is durable, and nothing names it yet.
-    pub(super) async fn write_layer(&self, contents: &LayerContents) -> Result<(LayerRecord, Rc<SealedLayer>)> {
+    pub(super) async fn write_layer(
+        &self,
+        contents: &LayerContents,
+    ) -> Result<(LayerRecord, Rc<SealedLayer>)> {
         let version = {
             let mut s = self.s.borrow_mut();
             s.next_layer_version += 1;

@@ -110,8 +110,13 @@ impl Slots {
     /// Stages a write; false when no slot is free. An older one of the same epoch that
     /// nobody has begun gives way.
     pub fn put(&mut self, seq: Seq, block: Block, epoch: Epoch, data: &[u8]) -> bool {
-        let Some(index) = self.stage.as_mut().and_then(|s| s.put(seq, block, epoch, data)) else { return false };
-        self.adopt(index, Slot { seq, block, epoch, state: SlotState::Waiting, journaled: false, dead: false });
+        let Some(index) = self.stage.as_mut().and_then(|s| s.put(seq, block, epoch, data)) else {
+            return false;
+        };
+        self.adopt(
+            index,
+            Slot { seq, block, epoch, state: SlotState::Waiting, journaled: false, dead: false },
+        );
         let before = self.chain(block).nth_back(1);
         if let Some(older) = before {
             let slot = self.get(older);
@@ -124,8 +129,13 @@ impl Slots {
 
     /// Stages what an after-image in the journal holds.
     pub fn put_journaled(&mut self, seq: Seq, block: Block, epoch: Epoch, data: &[u8]) -> bool {
-        let Some(index) = self.stage.as_mut().and_then(|s| s.put(seq, block, epoch, data)) else { return false };
-        self.adopt(index, Slot { seq, block, epoch, state: SlotState::Waiting, journaled: true, dead: false });
+        let Some(index) = self.stage.as_mut().and_then(|s| s.put(seq, block, epoch, data)) else {
+            return false;
+        };
+        self.adopt(
+            index,
+            Slot { seq, block, epoch, state: SlotState::Waiting, journaled: true, dead: false },
+        );
         true
     }
 

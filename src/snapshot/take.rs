@@ -67,8 +67,11 @@ impl Volume {
             }
             if !request.received && !name.starts_with('_') {
                 if s.durable.receive.is_some() {
-                    return Err(Error::conflict(format!("volume {} is in the middle of a receive", self.name()))
-                        .hint("let it finish, or drop it with 'snapvol receive VOL --abort'"));
+                    return Err(Error::conflict(format!(
+                        "volume {} is in the middle of a receive",
+                        self.name()
+                    ))
+                    .hint("let it finish, or drop it with 'snapvol receive VOL --abort'"));
                 }
                 if s.durable.rollback.is_some() {
                     return Err(Error::conflict(format!("volume {} is being rolled back", self.name())));
@@ -197,7 +200,12 @@ impl Volume {
     /// belong to the one before it.
     fn forget_snapshot(&self, uuid: Uuid) {
         let epoch = self.s.borrow().durable.snapshot(uuid).map(|r| r.epoch);
-        self.record(Record::Delete { snapshots: vec![uuid], removed: Vec::new(), added: Vec::new(), ends_receive: false });
+        self.record(Record::Delete {
+            snapshots: vec![uuid],
+            removed: Vec::new(),
+            added: Vec::new(),
+            ends_receive: false,
+        });
         let mut s = self.s.borrow_mut();
         if let Some(epoch) = epoch {
             s.frozen.remove(&epoch);

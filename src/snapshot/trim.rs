@@ -141,7 +141,12 @@ impl Volume {
         if s.slots.is_empty() {
             return Vec::new();
         }
-        s.slots.in_order().into_iter().filter(|(_, slot)| blocks.contains(&slot.block.0)).map(|(i, _)| i).collect()
+        s.slots
+            .in_order()
+            .into_iter()
+            .filter(|(_, slot)| blocks.contains(&slot.block.0))
+            .map(|(i, _)| i)
+            .collect()
     }
 
     /// Waits until no slot of the range is being settled.

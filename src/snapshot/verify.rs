@@ -106,7 +106,12 @@ impl Volume {
     }
 }
 
-async fn check_layer(io: &Io, volume: &Volume, path: &std::path::Path, epochs: std::ops::Range<Epoch>) -> Result<u64> {
+async fn check_layer(
+    io: &Io,
+    volume: &Volume,
+    path: &std::path::Path,
+    epochs: std::ops::Range<Epoch>,
+) -> Result<u64> {
     let mapped = io.map(path).await?;
     let bytes = mapped.len() as u64;
     SealedLayer::open(mapped, volume.uuid(), epochs)?.verify()?;

@@ -308,8 +308,11 @@ impl Volume {
                 .hint("free space or mend the disk, then open the store again"));
         }
         if who == Who::Client && s.durable.role == Role::Secondary {
-            return Err(Error::new(ErrorKind::ReadOnly, format!("volume {} is a secondary", self.name.borrow()))
-                .hint(format!("'snapvol promote {}' makes it writable", self.name.borrow())));
+            return Err(Error::new(
+                ErrorKind::ReadOnly,
+                format!("volume {} is a secondary", self.name.borrow()),
+            )
+            .hint(format!("'snapvol promote {}' makes it writable", self.name.borrow())));
         }
         Ok(())
     }

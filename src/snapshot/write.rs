@@ -144,7 +144,12 @@ impl Volume {
         }
     }
 
-    async fn write_parts(self: &Rc<Self>, admitted: &Admitted, range: &Range<u64>, mut parts: Vec<Part>) -> Result<()> {
+    async fn write_parts(
+        self: &Rc<Self>,
+        admitted: &Admitted,
+        range: &Range<u64>,
+        mut parts: Vec<Part>,
+    ) -> Result<()> {
         let epoch = admitted.epoch;
         let asked: Vec<Range<u64>> = parts.iter().map(|p| self.blocks_of(p)).collect();
         self.fill(range, &mut parts);

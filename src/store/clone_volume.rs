@@ -50,7 +50,8 @@ impl CloneVolume {
     /// # Errors
     /// `Io`, naming the block.
     pub async fn read(&self, block: Block, count: u64) -> Result<BytesMut> {
-        let len = usize::try_from(count * self.block_size).map_err(|_| Error::invalid("a read is too long"))?;
+        let len =
+            usize::try_from(count * self.block_size).map_err(|_| Error::invalid("a read is too long"))?;
         self.io
             .read(self.file, block.0 * self.block_size, len)
             .await

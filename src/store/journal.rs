@@ -64,8 +64,17 @@ impl Journal {
         step: u64,
     ) -> Self {
         let syncer = Syncer::new(io.clone(), file);
-        let inner =
-            Inner { file, number, end, allocated: end, durable: end, queue: Vec::new(), carry: None, cut: Seq(0), failed: None };
+        let inner = Inner {
+            file,
+            number,
+            end,
+            allocated: end,
+            durable: end,
+            queue: Vec::new(),
+            carry: None,
+            cut: Seq(0),
+            failed: None,
+        };
         Self {
             io,
             paths,
@@ -147,7 +156,11 @@ impl Journal {
             let queue = std::mem::take(&mut inner.queue);
             let mut frames = Vec::new();
             for (seq, record) in &queue {
-                frames.extend(encode_frame(inner.number, Frame { seq: *seq, durable: inner.durable }, record));
+                frames.extend(encode_frame(
+                    inner.number,
+                    Frame { seq: *seq, durable: inner.durable },
+                    record,
+                ));
             }
             let at = inner.end;
             inner.end += total(&frames);

@@ -48,7 +48,9 @@ pub fn parse(bytes: &Bytes) -> Result<Replay> {
     let header = FileHeader::decode(bytes)?;
     let mut at = HEADER_SIZE;
     let mut records: Vec<(Seq, Record)> = Vec::new();
-    while let Found::Frame(frame, record, len) = decode_frame(header.number, &bytes.slice(at.min(bytes.len())..))? {
+    while let Found::Frame(frame, record, len) =
+        decode_frame(header.number, &bytes.slice(at.min(bytes.len())..))?
+    {
         if records.last().is_some_and(|(seq, _)| *seq >= frame.seq) {
             return Err(Error::corrupt(format!("the record at offset {at} is out of order")));
         }

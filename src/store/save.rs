@@ -175,7 +175,9 @@ impl SaveVolume {
     pub fn group_count_max(&self) -> usize {
         let by_bytes = self.tuning.group_bytes_max / u64::from(self.block_size);
         let room = (self.tuning.segment_bytes - HEADER_SIZE as u64) / 2 / u64::from(self.block_size + 16);
-        usize::try_from(by_bytes.min(room)).unwrap_or(usize::MAX).clamp(1, crate::format::segment::GROUP_COUNT_MAX)
+        usize::try_from(by_bytes.min(room))
+            .unwrap_or(usize::MAX)
+            .clamp(1, crate::format::segment::GROUP_COUNT_MAX)
     }
 
     /// A map names `count` more images of a segment.
@@ -188,7 +190,11 @@ impl SaveVolume {
     /// Maps name `count` fewer images; the deletion that made it so is durable.
     pub fn drop_live(&self, number: u32, count: u64) {
         if let Some(segment) = self.inner.borrow_mut().segments.get_mut(&number) {
-            debug_assert!(segment.live >= count, "segment {number} has {} live images, not {count}", segment.live);
+            debug_assert!(
+                segment.live >= count,
+                "segment {number} has {} live images, not {count}",
+                segment.live
+            );
             segment.live = segment.live.saturating_sub(count);
         }
     }
@@ -223,7 +229,8 @@ impl SaveVolume {
             self.io.close(file);
             return Rc::clone(other);
         }
-        let open = Rc::new(OpenFile { io: self.io.clone(), file, syncer: Syncer::new(self.io.clone(), file) });
+        let open =
+            Rc::new(OpenFile { io: self.io.clone(), file, syncer: Syncer::new(self.io.clone(), file) });
         inner.open.insert(number, Rc::clone(&open));
         if inner.open.len() > OPEN_MAX {
             let keep = [inner.active, inner.spare, Some(number)];
@@ -262,7 +269,8 @@ impl SaveVolume {
     /// # Errors
     /// `Full`, `Io`.
     pub async fn reserve(&self, journal: &Journal, blocks: usize) -> Result<()> {
-        let need = blocks as u64 * (u64::from(self.block_size) + 4096) + group_size(self.group_count_max(), self.block_size);
+        let need = blocks as u64 * (u64::from(self.block_size) + 4096)
+            + group_size(self.group_count_max(), self.block_size);
         while self.room() < need {
             if self.busy.get() {
                 self.event.wait().await;
@@ -315,7 +323,10 @@ impl SaveVolume {
         let file = self.open_file(number).await?;
         let from = self.inner.borrow().segments.get(&number).map_or(0, |s| s.allocated);
         let step = self.tuning.segment_step_bytes.min(self.tuning.segment_bytes.saturating_sub(from));
-        self.io.allocate(file.file, from, step).await.map_err(|e| e.context(format!("segment {number:08}")))?;
+        self.io
+            .allocate(file.file, from, step)
+            .await
+            .map_err(|e| e.context(format!("segment {number:08}")))?;
         // The size of the file is part of what a sync of a group must make durable.
         file.syncer.wrote();
         if let Some(segment) = self.inner.borrow_mut().segments.get_mut(&number) {
@@ -506,7 +517,10 @@ impl SaveVolume {
                     return Ok(());
                 }
                 if segment.broken {
-                    return Err(Error::new(crate::ErrorKind::Io, format!("an earlier write to segment {number:08} failed")));
+                    return Err(Error::new(
+                        crate::ErrorKind::Io,
+                        format!("an earlier write to segment {number:08} failed"),
+                    ));
                 }
             }
             self.event.wait().await;
@@ -541,7 +555,8 @@ impl SaveVolume {
         if let Some(segment) = self.inner.borrow_mut().segments.get_mut(&number) {
             segment.end = at;
             segment.prefix = at;
-            segment.youngest = groups.last().map_or(segment.youngest, |g| g.header.epoch.max(segment.youngest));
+            segment.youngest =
+                groups.last().map_or(segment.youngest, |g| g.header.epoch.max(segment.youngest));
         }
         Ok(groups)
     }
@@ -555,7 +570,9 @@ impl SaveVolume {
         mark: u64,
     ) -> Result<Option<FoundGroup>> {
         let fixed = self.io.read(file, at, GROUP_FIXED_SIZE).await?;
-        let Some(count) = GroupHeader::peek(&fixed, number, generation, self.block_size) else { return Ok(None) };
+        let Some(count) = GroupHeader::peek(&fixed, number, generation, self.block_size) else {
+            return Ok(None);
+        };
         let Ok(header) = GroupHeader::decode(&self.io.read(file, at, images_at(count)).await?) else {
             return Ok(None);
         };
@@ -616,7 +633,8 @@ impl SaveVolume {
         let free: Vec<u32> = {
             let mut inner = self.inner.borrow_mut();
             let oldest = inner.pins.keys().next().copied().unwrap_or(u64::MAX);
-            let (free, keep) = std::mem::take(&mut inner.waiting).into_iter().partition(|(version, _)| *version < oldest);
+            let (free, keep) =
+                std::mem::take(&mut inner.waiting).into_iter().partition(|(version, _)| *version < oldest);
             inner.waiting = keep;
             let free: Vec<(u64, u32)> = free;
             let mut remove = Vec::new();

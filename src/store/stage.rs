@@ -41,10 +41,20 @@ impl Stage {
     ///
     /// # Errors
     /// `Io`, `Full`.
-    pub async fn open(io: &Io, path: &Path, volume: Uuid, slots: usize, block_size: u32) -> Result<(Self, Vec<Left>)> {
+    pub async fn open(
+        io: &Io,
+        path: &Path,
+        volume: Uuid,
+        slots: usize,
+        block_size: u32,
+    ) -> Result<(Self, Vec<Left>)> {
         let region = io.map_region(path, region_size(slots, block_size) as u64).await?;
-        let header =
-            StageHeader { volume, boot: io.boot_id(), slots: u32::try_from(slots).unwrap_or(u32::MAX), block_size };
+        let header = StageHeader {
+            volume,
+            boot: io.boot_id(),
+            slots: u32::try_from(slots).unwrap_or(u32::MAX),
+            block_size,
+        };
         let mut bytes = [0; HEADER_SIZE];
         region.read(0, &mut bytes);
         let mut left = Vec::new();

@@ -1,3 +1,10 @@
 //! The integration tests: one binary, a module per subject.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod cli;
+mod clients;
+mod layers;
+mod ssh;
+mod support;
+mod vm;
