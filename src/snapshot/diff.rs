@@ -111,6 +111,19 @@ impl Volume {
         from: Option<uuid::Uuid>,
         to: Option<uuid::Uuid>,
     ) -> Result<Delta> {
+        self.delta_within(from, to, 0..u64::MAX).await
+    }
+
+    /// The same, of the pages that a range of bytes touches.
+    ///
+    /// # Errors
+    /// As for [`Self::delta`].
+    pub async fn delta_within(
+        self: &Rc<Self>,
+        from: Option<uuid::Uuid>,
+        to: Option<uuid::Uuid>,
+        bytes: Range<u64>,
+    ) -> Result<Delta> {
         self.seal_closed().await?;
         let record = |uuid: uuid::Uuid| {
             let found = self.s.borrow().durable.snapshot(uuid).map(|r| (r.epoch, r.size));
@@ -134,11 +147,13 @@ impl Volume {
         let size = younger.map_or(geometry.size, |(_, size)| size);
         let mut delta = Delta { block_size: geometry.block_size, size, ..Delta::default() };
         let blocks = size.div_ceil(u64::from(geometry.block_size));
+        let page_bytes = PAGE_BITS * u64::from(geometry.block_size);
+        let wanted = bytes.start / page_bytes..bytes.end.div_ceil(page_bytes);
         let pages = match older {
             Some(older) => self.s.borrow().touched(older, end, &now)?,
             None => self.s.borrow().used_pages(younger.map(|(e, _)| e), &now, blocks)?,
         };
-        for (index, page) in pages.into_iter().enumerate() {
+        for (index, page) in pages.range(wanted).copied().enumerate() {
             if page * PAGE_BITS >= blocks {
                 break;
             }

@@ -95,6 +95,13 @@ impl SnapshotReader {
         &self.name
     }
 
+    /// Names of the snapshots that users see and that are older than this one.
+    #[must_use]
+    pub fn older(&self) -> Vec<String> {
+        let all = self.volume.snapshots();
+        all.into_iter().filter(|r| r.epoch < self.epoch).map(|r| r.name).collect()
+    }
+
     /// The volume that it is of.
     #[must_use]
     pub fn volume(&self) -> &Rc<Volume> {
