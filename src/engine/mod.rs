@@ -4,4 +4,16 @@ pub mod api;
 pub mod device;
 pub mod store;
 
+mod batch;
+mod check;
+mod clients;
+mod export;
+mod production;
+mod receive;
+mod send;
+mod served_snapshot;
+mod thread;
+mod volumes;
+
+pub use export::{Export, ExportInfo};
 pub use store::Store;

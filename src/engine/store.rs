@@ -3,15 +3,31 @@
 //! `serve` keeps one open and answers the control socket with it; any other command
 //! opens one for itself when nobody serves. Both do the same work the same way.
 
-use super::api::{CheckReport, CreateOptions, Diff, HalfReceived, Received, SendRequest, Status, StoreInfo};
-use super::device::Device;
-use crate::error::Result;
-use crate::io::{DriverKind, Io};
-use crate::types::{OnFull, SnapName};
-use std::io::Read;
-use std::path::Path;
+use super::api::{
+    CheckReport, ClientInfo, CreateOptions, Diff, DiffExtent, DiffKind, HalfReceived, Received, SendRequest,
+    Status, StoreInfo, VolumeInfo,
+};
+use super::export::Export;
+use super::receive::EngineTarget;
+use super::thread::{EngineThread, Handle, no_volume};
+use super::{batch, check, send, volumes};
+use crate::delta::receiver;
+use crate::delta::sender::SendStream;
+use crate::delta::token::ResumeToken;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::store::StoreHeader;
+use crate::io::DriverKind;
+use crate::snapshot::{DeleteCheck, TakeRequest, Volume};
+use crate::store::paths;
+use crate::types::{Name, OnFull, Role, SnapName};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{File, OpenOptions as FileOptions};
+use std::io::{Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use uuid::Uuid;
 
 /// How a store is opened.
 #[derive(Clone, Copy, Debug, Default)]
@@ -22,166 +38,807 @@ pub struct OpenOptions {
     pub threads: usize,
 }
 
+/// Where a volume lives.
+enum Place {
+    Open(Handle),
+    /// It could not be opened, and why.
+    Broken(Error),
+}
+
 /// An open store: the lock on its directory and the engines of its volumes.
-pub struct Store {}
-
-/// An export found by name, and the engine that serves it.
-pub struct Export {}
-
-impl Export {
-    /// `VOL` or `VOL@SNAP`.
-    #[must_use]
-    pub fn name(&self) -> &str {
-        todo!()
-    }
-
-    /// Runs a connection on the engine's thread: `serve` is called there with the
-    /// reactor's handle, the device, and must drive the connection to its end. The
-    /// client is listed in [`Status`] until then.
-    ///
-    /// # Errors
-    /// `Interrupted` when the store is closing; `NotFound` if the export vanished.
-    pub fn run<F, Fut>(&self, peer: String, serve: F) -> Result<()>
-    where
-        F: FnOnce(Io, Rc<dyn Device>) -> Fut + Send + 'static,
-        Fut: Future<Output = ()> + 'static,
-    {
-        let _ = (peer, serve);
-        todo!()
-    }
-
-    /// Size, block size and flags for a client that only asks (`NBD_OPT_INFO`).
-    ///
-    /// # Errors
-    /// As for [`Self::run`].
-    pub fn describe(&self) -> Result<ExportInfo> {
-        todo!()
-    }
+pub struct Store {
+    dir: PathBuf,
+    io_engine: &'static str,
+    engines: Mutex<Vec<EngineThread>>,
+    handles: Vec<Handle>,
+    places: RwLock<BTreeMap<String, Place>>,
+    /// Commands over several volumes, and those that make or remove one, take turns.
+    admin: Mutex<()>,
+    /// Held as long as the store is open.
+    lock: Mutex<Option<File>>,
 }
 
-/// What a client is told of an export before it connects.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ExportInfo {
-    /// Bytes.
-    pub size: u64,
-    /// Bytes in a block.
-    pub block_size: u32,
-    /// Writes are refused.
-    pub read_only: bool,
-    /// Several connections see one state, and a flush on one covers all.
-    pub multi_conn: bool,
-    /// Snapshots that `snapvol:delta:` takes for this export.
-    pub delta_bases: Vec<String>,
-}
-
-#[allow(missing_docs, clippy::missing_errors_doc, reason = "the border, still to be filled")]
 impl Store {
+    /// Makes an empty store in a directory that is empty or absent.
+    ///
+    /// # Errors
+    /// `Conflict` when something is there; `Io`.
     pub fn init(dir: &Path) -> Result<()> {
-        let _ = dir;
-        todo!()
+        if let Ok(mut list) = std::fs::read_dir(dir)
+            && list.next().is_some()
+        {
+            let what = if paths::store_file(dir).exists() { "holds a store already" } else { "is not empty" };
+            return Err(Error::conflict(format!("{} {what}", dir.display()))
+                .hint("name an empty or absent directory"));
+        }
+        let os = |e| Error::os(format!("cannot make a store in {}", dir.display()), e);
+        let parents = dir.parent().filter(|p| !p.as_os_str().is_empty());
+        if let Some(parent) = parents {
+            std::fs::create_dir_all(parent).map_err(os)?;
+        }
+        let mut builder = std::fs::DirBuilder::new();
+        builder.mode(0o700);
+        match builder.create(dir) {
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(os(error)),
+            _ => {}
+        }
+        builder.create(paths::volumes(dir)).map_err(os)?;
+        FileOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(paths::lock_file(dir))
+            .map_err(os)?;
+        // The identity comes last: a store is one once it has it.
+        let new = dir.join("store.new");
+        let mut file = File::create(&new).map_err(os)?;
+        file.write_all(&StoreHeader { uuid: Uuid::new_v4() }.encode())
+            .and_then(|()| file.sync_all())
+            .map_err(os)?;
+        std::fs::rename(&new, paths::store_file(dir)).map_err(os)?;
+        batch::sync_dir(dir)?;
+        if let Some(parent) = parents {
+            batch::sync_dir(parent)?;
+        }
+        Ok(())
     }
-    /// Opens every volume. `Conflict` when another process holds the lock.
+
+    /// Opens every volume. A volume that can't be opened stays closed and says why when it
+    /// is asked for; the others work.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no store; `Conflict` when another process has it;
+    /// `Unsupported` for a newer format.
     pub fn open(dir: &Path, options: OpenOptions) -> Result<Arc<Self>> {
-        let _ = (dir, options);
-        todo!()
+        let lock = lock(dir)?;
+        let committed = batch::committed(&paths::batches(dir))?;
+        let names = volumes::names(dir)?;
+        let count = if options.threads > 0 {
+            options.threads
+        } else {
+            std::thread::available_parallelism().map_or(1, usize::from)
+        };
+        let engines =
+            (0..count).map(|n| EngineThread::start(n, options.driver)).collect::<Result<Vec<_>>>()?;
+        let handles: Vec<Handle> = engines.iter().map(|e| e.handle.clone()).collect();
+        let io_engine = handles[0].call(|engine| async move { Ok(engine.io.driver_name()) })?;
+        let store = Self {
+            dir: dir.to_owned(),
+            io_engine,
+            engines: Mutex::new(engines),
+            handles,
+            places: RwLock::default(),
+            admin: Mutex::new(()),
+            lock: Mutex::new(Some(lock)),
+        };
+        store.open_volumes(&names, &committed);
+        store.finish_deletions()?;
+        Ok(Arc::new(store))
     }
+
+    fn open_volumes(&self, names: &[String], committed: &BTreeSet<Uuid>) {
+        for (index, name) in names.iter().enumerate() {
+            let handle = &self.handles[index % self.handles.len()];
+            let place = match volumes::open(handle, &self.dir, name, committed) {
+                Ok(()) => Place::Open(handle.clone()),
+                Err(error) => {
+                    tracing::error!("volume {name} stays closed: {error}");
+                    Place::Broken(error)
+                }
+            };
+            self.places_mut().insert(name.clone(), place);
+        }
+    }
+
+    /// Does again what a crash may have left undone.
+    fn finish_deletions(&self) -> Result<()> {
+        let intended = batch::intended(&self.dir)?;
+        if intended.is_empty() {
+            return Ok(());
+        }
+        for (volume, snapshots) in intended {
+            if let Ok(engine) = self.engine_of(&volume) {
+                engine.call(move |engine| async move { engine.volume(&volume)?.delete(&snapshots).await })?;
+            }
+        }
+        batch::done(&self.dir)
+    }
+
     /// Disconnects clients, settles, marks everything clean, releases the lock.
+    ///
+    /// # Errors
+    /// The first volume's that could not be closed; the others are.
     pub fn close(&self) -> Result<()> {
-        todo!()
+        let _admin = self.admin();
+        let places = std::mem::take(&mut *self.places_mut());
+        let mut first = None;
+        let mut all_clean = true;
+        for (name, place) in places {
+            let Place::Open(engine) = place else {
+                all_clean = false;
+                continue;
+            };
+            let result = engine.call(move |engine| async move {
+                engine.clients.disconnect(&name, true).await;
+                let volume = engine.volumes.borrow_mut().remove(&name);
+                match volume {
+                    Some(volume) => volume.close().await,
+                    None => Ok(()),
+                }
+            });
+            if let Err(error) = result {
+                tracing::error!("{error}");
+                all_clean = false;
+                first = first.or(Some(error));
+            }
+        }
+        for engine in &mut *self.engines.lock().unwrap_or_else(PoisonError::into_inner) {
+            engine.stop();
+        }
+        if all_clean {
+            batch::forget(&paths::batches(&self.dir))?;
+        }
+        self.lock.lock().unwrap_or_else(PoisonError::into_inner).take();
+        first.map_or(Ok(()), Err)
     }
+
+    /// The store's directory.
+    #[must_use]
     pub fn dir(&self) -> &Path {
-        todo!()
+        &self.dir
     }
+
+    fn admin(&self) -> MutexGuard<'_, ()> {
+        self.admin.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn places(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<String, Place>> {
+        self.places.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn places_mut(&self) -> std::sync::RwLockWriteGuard<'_, BTreeMap<String, Place>> {
+        self.places.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether there is a volume of that name.
+    pub(super) fn has_volume(&self, volume: &str) -> bool {
+        self.places().contains_key(volume)
+    }
+
+    /// The engine of a volume.
+    pub(super) fn engine_of(&self, volume: &str) -> Result<Handle> {
+        match self.places().get(volume) {
+            Some(Place::Open(engine)) => Ok(engine.clone()),
+            Some(Place::Broken(error)) => Err(error.duplicate()),
+            None => Err(no_volume(volume)),
+        }
+    }
+
+    /// Runs a task with a volume, on its engine.
+    fn with<T, F, Fut>(&self, volume: &str, task: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(Rc<Volume>) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<T>> + 'static,
+    {
+        let name = volume.to_owned();
+        self.engine_of(volume)?.call(move |engine| async move { task(engine.volume(&name)?).await })
+    }
+
+    /// Makes a volume, sparse.
+    ///
+    /// # Errors
+    /// `Invalid`, `Conflict` when the name is taken, `Unsupported` when the file system has
+    /// no such files.
     pub fn create(&self, volume: &str, options: &CreateOptions) -> Result<()> {
-        let _ = (volume, options);
-        todo!()
+        self.create_as(volume, options, Role::Primary)
     }
+
+    /// The same with a role.
+    pub(super) fn create_as(&self, volume: &str, options: &CreateOptions, role: Role) -> Result<()> {
+        volume.parse::<Name>()?;
+        let _admin = self.admin();
+        if self.has_volume(volume) {
+            return Err(Error::conflict(format!("volume {volume} exists already")));
+        }
+        let count = self.places().len();
+        let engine = &self.handles[count % self.handles.len()];
+        volumes::create(engine, &self.dir, volume, options, role)?;
+        volumes::open(engine, &self.dir, volume, &BTreeSet::new())?;
+        self.places_mut().insert(volume.to_owned(), Place::Open(engine.clone()));
+        Ok(())
+    }
+
+    /// Changes what happens when space runs out.
+    ///
+    /// # Errors
+    /// `NotFound`, `Io`.
     pub fn set_on_full(&self, volume: &str, on_full: OnFull) -> Result<()> {
-        let _ = (volume, on_full);
-        todo!()
+        self.with(volume, move |volume| async move { volume.set_on_full(on_full).await })
     }
+
+    /// Volumes and snapshots.
+    ///
+    /// # Errors
+    /// `NotFound`, `Corrupt`, `Io`.
     pub fn list(&self, volume: Option<&str>) -> Result<StoreInfo> {
-        let _ = volume;
-        todo!()
+        let names: Vec<String> = match volume {
+            Some(name) => {
+                if !self.has_volume(name) {
+                    return Err(no_volume(name));
+                }
+                vec![name.to_owned()]
+            }
+            None => self.places().keys().cloned().collect(),
+        };
+        let mut infos = Vec::new();
+        for name in names {
+            match self.engine_of(&name) {
+                Ok(engine) => infos.push(engine.call(move |engine| volumes::describe(engine, name))?),
+                Err(error) if error.kind() == ErrorKind::NotFound && volume.is_none() => {}
+                Err(error) if volume.is_some() => return Err(error),
+                Err(_) => infos.push(damaged(name)),
+            }
+        }
+        Ok(StoreInfo { store: self.dir.display().to_string(), volumes: infos })
     }
+
+    /// Sets a volume's size, in bytes.
+    ///
+    /// # Errors
+    /// `Conflict` for a shrink without `force`; as for a write.
     pub fn resize(&self, volume: &str, size: u64, force: bool) -> Result<()> {
-        let _ = (volume, size, force);
-        todo!()
+        let name = volume.to_owned();
+        self.engine_of(volume)?.call(move |engine| async move {
+            let volume = engine.volume(&name)?;
+            let old = volume.geometry();
+            crate::types::Geometry::new(size, old.block_size, old.granularity)?;
+            if size < old.size {
+                if !force {
+                    return Err(Error::conflict(format!(
+                        "{size} bytes is less than volume {name} has ({})",
+                        old.size
+                    ))
+                    .hint("--force cuts off what is beyond, and disconnects clients"));
+                }
+                engine.clients.disconnect(&name, false).await;
+            }
+            volume.resize(size).await
+        })
     }
+
+    /// Takes snapshots, all at one instant: all or none.
+    ///
+    /// # Errors
+    /// `Conflict` when one exists; `Invalid` for two of one volume; `Io`, `Full`.
     pub fn snapshot(&self, names: &[SnapName]) -> Result<()> {
-        let _ = names;
-        todo!()
+        let _admin = self.admin();
+        let volumes: BTreeSet<&Name> = names.iter().map(|n| &n.volume).collect();
+        if volumes.len() < names.len() {
+            return Err(
+                Error::invalid("a volume is named twice").hint("take one snapshot of each volume at a time")
+            );
+        }
+        if let [name] = names {
+            let request = request(name, volumes::now_us(), None);
+            return self.with(name.volume.as_str(), move |volume| async move { volume.take(request).await });
+        }
+        self.snapshot_batch(names)
     }
+
+    fn snapshot_batch(&self, names: &[SnapName]) -> Result<()> {
+        let batch_id = Uuid::new_v4();
+        let created = volumes::now_us();
+        let mut prepared: Vec<(Handle, String)> = Vec::new();
+        let mut result: Result<()> = Ok(());
+        for name in names {
+            let request = request(name, created, Some(batch_id));
+            let volume = name.volume.to_string();
+            let step = self.engine_of(&volume).and_then(|engine| {
+                let key = volume.clone();
+                engine.call(move |engine| async move {
+                    let found = engine.volume(&key)?;
+                    let ticket = found.prepare_take(request).await?;
+                    found.pause();
+                    engine.tickets.borrow_mut().insert(key, ticket);
+                    Ok(())
+                })?;
+                Ok(engine)
+            });
+            match step {
+                Ok(engine) => prepared.push((engine, volume)),
+                Err(error) => {
+                    result = Err(error);
+                    break;
+                }
+            }
+        }
+        // All clients' writes wait now: this is the instant.
+        if result.is_ok() {
+            for (engine, volume) in &prepared {
+                let key = volume.clone();
+                result = result.and(engine.call(move |engine| async move {
+                    if let Some(ticket) = engine.tickets.borrow_mut().get_mut(&key) {
+                        ticket.raise();
+                    }
+                    Ok(())
+                }));
+            }
+        }
+        for (engine, volume) in &prepared {
+            let key = volume.clone();
+            let _ = engine.call(move |engine| async move {
+                engine.volume(&key)?.resume();
+                Ok(())
+            });
+        }
+        if result.is_ok() {
+            let pending: Vec<_> = prepared
+                .iter()
+                .map(|(engine, volume)| {
+                    let key = volume.clone();
+                    engine.start(move |engine| async move {
+                        let ticket = engine.tickets.borrow_mut().remove(&key);
+                        let Some(mut ticket) = ticket else { return Ok(()) };
+                        let result = ticket.finish().await;
+                        engine.tickets.borrow_mut().insert(key, ticket);
+                        result
+                    })
+                })
+                .collect();
+            for answer in pending {
+                result = result.and(answer.wait());
+            }
+        }
+        let committed = result.and_then(|()| batch::commit(&paths::batches(&self.dir), batch_id));
+        let commit = committed.is_ok();
+        for (engine, volume) in prepared {
+            let done = engine.call(move |engine| async move {
+                let ticket = engine.tickets.borrow_mut().remove(&volume);
+                match ticket {
+                    Some(ticket) if commit => {
+                        ticket.publish();
+                        Ok(())
+                    }
+                    Some(ticket) => ticket.undo().await,
+                    None => Ok(()),
+                }
+            });
+            if let Err(error) = done {
+                tracing::error!("{error}");
+            }
+        }
+        committed
+    }
+
+    /// Deletes snapshots, all or none.
+    ///
+    /// # Errors
+    /// `NotFound`; `Conflict` when one is held, open or a base; `Io`.
     pub fn delete_snapshots(&self, names: &[SnapName]) -> Result<()> {
-        let _ = names;
-        todo!()
+        let _admin = self.admin();
+        let mut deletions: BTreeMap<String, Vec<Uuid>> = BTreeMap::new();
+        for name in names {
+            let snapshot = name.snapshot.to_string();
+            let uuid = self.with(name.volume.as_str(), move |volume| async move {
+                let (uuid, check) = volume.can_delete(&snapshot)?;
+                match volume.refusal(&snapshot, &check) {
+                    Some(error) => Err(error),
+                    None => Ok(uuid),
+                }
+            })?;
+            let list = deletions.entry(name.volume.to_string()).or_default();
+            if !list.contains(&uuid) {
+                list.push(uuid);
+            }
+        }
+        let deletions: Vec<(String, Vec<Uuid>)> = deletions.into_iter().collect();
+        let several = deletions.iter().map(|(_, s)| s.len()).sum::<usize>() > 1;
+        if several {
+            batch::intend(&self.dir, &deletions)?;
+        }
+        for (volume, snapshots) in deletions {
+            self.with(&volume, move |volume| async move { volume.delete(&snapshots).await })?;
+        }
+        if several { batch::done(&self.dir) } else { Ok(()) }
     }
+
+    /// Deletes a volume and, with `recursive`, its snapshots.
+    ///
+    /// # Errors
+    /// `Conflict` when it has snapshots, holds or clients.
     pub fn delete_volume(&self, volume: &str, recursive: bool) -> Result<()> {
-        let _ = (volume, recursive);
-        todo!()
+        let _admin = self.admin();
+        let name = volume.to_owned();
+        let engine = self.engine_of(volume)?;
+        engine.call(move |engine| async move {
+            let found = engine.volume(&name)?;
+            let clients = engine.clients.of(&name, true).len();
+            if clients > 0 {
+                return Err(Error::conflict(format!("volume {name} has {clients} clients connected"))
+                    .hint("disconnect them first"));
+            }
+            let snapshots = found.snapshots();
+            for record in &snapshots {
+                let (_, check) = found.can_delete(&record.name)?;
+                if check != DeleteCheck::Free
+                    && let Some(error) = found.refusal(&record.name, &check)
+                {
+                    return Err(error);
+                }
+            }
+            if !snapshots.is_empty() && !recursive {
+                return Err(Error::conflict(format!("volume {name} has {} snapshots", snapshots.len()))
+                    .hint("--recursive deletes them with it"));
+            }
+            engine.volumes.borrow_mut().remove(&name);
+            found.close().await
+        })?;
+        self.places_mut().remove(volume);
+        volumes::remove(&self.dir, volume)
     }
+
+    /// Holds a snapshot.
+    ///
+    /// # Errors
+    /// `NotFound`, `Conflict`, `Invalid` for the tag.
     pub fn hold(&self, name: &SnapName, tag: &str) -> Result<()> {
-        let _ = (name, tag);
-        todo!()
+        let tag: Name = tag.parse()?;
+        let snapshot = name.snapshot.to_string();
+        self.with(
+            name.volume.as_str(),
+            move |volume| async move { volume.hold(&snapshot, tag.as_str()).await },
+        )
     }
+
+    /// Lets go of a snapshot.
+    ///
+    /// # Errors
+    /// `NotFound`.
     pub fn release(&self, name: &SnapName, tag: &str) -> Result<()> {
-        let _ = (name, tag);
-        todo!()
+        let (snapshot, tag) = (name.snapshot.to_string(), tag.to_owned());
+        self.with(name.volume.as_str(), move |volume| async move { volume.release(&snapshot, &tag).await })
     }
+
+    /// Makes production that snapshot again.
+    ///
+    /// # Errors
+    /// `Conflict` while a client has the volume open, unless forced.
     pub fn rollback(&self, name: &SnapName, force: bool) -> Result<()> {
-        let _ = (name, force);
-        todo!()
+        let (name, snapshot) = (name.volume.to_string(), name.snapshot.to_string());
+        let engine = self.engine_of(&name)?;
+        engine.call(move |engine| async move {
+            let volume = engine.volume(&name)?;
+            let clients = engine.clients.of(&name, false).len();
+            if clients > 0 && !force {
+                return Err(Error::conflict(format!("volume {name} has {clients} clients connected"))
+                    .hint("disconnect them, or use --force"));
+            }
+            engine.clients.disconnect(&name, false).await;
+            volume.roll_back(&snapshot).await
+        })
     }
-    /// `to`: none means now.
+
+    /// What changed from one snapshot to a younger one, or to now.
+    ///
+    /// # Errors
+    /// `NotFound`; `Invalid` when `from` is not the older.
     pub fn diff(&self, from: &SnapName, to: Option<&str>) -> Result<Diff> {
-        let _ = (from, to);
-        todo!()
+        let (older, younger) = (from.snapshot.to_string(), to.map(str::to_owned));
+        let delta = self.with(from.volume.as_str(), move |volume| async move {
+            volume.delta(&older, younger.as_deref()).await
+        })?;
+        let (data_bytes, discard_bytes) = delta.totals();
+        let extents = delta.runs(0..delta.size).map(|run| DiffExtent {
+            offset: run.bytes.start,
+            length: run.bytes.end - run.bytes.start,
+            kind: if run.discard { DiffKind::Discard } else { DiffKind::Data },
+        });
+        Ok(Diff {
+            volume: from.volume.to_string(),
+            from: from.snapshot.to_string(),
+            to: to.map(str::to_owned),
+            block_size: delta.block_size,
+            data_bytes,
+            discard_bytes,
+            extents: extents.collect(),
+        })
     }
+
     /// The stream, made while it is read.
+    ///
+    /// # Errors
+    /// `NotFound`, `Invalid`.
     pub fn send(self: &Arc<Self>, request: &SendRequest) -> Result<Box<dyn Read + Send>> {
-        let _ = request;
-        todo!()
+        let engine = self.engine_of(&request.volume)?;
+        let source = send::open(&engine, request)?;
+        Ok(Box::new(SendStream::read_ahead(Box::new(source))?))
     }
+
     /// Applies a stream; the answer comes when all of it is durable.
+    ///
+    /// # Errors
+    /// `Conflict`, and what `delta::receiver` says of a stream.
     pub fn receive(self: &Arc<Self>, volume: &str, input: &mut (dyn Read + Send)) -> Result<Received> {
-        let _ = (volume, input);
-        todo!()
+        volume.parse::<Name>()?;
+        let mut target = EngineTarget::new(Arc::clone(self), volume);
+        let outcome = receiver::receive(input, &mut target)?;
+        Ok(Received {
+            volume: volume.to_owned(),
+            snapshot: outcome.header.target.name,
+            uuid: outcome.header.target.uuid,
+            already: outcome.already,
+            data_bytes: outcome.data_bytes,
+            discard_bytes: outcome.discard_bytes,
+        })
     }
+
+    /// The receive that was begun and not ended.
+    ///
+    /// # Errors
+    /// `NotFound`.
     pub fn receive_status(&self, volume: &str) -> Result<Option<HalfReceived>> {
-        let _ = volume;
-        todo!()
+        let name = volume.to_owned();
+        let half = self.with(volume, |volume| async move { Ok(volume.half_received()) })?;
+        Ok(half.map(|(record, running)| HalfReceived {
+            volume: name,
+            snapshot: record.name,
+            uuid: record.target,
+            base: record.base,
+            durable: record.durable,
+            token: ResumeToken { target: record.target, base: record.base, durable: record.durable }
+                .to_string(),
+            running,
+        }))
     }
+
+    /// Drops what is half received; the volume is as before.
+    ///
+    /// # Errors
+    /// `NotFound`; `Conflict` while it runs.
     pub fn receive_abort(&self, volume: &str) -> Result<()> {
-        let _ = volume;
-        todo!()
+        self.with(volume, |volume| async move { volume.receive_abort().await })
     }
+
+    /// Makes a secondary writable.
+    ///
+    /// # Errors
+    /// `Conflict`.
     pub fn promote(&self, volume: &str) -> Result<()> {
-        let _ = volume;
-        todo!()
+        self.with(volume, |volume| async move { volume.set_role(Role::Primary).await })
     }
+
+    /// Makes a primary a secondary.
+    ///
+    /// # Errors
+    /// `Conflict` while a writer is connected, unless forced.
     pub fn demote(&self, volume: &str, force: bool) -> Result<()> {
-        let _ = (volume, force);
-        todo!()
+        let name = volume.to_owned();
+        self.engine_of(volume)?.call(move |engine| async move {
+            let volume = engine.volume(&name)?;
+            let writers = engine.clients.of(&name, false).iter().filter(|c| c.writable).count();
+            if writers > 0 && !force {
+                return Err(Error::conflict(format!("volume {name} has {writers} writers connected"))
+                    .hint("disconnect them, or use --force"));
+            }
+            engine.clients.disconnect(&name, false).await;
+            volume.set_role(Role::Secondary).await
+        })
     }
+
+    /// Verifies a store that nobody has open: structure and metadata checksums. With
+    /// `repair`, volumes are opened first, which recovers what a crash left.
+    ///
+    /// # Errors
+    /// `Conflict` while somebody has it open.
     pub fn check(dir: &Path, repair: bool) -> Result<CheckReport> {
-        let _ = (dir, repair);
-        todo!()
+        if repair {
+            let store = Self::open(dir, OpenOptions::default())?;
+            store.close()?;
+        }
+        let _lock = lock(dir)?;
+        check::check(dir, &check::names(dir)?)
     }
+
+    /// The same for this open store: layers and their checksums.
+    ///
+    /// # Errors
+    /// What keeps it from looking.
+    pub fn check_open(&self) -> Result<CheckReport> {
+        self.verify(None, false)
+    }
+
+    /// Verifies every stored byte that has a checksum.
+    ///
+    /// # Errors
+    /// `NotFound`, or what keeps it from looking.
     pub fn scrub(&self, volume: Option<&str>) -> Result<CheckReport> {
-        let _ = volume;
-        todo!()
+        self.verify(volume, true)
     }
-    /// Clients, transfers; `running`, `pid`, `listening` are the daemon's to fill in.
+
+    fn verify(&self, volume: Option<&str>, images: bool) -> Result<CheckReport> {
+        let names = match volume {
+            Some(name) => vec![name.to_owned()],
+            None => self.places().keys().cloned().collect(),
+        };
+        let mut report = CheckReport::default();
+        for name in names {
+            report.volumes += 1;
+            let result = self.with(&name, move |volume| async move {
+                let snapshots = volume.snapshots().len() as u64;
+                Ok((volume.verify(images).await?, snapshots))
+            });
+            match result {
+                Ok((verified, snapshots)) => {
+                    report.snapshots += snapshots;
+                    check::add(&mut report, &self.dir, &name, verified);
+                }
+                Err(error) if volume.is_some() || error.kind() != ErrorKind::Corrupt => return Err(error),
+                Err(error) => report.findings.push(super::api::Finding {
+                    volume: Some(name.clone()),
+                    snapshot: None,
+                    file: format!("volumes/{name}"),
+                    block: None,
+                    problem: error.to_string(),
+                    repaired: None,
+                }),
+            }
+        }
+        Ok(report)
+    }
+
+    /// Clients and transfers; what the daemon knows of itself is its to fill in.
+    ///
+    /// # Errors
+    /// `Interrupted` when the store is closing.
     pub fn status(&self) -> Result<Status> {
-        todo!()
+        let mut status = Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            io_engine: self.io_engine.to_owned(),
+            ..Status::default()
+        };
+        for handle in &self.handles {
+            let (clients, transfers) = handle.call(|engine| async move {
+                let clients: Vec<ClientInfo> = engine
+                    .clients
+                    .all()
+                    .iter()
+                    .filter(|c| !c.peer.is_empty())
+                    .map(|c| ClientInfo {
+                        export: match &c.snapshot {
+                            Some(snapshot) => format!("{}@{snapshot}", c.volume),
+                            None => c.volume.clone(),
+                        },
+                        peer: c.peer.clone(),
+                        writable: c.writable,
+                    })
+                    .collect();
+                let mut transfers = engine.sends.transfers();
+                transfers.extend(engine.receives.transfers());
+                Ok((clients, transfers))
+            })?;
+            status.clients.extend(clients);
+            status.transfers.extend(transfers);
+        }
+        Ok(status)
     }
-    /// The names of all exports: volumes, then their snapshots.
+
+    /// The names of all exports: volumes, each followed by its snapshots.
+    ///
+    /// # Errors
+    /// `Interrupted` when the store is closing.
     pub fn exports(&self) -> Result<Vec<String>> {
-        todo!()
+        let names: Vec<String> = self.places().keys().cloned().collect();
+        let mut exports = Vec::new();
+        for name in names {
+            let snapshots = self.with(&name, |volume| async move { Ok(volume.snapshots()) });
+            if let Ok(snapshots) = snapshots {
+                exports.push(name.clone());
+                exports.extend(snapshots.into_iter().map(|record| format!("{name}@{}", record.name)));
+            }
+        }
+        Ok(exports)
     }
+
     /// Finds `VOL` or `VOL@SNAP`; the empty name is the only volume, if there is one.
+    ///
+    /// # Errors
+    /// `NotFound`.
     pub fn export(self: &Arc<Self>, name: &str) -> Result<Export> {
-        let _ = name;
-        todo!()
+        let (volume, snapshot) = match name.split_once('@') {
+            Some((volume, snapshot)) => (volume.to_owned(), Some(snapshot.to_owned())),
+            None if name.is_empty() => {
+                let places = self.places();
+                let mut names = places.keys();
+                match (names.next(), names.next()) {
+                    (Some(only), None) => (only.clone(), None),
+                    _ => {
+                        return Err(Error::not_found("the empty export name means nothing here")
+                            .hint("name a volume: the store does not have just one"));
+                    }
+                }
+            }
+            None => (name.to_owned(), None),
+        };
+        let engine = self.engine_of(&volume)?;
+        if let Some(snapshot) = snapshot.clone() {
+            self.with(&volume, move |volume| async move { volume.open_snapshot(&snapshot).map(drop) })?;
+        }
+        let name = snapshot.as_ref().map_or_else(|| volume.clone(), |s| format!("{volume}@{s}"));
+        Ok(Export { name, volume, snapshot, engine })
+    }
+}
+
+fn request(name: &SnapName, created_us: u64, batch: Option<Uuid>) -> TakeRequest {
+    TakeRequest { uuid: Uuid::new_v4(), name: name.snapshot.to_string(), created_us, batch, received: false }
+}
+
+/// What `list` shows of a volume that can't be opened.
+fn damaged(name: String) -> VolumeInfo {
+    VolumeInfo {
+        name,
+        uuid: Uuid::nil(),
+        role: Role::Primary,
+        state: "damaged".to_owned(),
+        on_full: OnFull::Freeze,
+        size: 0,
+        block_size: 0,
+        granularity: 0,
+        in_use: 0,
+        saved: 0,
+        snapshots: Vec::new(),
+    }
+}
+
+/// Checks that there is a store of a known version, and locks it.
+fn lock(dir: &Path) -> Result<File> {
+    let path = paths::store_file(dir);
+    let bytes = match std::fs::read(&path) {
+        Ok(bytes) => bytes,
+        Err(error)
+            if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) =>
+        {
+            return Err(Error::not_found(format!("there is no store in {}", dir.display()))
+                .hint(format!("'snapvol --store {} init' makes one", dir.display())));
+        }
+        Err(error) => return Err(Error::os(format!("cannot read {}", path.display()), error)),
+    };
+    StoreHeader::decode(&bytes).map_err(|e| e.context(path.display().to_string()))?;
+    let path = paths::lock_file(dir);
+    let file = FileOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .map_err(|e| Error::os(format!("cannot open {}", path.display()), e))?;
+    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            Err(Error::conflict(format!("another process has the store {} open", dir.display()))
+                .hint("wait until it has ended, or work through its daemon"))
+        }
+        Err(error) => Err(Error::os(format!("cannot lock {}", path.display()), error.into())),
     }
 }

@@ -249,6 +249,9 @@ pub trait Driver {
     /// Ends a [`Driver::wait`] from any thread.
     fn waker(&self) -> Arc<dyn Wake>;
 
+    /// How it is called: `io_uring`, `plain` or `simulated`.
+    fn name(&self) -> &'static str;
+
     /// Which boot of the machine this is: what a dead process left in the page cache
     /// and in a mapped region counts only within the same boot.
     fn boot_id(&self) -> [u8; 16];

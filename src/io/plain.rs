@@ -207,6 +207,10 @@ impl Driver for Plain {
         Arc::clone(&self.bell) as Arc<dyn Wake>
     }
 
+    fn name(&self) -> &'static str {
+        "plain"
+    }
+
     fn boot_id(&self) -> [u8; 16] {
         self.boot_id
     }

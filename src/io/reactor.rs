@@ -164,6 +164,12 @@ impl Io {
         }
     }
 
+    /// How the driver is called.
+    #[must_use]
+    pub fn driver_name(&self) -> &'static str {
+        self.0.driver.borrow().name()
+    }
+
     /// Which boot of the machine this is.
     #[must_use]
     pub fn boot_id(&self) -> [u8; 16] {

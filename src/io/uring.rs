@@ -417,6 +417,10 @@ impl Driver for Uring {
         Arc::clone(&self.bell) as Arc<dyn Wake>
     }
 
+    fn name(&self) -> &'static str {
+        "io_uring"
+    }
+
     fn boot_id(&self) -> [u8; 16] {
         self.boot_id
     }

@@ -5,7 +5,7 @@
 
 use crate::engine::Store;
 use crate::engine::device::Device;
-use crate::engine::store::{Export, ExportInfo};
+use crate::engine::{Export, ExportInfo};
 use crate::error::Result;
 use crate::io::Io;
 use futures::future::LocalBoxFuture;

@@ -16,7 +16,7 @@ use super::proto::{
     info, opt, rep, u16_at, u32_at,
 };
 use super::transmission::PAYLOAD_SIZE_MAX;
-use crate::engine::store::ExportInfo;
+use crate::engine::ExportInfo;
 use crate::error::{Error, ErrorKind};
 use bytes::{Buf, BufMut, BytesMut};
 

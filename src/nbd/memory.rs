@@ -4,10 +4,10 @@
 //! runs on a thread and a reactor of its own. Nothing outlives the process.
 
 use super::exports::{Exports, Found, Serve};
+use crate::engine::ExportInfo;
 use crate::engine::device::{
     ALLOCATION_HOLE, ALLOCATION_ZERO, DELTA_DATA, DELTA_DISCARD, Device, Extent, Piece, ZeroHow,
 };
-use crate::engine::store::ExportInfo;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{self, DriverKind, Io, Reactor};
 use bytes::{Bytes, BytesMut};

@@ -102,6 +102,10 @@ impl Driver for ScriptDriver {
         Arc::new(NoWake)
     }
 
+    fn name(&self) -> &'static str {
+        "scripted"
+    }
+
     fn boot_id(&self) -> [u8; 16] {
         [0; 16]
     }

@@ -49,6 +49,12 @@ impl Volume {
         Ok((record.uuid, s.can_delete(record.uuid)))
     }
 
+    /// Why a snapshot is not deleted, as an error.
+    #[must_use]
+    pub fn refusal(&self, snapshot: &str, check: &DeleteCheck) -> Option<Error> {
+        refusal(&self.name(), snapshot, check)
+    }
+
     /// Deletes snapshots, one after the other.
     ///
     /// # Errors

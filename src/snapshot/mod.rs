@@ -5,6 +5,7 @@
 //! task may have changed it meanwhile. `ARCHITECTURE.md` follows a write through it.
 
 mod admission;
+mod check;
 mod checkpoint;
 mod delete;
 mod diff;
@@ -30,6 +31,7 @@ mod verify;
 mod volume;
 mod write;
 
+pub use check::check_closed;
 pub use delete::DeleteCheck;
 pub use diff::{Delta, DeltaRun};
 pub use info::{SnapshotSummary, VolumeSummary};

@@ -211,7 +211,7 @@ async fn make_durable(
     Ok(())
 }
 
-async fn load_checkpoint(
+pub(super) async fn load_checkpoint(
     io: &Io,
     paths: &VolumePaths,
     state: &VolumeState,

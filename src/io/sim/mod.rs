@@ -97,6 +97,10 @@ impl Driver for Sim {
         Arc::new(Quiet)
     }
 
+    fn name(&self) -> &'static str {
+        "simulated"
+    }
+
     fn boot_id(&self) -> [u8; 16] {
         self.world.borrow().boot_id()
     }

@@ -1,7 +1,7 @@
 //! Every option, well-formed and not, as bytes in and bytes out.
 
 use super::{converse, exports, go, option, replies};
-use crate::engine::store::ExportInfo;
+use crate::engine::ExportInfo;
 use crate::nbd::client::context_query;
 use crate::nbd::exports::Exports;
 use crate::nbd::handshake::{Step, accept, transmission_flags};

@@ -1,0 +1,228 @@
+//! Receiving: another thread takes a stream apart, an engine applies it in batches.
+
+use super::api::{CreateOptions, TransferInfo};
+use super::store::Store;
+use super::thread::{Engine, Handle, Pending};
+use super::volumes::parse_rfc3339;
+use crate::delta::receiver::{Begin, Target};
+use crate::delta::{StreamHeader, Trailer};
+use crate::error::{Error, Result};
+use crate::snapshot::{Incoming, ReceiveStart, Receiving};
+use crate::types::{Name, OnFull, Role};
+use bytes::Bytes;
+use futures::future::join_all;
+use slab::Slab;
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// Bytes handed over in one batch, about.
+const BATCH_BYTES: usize = 1 << 20;
+/// Changes in one batch, at most.
+const BATCH_COUNT: usize = 1024;
+/// Batches that an engine works on at the same time.
+const BATCHES_AHEAD: usize = 4;
+
+/// The receives under way on an engine.
+#[derive(Default)]
+pub(super) struct Receives(RefCell<Slab<Rc<Applying>>>);
+
+struct Applying {
+    receiving: Receiving,
+    volume: String,
+    snapshot: String,
+    bytes: Cell<u64>,
+    total: Option<u64>,
+}
+
+impl Receives {
+    /// For `status`.
+    pub fn transfers(&self) -> Vec<TransferInfo> {
+        let list = self.0.borrow();
+        list.iter()
+            .map(|(_, a)| TransferInfo {
+                kind: "receive".to_owned(),
+                volume: a.volume.clone(),
+                snapshot: a.snapshot.clone(),
+                data_bytes: a.bytes.get(),
+                total_bytes: a.total,
+            })
+            .collect()
+    }
+
+    fn get(&self, number: usize) -> Result<Rc<Applying>> {
+        self.0.borrow().get(number).map(Rc::clone).ok_or_else(|| Error::invalid("that transfer has ended"))
+    }
+}
+
+enum Change {
+    Data(u64, Bytes),
+    Discard(u64, u64),
+}
+
+/// Where a stream goes, on whatever thread reads it.
+pub(super) struct EngineTarget {
+    store: Arc<Store>,
+    volume: String,
+    engine: Option<(Handle, usize)>,
+    batch: Vec<Change>,
+    batch_bytes: usize,
+    ahead: VecDeque<Pending<()>>,
+}
+
+impl EngineTarget {
+    pub fn new(store: Arc<Store>, volume: &str) -> Self {
+        Self {
+            store,
+            volume: volume.to_owned(),
+            engine: None,
+            batch: Vec::new(),
+            batch_bytes: 0,
+            ahead: VecDeque::new(),
+        }
+    }
+
+    fn engine(&self) -> Result<(Handle, usize)> {
+        self.engine.clone().ok_or_else(|| Error::invalid("the stream has not begun"))
+    }
+
+    fn add(&mut self, change: Change, bytes: usize) -> Result<()> {
+        self.batch.push(change);
+        self.batch_bytes += bytes;
+        if self.batch_bytes >= BATCH_BYTES || self.batch.len() >= BATCH_COUNT {
+            self.hand_over(BATCHES_AHEAD)?;
+        }
+        Ok(())
+    }
+
+    /// Hands over the batch and waits until at most `ahead` are under way.
+    fn hand_over(&mut self, ahead: usize) -> Result<()> {
+        let (engine, number) = self.engine()?;
+        let batch = std::mem::take(&mut self.batch);
+        self.batch_bytes = 0;
+        if !batch.is_empty() {
+            self.ahead
+                .push_back(engine.start(move |engine| async move { apply(&engine, number, batch).await }));
+        }
+        while self.ahead.len() > ahead {
+            if let Some(pending) = self.ahead.pop_front() {
+                pending.wait()?;
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn apply(engine: &Engine, number: usize, batch: Vec<Change>) -> Result<()> {
+    let applying = engine.receives.get(number)?;
+    let changes = batch.into_iter().map(|change| {
+        let applying = Rc::clone(&applying);
+        async move {
+            match change {
+                Change::Data(offset, data) => {
+                    let len = data.len() as u64;
+                    applying.receiving.data(offset, data).await?;
+                    applying.bytes.set(applying.bytes.get() + len);
+                    Ok(())
+                }
+                Change::Discard(offset, len) => applying.receiving.discard(offset, len).await,
+            }
+        }
+    });
+    join_all(changes).await.into_iter().collect()
+}
+
+impl Drop for EngineTarget {
+    fn drop(&mut self) {
+        while let Some(pending) = self.ahead.pop_front() {
+            // What failed was said before, or is found again by a resumption.
+            let _ = pending.wait();
+        }
+        if let Some((engine, number)) = self.engine.take() {
+            let _ = engine.call(move |engine| async move {
+                engine.receives.0.borrow_mut().try_remove(number);
+                Ok(())
+            });
+        }
+    }
+}
+
+impl Target for EngineTarget {
+    fn begin(&mut self, header: &StreamHeader) -> Result<Begin> {
+        let name: Name = header.target.name.parse()?;
+        let created_us = parse_rfc3339(&header.created)?;
+        self.volume.parse::<Name>()?;
+        if !self.store.has_volume(&self.volume) {
+            if let Some(base) = &header.base {
+                return Err(Error::conflict(format!(
+                    "there is no volume {} with the base {}",
+                    self.volume, base.name
+                ))
+                .hint("send the whole snapshot first"));
+            }
+            let options = CreateOptions {
+                size: header.geometry.size,
+                block_size: header.geometry.block_size,
+                granularity: header.geometry.granularity,
+                on_full: OnFull::Readonly,
+            };
+            self.store.create_as(&self.volume, &options, Role::Secondary)?;
+        }
+        let engine = self.store.engine_of(&self.volume)?;
+        let incoming = Incoming {
+            target: header.target.uuid,
+            name: name.to_string(),
+            created_us,
+            size: header.geometry.size,
+            base: header.base.as_ref().map(|b| (b.uuid, b.name.clone())),
+        };
+        let (volume, total, block) = (self.volume.clone(), header.data_bytes, header.geometry.block_size);
+        let begun = engine.call(move |engine| async move {
+            let found = engine.volume(&volume)?;
+            if found.geometry().block_size != block {
+                return Err(Error::conflict(format!(
+                    "volume {volume} has blocks of {} bytes, the stream of {block}",
+                    found.geometry().block_size
+                ))
+                .hint("receive into a new volume"));
+            }
+            match found.receive_begin(&incoming).await? {
+                ReceiveStart::Already => Ok(None),
+                ReceiveStart::Go(receiving, durable) => {
+                    let snapshot = incoming.name.clone();
+                    let applying = Applying { receiving, volume, snapshot, bytes: Cell::new(0), total };
+                    Ok(Some((engine.receives.0.borrow_mut().insert(Rc::new(applying)), durable)))
+                }
+            }
+        })?;
+        match begun {
+            None => Ok(Begin::AlreadyHave),
+            Some((number, durable)) => {
+                self.engine = Some((engine, number));
+                Ok(Begin::Resume { durable })
+            }
+        }
+    }
+
+    fn data(&mut self, offset: u64, bytes: Bytes) -> Result<()> {
+        let len = bytes.len();
+        self.add(Change::Data(offset, bytes), len)
+    }
+
+    fn discard(&mut self, offset: u64, len: u64) -> Result<()> {
+        self.add(Change::Discard(offset, len), 0)
+    }
+
+    fn progress(&mut self, below: u64) -> Result<()> {
+        self.hand_over(0)?;
+        let (engine, number) = self.engine()?;
+        engine.call(move |engine| async move { engine.receives.get(number)?.receiving.progress(below).await })
+    }
+
+    fn commit(&mut self, _: &Trailer) -> Result<()> {
+        self.hand_over(0)?;
+        let (engine, number) = self.engine()?;
+        engine.call(move |engine| async move { engine.receives.get(number)?.receiving.commit().await })
+    }
+}

@@ -1,0 +1,224 @@
+//! Sending: an engine reads a snapshot or a delta in batches, another thread makes the
+//! stream of them.
+
+use super::api::{SendRequest, TransferInfo};
+use super::thread::{Engine, Handle};
+use super::volumes::rfc3339;
+use crate::delta::sender::Source;
+use crate::delta::token::ResumeToken;
+use crate::delta::{Extent, ExtentKind, SnapshotId, StreamHeader};
+use crate::error::{Error, Result};
+use crate::snapshot::{Delta, DeltaRun, Piece, SnapshotReader};
+use crate::types::Geometry;
+use bytes::{Bytes, BytesMut};
+use futures::future::join_all;
+use slab::Slab;
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::rc::Rc;
+use uuid::Uuid;
+
+/// Bytes read in one batch, about.
+const BATCH_BYTES: u64 = 2 << 20;
+/// Extents in one batch, at most.
+const BATCH_EXTENTS: usize = 4096;
+
+/// The sends under way on an engine.
+#[derive(Default)]
+pub(super) struct Sends(RefCell<Slab<Rc<Sending>>>);
+
+struct Sending {
+    target: SnapshotReader,
+    _base: Option<SnapshotReader>,
+    delta: Delta,
+    volume: String,
+    sent: RefCell<u64>,
+    total: u64,
+}
+
+impl Sends {
+    /// For `status`.
+    pub fn transfers(&self) -> Vec<TransferInfo> {
+        let list = self.0.borrow();
+        list.iter()
+            .map(|(_, s)| TransferInfo {
+                kind: "send".to_owned(),
+                volume: s.volume.clone(),
+                snapshot: s.target.name().to_owned(),
+                data_bytes: *s.sent.borrow(),
+                total_bytes: Some(s.total),
+            })
+            .collect()
+    }
+}
+
+/// The source of a stream, on whatever thread makes it.
+pub(super) struct EngineSource {
+    engine: Handle,
+    number: usize,
+    header: StreamHeader,
+    cursor: u64,
+    ready: VecDeque<(Extent, Bytes)>,
+    current: Option<(Extent, Bytes)>,
+    done: bool,
+}
+
+impl Drop for EngineSource {
+    fn drop(&mut self) {
+        let number = self.number;
+        drop(self.engine.start(move |engine| async move {
+            engine.sends.0.borrow_mut().try_remove(number);
+            Ok(())
+        }));
+    }
+}
+
+/// Opens the snapshots, computes the delta, and makes a source of it.
+pub(super) fn open(engine: &Handle, request: &SendRequest) -> Result<EngineSource> {
+    let asked = request.clone();
+    let (number, header) = engine.call(move |engine| async move { begin(&engine, &asked).await })?;
+    Ok(EngineSource {
+        engine: engine.clone(),
+        number,
+        cursor: header.resume_from,
+        header,
+        ready: VecDeque::new(),
+        current: None,
+        done: false,
+    })
+}
+
+async fn begin(engine: &Engine, request: &SendRequest) -> Result<(usize, StreamHeader)> {
+    let volume = engine.volume(&request.volume)?;
+    let target = volume.open_snapshot(&request.snapshot)?;
+    let base = request.from.as_ref().map(|name| volume.open_snapshot(name)).transpose()?;
+    let base_uuid = base.as_ref().map(SnapshotReader::uuid);
+    let resume_from = match &request.resume {
+        Some(text) => {
+            let token: ResumeToken = text.parse()?;
+            token.check(target.uuid(), base_uuid)?;
+            token.durable
+        }
+        None => 0,
+    };
+    let delta = volume.delta_between(base_uuid, Some(target.uuid())).await?;
+    let (mut data_bytes, mut discard_bytes) = (0, 0);
+    if resume_from == 0 {
+        (data_bytes, discard_bytes) = delta.totals();
+    } else {
+        for run in delta.runs(resume_from..delta.size) {
+            let total = if run.discard { &mut discard_bytes } else { &mut data_bytes };
+            *total += run.bytes.end - run.bytes.start;
+        }
+    }
+    let record = volume.snapshots().into_iter().find(|r| r.uuid == target.uuid());
+    let created = rfc3339(record.map_or(0, |r| r.created_us));
+    let geometry = volume.geometry();
+    let name_of =
+        |reader: &SnapshotReader| SnapshotId { uuid: reader.uuid(), name: reader.name().to_owned() };
+    let header = StreamHeader {
+        stream: Uuid::new_v4(),
+        volume: volume.uuid(),
+        volume_name: volume.name(),
+        base: base.as_ref().map(name_of),
+        base_size: base.as_ref().map_or(0, SnapshotReader::size),
+        target: name_of(&target),
+        created,
+        geometry: Geometry { size: target.size(), ..geometry },
+        resume_from,
+        data_bytes: Some(data_bytes),
+        discard_bytes: Some(discard_bytes),
+        compressed: request.compress,
+    };
+    let sending = Sending {
+        target,
+        _base: base,
+        delta,
+        volume: volume.name(),
+        sent: RefCell::new(0),
+        total: data_bytes,
+    };
+    Ok((engine.sends.0.borrow_mut().insert(Rc::new(sending)), header))
+}
+
+/// Reads the next batch of extents from `cursor` on.
+async fn fetch(engine: &Engine, number: usize, cursor: u64) -> Result<Vec<(Extent, Bytes)>> {
+    let sending = engine.sends.0.borrow().get(number).map(Rc::clone);
+    let sending = sending.ok_or_else(|| Error::invalid("that transfer has ended"))?;
+    let mut runs: Vec<DeltaRun> = Vec::new();
+    let mut bytes = 0;
+    for mut run in sending.delta.runs(cursor..sending.delta.size).take(BATCH_EXTENTS) {
+        if !run.discard {
+            run.bytes.end = run.bytes.end.min(run.bytes.start + (BATCH_BYTES - bytes));
+            bytes += run.bytes.end - run.bytes.start;
+        }
+        runs.push(run);
+        if bytes >= BATCH_BYTES {
+            break;
+        }
+    }
+    let reads = runs.into_iter().map(|run| {
+        let sending = Rc::clone(&sending);
+        async move {
+            let len = run.bytes.end - run.bytes.start;
+            let kind = if run.discard { ExtentKind::Discard } else { ExtentKind::Data };
+            let extent = Extent { offset: run.bytes.start, len, kind };
+            if run.discard {
+                return Ok((extent, Bytes::new()));
+            }
+            let pieces = sending.target.read(extent.offset, len).await?;
+            *sending.sent.borrow_mut() += len;
+            Ok((extent, join(pieces)))
+        }
+    });
+    join_all(reads).await.into_iter().collect()
+}
+
+fn join(mut pieces: Vec<Piece>) -> Bytes {
+    if let [Piece::Data(_)] = &pieces[..]
+        && let Some(Piece::Data(data)) = pieces.pop()
+    {
+        return data;
+    }
+    let mut all = BytesMut::new();
+    for piece in pieces {
+        match piece {
+            Piece::Data(data) => all.extend_from_slice(&data),
+            Piece::Hole(len) => all.resize(all.len() + usize::try_from(len).unwrap_or(0), 0),
+        }
+    }
+    all.freeze()
+}
+
+impl Source for EngineSource {
+    fn header(&self) -> &StreamHeader {
+        &self.header
+    }
+
+    fn next_extent(&mut self) -> Result<Option<Extent>> {
+        if self.ready.is_empty() && !self.done {
+            let (number, cursor) = (self.number, self.cursor);
+            let batch =
+                self.engine.call(move |engine| async move { fetch(&engine, number, cursor).await })?;
+            match batch.last() {
+                Some((extent, _)) => self.cursor = extent.offset + extent.len,
+                None => self.done = true,
+            }
+            self.ready.extend(batch);
+        }
+        self.current = self.ready.pop_front();
+        Ok(self.current.as_ref().map(|(extent, _)| *extent))
+    }
+
+    fn read(&mut self, offset: u64, len: u64) -> Result<Bytes> {
+        let Some((extent, data)) = &self.current else {
+            return Err(Error::invalid("there is no extent to read from"));
+        };
+        let from = usize::try_from(offset - extent.offset).unwrap_or(usize::MAX);
+        let upto = from.saturating_add(usize::try_from(len).unwrap_or(usize::MAX));
+        if upto > data.len() {
+            return Err(Error::invalid("a read outside the extent"));
+        }
+        Ok(data.slice(from..upto))
+    }
+}
