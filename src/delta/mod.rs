@@ -1,12 +1,11 @@
-//! The snapshot delta on its way: planning its extents, making and reading the stream.
+//! The snapshot delta on its way: making and reading the stream.
 //!
-//! [`plan`] turns words of bit maps into extents; [`sender`] makes a stream of a
-//! [`Source`]; [`receiver`] applies one to a [`Target`]. Both are blocking and know
-//! no store: what they read and write stands behind the two traits.
+//! [`sender`] makes a stream of a [`Source`]; [`receiver`] applies one to a [`Target`].
+//! Both are blocking and know no store: what they read and write stands behind the two
+//! traits.
 
 pub mod decoder;
 pub mod encoder;
-pub mod plan;
 pub mod receiver;
 pub mod relay;
 pub mod sender;

@@ -34,7 +34,7 @@ const PIECE: usize = 1 << 20;
 pub const HEADER_LEN: usize = SECTOR_LEN;
 
 fn body_of(page: &Page) -> Vec<u8> {
-    page.to_words().iter().flat_map(|word| word.to_le_bytes()).collect()
+    super::layer::le_bytes(&page.to_words())
 }
 
 fn state_of(page: &Page) -> PageState {

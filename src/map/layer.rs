@@ -45,6 +45,11 @@ pub struct LayerContents {
     pub meta_pages: BTreeMap<u64, Page>,
 }
 
+/// The words of a page as they are stored.
+pub(super) fn le_bytes(words: &Words) -> Vec<u8> {
+    bytemuck::cast_slice(&words.map(u64::to_le)).to_vec()
+}
+
 /// The body of a page in its one stored form, and how that is called.
 fn page_body(page: &Page) -> (PageKind, u32, Vec<u8>) {
     let page = match page {
@@ -55,7 +60,7 @@ fn page_body(page: &Page) -> (PageKind, u32, Vec<u8>) {
         Page::Empty => return (PageKind::Empty, 0, Vec::new()),
         Page::Full => return (PageKind::Full, page.count(), Vec::new()),
         Page::List(list) => list.iter().flat_map(|bit| bit.to_le_bytes()).collect(),
-        Page::Bits(words) => words.iter().flat_map(|word| word.to_le_bytes()).collect(),
+        Page::Bits(words) => le_bytes(words),
     };
     let kind = if matches!(page, Page::List(_)) { PageKind::List } else { PageKind::Bits };
     (kind, page.count(), body)

@@ -4,6 +4,8 @@ use super::volume::{State, Volume};
 use crate::error::Result;
 use crate::map::{BitMap, PAGE_BITS, PAGE_WORDS, Page, SealedLayer, Words};
 use crate::types::Epoch;
+use bitvec::order::Lsb0;
+use bitvec::view::BitView;
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -29,16 +31,16 @@ pub(super) fn expand(granule_page: &Page, page: u64, shift: u32) -> Words {
 
 /// Sets a range of bits.
 pub(super) fn set_words(words: &mut Words, bits: Range<u64>) {
-    let mut bit = bits.start;
-    while bit < bits.end {
-        let end = (bit / 64 * 64 + 64).min(bits.end);
-        let count = end - bit;
-        let mask = if count == 64 { u64::MAX } else { ((1 << count) - 1) << (bit % 64) };
-        #[allow(clippy::cast_possible_truncation, reason = "an index below 512")]
-        let index = (bit / 64) as usize;
-        words[index] |= mask;
-        bit = end;
-    }
+    words.view_bits_mut::<Lsb0>()[index(bits.start)..index(bits.end)].fill(true);
+}
+
+/// Whether the bit of a block is set in its page.
+pub(super) fn has_bit(words: &Words, block: u64) -> bool {
+    words.view_bits::<Lsb0>()[index(block % PAGE_BITS)]
+}
+
+fn index(bit: u64) -> usize {
+    usize::try_from(bit).expect("a page has few bits")
 }
 
 /// The part of a range that lies in a page, counted from the page's start.
@@ -76,13 +78,6 @@ impl State {
     /// Which blocks of a page are in use in the snapshot taken at `epoch`.
     pub fn frozen_words(&self, epoch: Epoch, page: u64) -> Result<Words> {
         Ok(expand(&self.frozen_page(epoch, page >> self.shift())?, page, self.shift()))
-    }
-
-    /// Whether a block is in use in the snapshot taken at `epoch`.
-    pub fn frozen_in_use(&self, epoch: Epoch, block: u64) -> Result<bool> {
-        let granule = block >> self.shift();
-        let page = self.frozen_page(epoch, granule / PAGE_BITS)?;
-        Ok(u16::try_from(granule % PAGE_BITS).is_ok_and(|g| page.get(g)))
     }
 
     /// Adds to the retained map the blocks of a range, in use until now, that snapshots

@@ -5,6 +5,7 @@
 //! before-image if there is one now. That is correct because a bit is set before the clone
 //! volume is overwritten. A pin keeps the segments that it reads from being used again.
 
+use super::maps::has_bit;
 use super::read::{Piece, Source, add_source, clip, push_run};
 use super::volume::Volume;
 use crate::error::{Error, ErrorKind, Result};
@@ -15,6 +16,9 @@ use futures::future::join_all;
 use std::ops::Range;
 use std::rc::Rc;
 use uuid::Uuid;
+
+/// What is at hand or in the clone volume, and the before-images to read.
+type Sources = (Vec<Source>, Vec<(u64, SavedImage)>);
 
 /// An open snapshot; it can't be deleted meanwhile.
 pub struct SnapshotReader {
@@ -154,7 +158,7 @@ impl SnapshotReader {
     }
 
     /// One walk over the maps and the stage: what is at hand, and which images to read.
-    fn sources(&self, blocks: &Range<u64>) -> Result<(Vec<Source>, Vec<(u64, SavedImage)>)> {
+    fn sources(&self, blocks: &Range<u64>) -> Result<Sources> {
         let s = self.volume.s.borrow();
         let (mut sources, mut images) = (Vec::new(), Vec::new());
         let mut page: Option<(u64, Words)> = None;
@@ -164,8 +168,7 @@ impl SnapshotReader {
                 Some((known, words)) if *known == number => words,
                 _ => &page.insert((number, s.frozen_words(self.epoch, number)?)).1,
             };
-            let bit = usize::try_from(block % PAGE_BITS).unwrap_or(0);
-            if words[bit / 64] >> (bit % 64) & 1 == 0 {
+            if !has_bit(words, block) {
                 add_source(&mut sources, Source::Hole(block..block + 1));
             } else if let Some((_, image)) = s.chain.find(Block(block), self.epoch)? {
                 images.push((block, image));
@@ -250,8 +253,7 @@ impl SnapshotReader {
             } else {
                 let words = super::maps::expand(&map, page, s.shift());
                 for block in block..stop {
-                    let bit = usize::try_from(block % PAGE_BITS).unwrap_or(0);
-                    let used = words[bit / 64] >> (bit % 64) & 1 == 1;
+                    let used = has_bit(&words, block);
                     push_run(&mut runs, bytes_of(block..block + 1, size, offset, len), used);
                 }
             }
