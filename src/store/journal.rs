@@ -21,6 +21,8 @@ struct Inner {
     number: u64,
     /// Where the next frame goes, in bytes.
     end: u64,
+    /// All frames below are in the page cache.
+    complete: u64,
     /// Space allocated for the file, in bytes.
     allocated: u64,
     /// The file is durable up to here.
@@ -68,6 +70,7 @@ impl Journal {
             file,
             number,
             end,
+            complete: end,
             allocated: end,
             durable: end,
             queue: Vec::new(),
@@ -151,7 +154,7 @@ impl Journal {
 
     async fn write_queue(&self) {
         self.writing.set(true);
-        let (file, at, frames, last) = {
+        let (file, at, upto, frames, last) = {
             let mut inner = self.inner.borrow_mut();
             let queue = std::mem::take(&mut inner.queue);
             let mut frames = Vec::new();
@@ -169,13 +172,14 @@ impl Journal {
             if let Some(carry) = &mut inner.carry {
                 carry.extend(queue.into_iter().filter(|(seq, _)| *seq > cut));
             }
-            (inner.file, at, frames, last)
+            (inner.file, at, inner.end, frames, last)
         };
         let result = self.io.write_all(file, at, frames).await;
         self.syncer.wrote();
         self.writing.set(false);
         match result {
             Ok(()) => {
+                self.inner.borrow_mut().complete = upto;
                 if let Some(last) = last {
                     self.written.set(last);
                 }
@@ -204,13 +208,13 @@ impl Journal {
             if let Some(error) = &inner.failed {
                 return Err(error.duplicate());
             }
-            (inner.file, inner.end)
+            (inner.file, inner.complete)
         };
         debug_assert!(last <= self.next.get());
         self.syncer.sync().await?;
         let mut inner = self.inner.borrow_mut();
         if inner.file == file {
-            inner.durable = inner.durable.max(end.min(inner.end));
+            inner.durable = inner.durable.max(end);
         }
         Ok(())
     }
@@ -296,6 +300,7 @@ impl Journal {
             let old = std::mem::replace(&mut inner.file, file);
             inner.number = number;
             inner.end = out.end;
+            inner.complete = out.end;
             inner.allocated = out.end;
             inner.durable = out.end;
             old
