@@ -262,13 +262,36 @@ impl Journal {
     /// # Errors
     /// `Io`, `Full`; the old file stays in force.
     pub async fn rotate(&self, state: (Seq, Record), images: Vec<AfterImage>) -> Result<()> {
-        // What was pushed before the cut is part of the state, and must not come later.
         let number = self.inner.borrow().number + 1;
-        let result = self.write_new(number, state, images).await;
+        let result = match self.drain(state.0).await {
+            Ok(()) => self.write_new(number, state, images).await,
+            Err(error) => Err(error),
+        };
         self.held.set(false);
         self.inner.borrow_mut().carry = None;
         self.event.notify();
         result
+    }
+
+    /// Writes what was pushed before that number to the file in force: it is part of the
+    /// state, and must not come after it in the new file.
+    async fn drain(&self, before: Seq) -> Result<()> {
+        loop {
+            {
+                let inner = self.inner.borrow();
+                if let Some(error) = &inner.failed {
+                    return Err(error.duplicate());
+                }
+                if !self.writing.get() && inner.queue.first().is_none_or(|(seq, _)| *seq >= before) {
+                    return Ok(());
+                }
+            }
+            if self.writing.get() {
+                self.event.wait().await;
+            } else {
+                self.write_queue().await;
+            }
+        }
     }
 
     async fn write_new(&self, number: u64, state: (Seq, Record), images: Vec<AfterImage>) -> Result<()> {
