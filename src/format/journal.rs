@@ -593,3 +593,6 @@ impl VolumeState {
         self.layers.sort_by_key(|l| l.first);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -187,6 +187,64 @@ impl GroupHeader {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::format::page_test::{compare, text};
+
+    fn le32(number: u32) -> Vec<u8> {
+        number.to_le_bytes().to_vec()
+    }
+
+    fn le64(number: u64) -> Vec<u8> {
+        number.to_le_bytes().to_vec()
+    }
+
+    #[test]
+    fn the_page_tells_the_header() {
+        let header = SegmentHeader { volume: Uuid::from_u128(0x0102_0304), segment: 0x55, generation: 0x66 };
+        compare("### Header of a segment", &header.encode(), |field| match field {
+            "version" => le32(VERSION),
+            "segment number" => le32(0x55),
+            "volume identity" => header.volume.as_bytes().to_vec(),
+            "generation" => le64(0x66),
+            other => panic!("{other}"),
+        });
+    }
+
+    #[test]
+    fn the_page_tells_groups() {
+        let header = GroupHeader {
+            segment: 0x11,
+            generation: 0x22,
+            epoch: Epoch(0x33),
+            block_size: 512,
+            entries: vec![GroupEntry { block: Block(1 << 33), crc: 0x0a0b_0c0d, damaged: true }; 30],
+        };
+        let bytes = header.encode();
+        let list = &bytes[GROUP_FIXED_SIZE..GROUP_FIXED_SIZE + 30 * ENTRY_SIZE];
+        let sum = crc32c::crc32c_append(crc32c::crc32c(&bytes[..GROUP_FIXED_SIZE - 4]), list);
+        compare("### Head of a group", &bytes[..GROUP_FIXED_SIZE], |field| match field {
+            "segment number" => le32(0x11),
+            "block size in bytes" => le32(512),
+            "generation" => le64(0x22),
+            "epoch of the writes that made the saving necessary" => le64(0x33),
+            "entries" => le32(30),
+            "list checksum" => le32(sum),
+            other => panic!("{other}"),
+        });
+        compare("### Entry of a group", &list[..ENTRY_SIZE], |field| match field {
+            "block" => le64(1 << 33),
+            "image checksum" => le32(0x0a0b_0c0d),
+            "flags" => le32(1),
+            other => panic!("{other}"),
+        });
+        assert_eq!((images_at(30), images_at(28), group_size(30, 512)), (1024, 512, 16384));
+        for fact in [
+            format!("entries: 1 to {GROUP_COUNT_MAX}"),
+            format!("multiples of {GROUP_ALIGN}, the first at {HEADER_SIZE}"),
+            "up to a multiple of 512".to_owned(),
+        ] {
+            assert!(text().contains(&fact), "{fact}");
+        }
+    }
 
     #[test]
     fn group_round_trip() {

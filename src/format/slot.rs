@@ -119,3 +119,54 @@ pub fn data_at(slots: usize, block_size: u32, index: usize) -> usize {
 pub fn region_size(slots: usize, block_size: u32) -> usize {
     data_at(slots, block_size, slots).next_multiple_of(4096)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::page_test::compare;
+
+    #[test]
+    fn the_page_tells_the_header() {
+        let header = StageHeader {
+            volume: Uuid::from_u128(0x0102_0304),
+            boot: *b"0123456789abcdef",
+            slots: 0x11,
+            block_size: 512,
+        };
+        let bytes = header.encode();
+        compare("### Header of a stage", &bytes, |field| match field {
+            "volume identity" => header.volume.as_bytes().to_vec(),
+            "boot identity" => header.boot.to_vec(),
+            "slots" => 0x11_u32.to_le_bytes().to_vec(),
+            "block size in bytes" => 512_u32.to_le_bytes().to_vec(),
+            other => panic!("{other}"),
+        });
+        assert_eq!(StageHeader::decode(&bytes), Some(header));
+        for at in 0..52 {
+            let mut bad = bytes.clone();
+            bad[at] ^= 1;
+            assert_eq!(StageHeader::decode(&bad), None, "byte {at}");
+        }
+    }
+
+    #[test]
+    fn the_page_tells_slots() {
+        let slot = SlotHeader { seq: Seq(1), block: Block(2), epoch: Epoch(3), data_crc: 0x0a0b_0c0d };
+        let bytes = slot.encode();
+        compare("### Header of a slot", &bytes, |field| match field {
+            "sequence number" => 1_u64.to_le_bytes().to_vec(),
+            "block" => 2_u64.to_le_bytes().to_vec(),
+            "epoch of the write" => 3_u64.to_le_bytes().to_vec(),
+            "checksum of the data" => 0x0a0b_0c0d_u32.to_le_bytes().to_vec(),
+            other => panic!("{other}"),
+        });
+        assert_eq!(SlotHeader::decode(&bytes), Some(slot));
+        for at in 0..32 {
+            let mut bad = bytes;
+            bad[at] ^= 1;
+            assert_eq!(SlotHeader::decode(&bad), None, "byte {at}");
+        }
+        assert_eq!(SlotHeader::decode(&[0; SLOT_SIZE]), None);
+        assert_eq!((slot_at(2), data_at(100, 4096, 1)), (592, 8192 + 4096));
+    }
+}

@@ -57,3 +57,38 @@ impl StoreHeader {
         Ok(Self { uuid })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::page_test::compare;
+
+    #[test]
+    fn the_page_tells_the_file() {
+        let header = StoreHeader { uuid: Uuid::from_u128(0x0102_0304) };
+        let bytes = header.encode();
+        compare("### The file store", &bytes, |field| match field {
+            "version" => VERSION.to_le_bytes().to_vec(),
+            "store identity" => header.uuid.as_bytes().to_vec(),
+            other => panic!("{other}"),
+        });
+        assert_eq!(StoreHeader::decode(&bytes).unwrap().uuid, header.uuid);
+        for at in 0..32 {
+            let mut bad = bytes.clone();
+            bad[at] ^= 1;
+            assert!(StoreHeader::decode(&bad).is_err(), "byte {at}");
+        }
+    }
+
+    #[test]
+    fn a_newer_version_is_refused() {
+        let mut out = Put::default();
+        out.0.extend_from_slice(MAGIC);
+        out.u32(VERSION + 1);
+        out.uuid(Uuid::nil());
+        let crc = crc32c::crc32c(&out.0);
+        out.u32(crc);
+        out.0.resize(STORE_SIZE, 0);
+        assert_eq!(StoreHeader::decode(&out.0).unwrap_err().kind(), ErrorKind::Unsupported);
+    }
+}

@@ -5,6 +5,7 @@
 mod cli;
 mod clients;
 mod layers;
+mod readme;
 mod ssh;
 mod support;
 mod vm;
