@@ -13,6 +13,8 @@ mod flush;
 mod info;
 mod locks;
 mod maps;
+#[cfg(test)]
+mod model;
 mod open;
 mod punch;
 mod read;

@@ -101,8 +101,11 @@ impl Volume {
         let journal = Journal::new(io.clone(), paths.clone(), state.uuid, file, number, end, next, step);
         let opened = Opened { clean, same_boot: recovered.same_boot, staged: recovered.staged.len() };
         let volume = Rc::new(Self::assemble(io, name, paths, tuning, journal, recovered).await?);
-        if !clean {
+        if clean {
+            volume.save.resume(&volume.journal);
+        } else {
             volume.save.close_all(&volume.journal);
+            volume.s.borrow_mut().durable.holes_known = false;
             volume.checkpoint().await?;
         }
         volume.record(Record::Open { boot: io.boot_id() });
@@ -183,6 +186,7 @@ impl Volume {
             paused: 0,
             guarded: false,
             latched: None,
+            holes_lost: false,
             frozen_full: false,
             opened: BTreeMap::new(),
             written,
@@ -246,6 +250,9 @@ impl Volume {
             self.changed.wait().await;
         }
         self.writable(Who::Store)?;
+        if self.s.borrow().holes_lost {
+            self.checkpoint().await?;
+        }
         let _exclusive = self.exclusive().await;
         self.settled_before(Epoch(u64::MAX)).await?;
         self.seal_closed().await?;

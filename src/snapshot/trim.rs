@@ -94,6 +94,7 @@ impl Volume {
     }
 
     async fn trim_granules(self: &Rc<Self>, who: Who, granules: Range<u64>) -> Result<()> {
+        self.journal.reserve(super::write::RECORD_BYTES).await?;
         let admitted = self.admit(who).await?;
         let epoch = admitted.epoch;
         let blocks = self.s.borrow().blocks(&granules);

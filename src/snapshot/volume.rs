@@ -91,6 +91,8 @@ pub(super) struct State {
     /// A flush must write a barrier: old data lay where new data was written.
     pub guarded: bool,
     pub latched: Option<Error>,
+    /// The journal does not say yet that holes are not known.
+    pub holes_lost: bool,
     /// Writers wait for space.
     pub frozen_full: bool,
     /// How often each snapshot is open.

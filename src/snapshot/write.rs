@@ -11,6 +11,7 @@ use super::admission::Admitted;
 use super::volume::{Volume, Who};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::journal::Record;
+use crate::map::BitMap;
 use crate::types::{Block, Epoch};
 use bytes::{Bytes, BytesMut};
 use futures::future::join_all;
@@ -19,6 +20,9 @@ use std::rc::Rc;
 
 /// How full the stage is, in 1/256, when writers begin to be held back.
 const PACE_FROM: usize = 128;
+
+/// Room that the journal must have before a change is let in, in bytes.
+pub(super) const RECORD_BYTES: u64 = 64 << 10;
 
 /// Whole blocks, as a write leaves them.
 struct Part {
@@ -43,7 +47,10 @@ impl Volume {
         }
         if self.s.borrow().slots.fill() > PACE_FROM {
             self.kick_settler();
-            self.changed.wait().await;
+            // With nothing in flight nothing would wake it.
+            if self.s.borrow().slots.groups > 0 {
+                self.changed.wait().await;
+            }
         }
         if fua {
             self.flush().await?;
@@ -75,6 +82,7 @@ impl Volume {
         if data.is_empty() {
             return self.in_range(offset, 0);
         }
+        self.journal.reserve(RECORD_BYTES).await?;
         let admitted = self.admit(who).await?;
         let range = self.lock_range(offset, data.len() as u64);
         let _held = self.locks.lock(range.clone()).await;
@@ -144,6 +152,36 @@ impl Volume {
         }
     }
 
+    /// Makes holes of the other blocks of granules that come into use, where a crash or a
+    /// failure may have left data there that nobody was promised.
+    async fn clear_rest(&self, range: &Range<u64>, asked: &[Range<u64>]) -> Result<()> {
+        let rest: Vec<Range<u64>> = {
+            let s = self.s.borrow();
+            if s.shift() == 0 || s.durable.holes_known {
+                return Ok(());
+            }
+            let mut rest = BitMap::new();
+            for (run, used) in s.production.runs(s.granules(range)) {
+                if !used {
+                    rest.set_range(s.blocks(&run));
+                }
+            }
+            for blocks in asked {
+                rest.clear_range(blocks.clone());
+            }
+            // Stale ones are written as zeros by the ordinary procedure.
+            for (run, _) in s.stale.runs(range.clone()).filter(|(_, stale)| *stale) {
+                rest.clear_range(run);
+            }
+            let end = range.end.min(s.durable.geometry.blocks());
+            rest.runs(range.start..end.max(range.start)).filter(|(_, set)| *set).map(|(run, _)| run).collect()
+        };
+        for run in rest {
+            self.clone_volume.punch(Block(run.start), run.end - run.start).await?;
+        }
+        Ok(())
+    }
+
     async fn write_parts(
         self: &Rc<Self>,
         admitted: &Admitted,
@@ -153,6 +191,7 @@ impl Volume {
         let epoch = admitted.epoch;
         let asked: Vec<Range<u64>> = parts.iter().map(|p| self.blocks_of(p)).collect();
         self.fill(range, &mut parts);
+        self.clear_rest(range, &asked).await?;
         let size = self.geometry().block_size as usize;
         let mut straight: Vec<Part> = Vec::new();
         let mut staged: Vec<Part> = Vec::new();
@@ -195,11 +234,19 @@ impl Volume {
                 _ => runs.push((part.first, blocks, vec![part.data])),
             }
         }
-        if let [(first, _, data)] = &mut runs[..] {
-            return self.clone_volume.write(Block(*first), std::mem::take(data)).await;
+        let result = if let [(first, _, data)] = &mut runs[..] {
+            self.clone_volume.write(Block(*first), std::mem::take(data)).await
+        } else {
+            let writes = runs.into_iter().map(|(first, _, data)| self.clone_volume.write(Block(first), data));
+            join_all(writes).await.into_iter().collect()
+        };
+        if result.is_err() {
+            // A part of it may lie where nothing is in use.
+            let mut s = self.s.borrow_mut();
+            s.durable.holes_known = false;
+            s.holes_lost = true;
         }
-        let writes = runs.into_iter().map(|(first, _, data)| self.clone_volume.write(Block(first), data));
-        join_all(writes).await.into_iter().collect()
+        result
     }
 
     /// The granules of written blocks come into use, in the journal and in the maps.
@@ -214,7 +261,8 @@ impl Volume {
                             continue;
                         }
                         let blocks = s.blocks(&run);
-                        let guarded = s.stale.next_set(blocks.start).is_some_and(|b| b < blocks.end);
+                        let old = s.stale.next_set(blocks.start).is_some_and(|b| b < blocks.end);
+                        let guarded = old || !s.durable.holes_known;
                         records[usize::from(guarded)].push((run.start, run.end - run.start));
                     }
                 }

@@ -21,6 +21,8 @@ struct Inner {
     number: u64,
     /// Where the next frame goes, in bytes.
     end: u64,
+    /// All frames below are in the page cache.
+    complete: u64,
     /// Space allocated for the file, in bytes.
     allocated: u64,
     /// The file is durable up to here.
@@ -68,6 +70,7 @@ impl Journal {
             file,
             number,
             end,
+            complete: end,
             allocated: end,
             durable: end,
             queue: Vec::new(),
@@ -151,7 +154,7 @@ impl Journal {
 
     async fn write_queue(&self) {
         self.writing.set(true);
-        let (file, at, frames, last) = {
+        let (file, at, upto, frames, last) = {
             let mut inner = self.inner.borrow_mut();
             let queue = std::mem::take(&mut inner.queue);
             let mut frames = Vec::new();
@@ -169,13 +172,14 @@ impl Journal {
             if let Some(carry) = &mut inner.carry {
                 carry.extend(queue.into_iter().filter(|(seq, _)| *seq > cut));
             }
-            (inner.file, at, frames, last)
+            (inner.file, at, inner.end, frames, last)
         };
         let result = self.io.write_all(file, at, frames).await;
         self.syncer.wrote();
         self.writing.set(false);
         match result {
             Ok(()) => {
+                self.inner.borrow_mut().complete = upto;
                 if let Some(last) = last {
                     self.written.set(last);
                 }
@@ -204,13 +208,13 @@ impl Journal {
             if let Some(error) = &inner.failed {
                 return Err(error.duplicate());
             }
-            (inner.file, inner.end)
+            (inner.file, inner.complete)
         };
         debug_assert!(last <= self.next.get());
         self.syncer.sync().await?;
         let mut inner = self.inner.borrow_mut();
         if inner.file == file {
-            inner.durable = inner.durable.max(end.min(inner.end));
+            inner.durable = inner.durable.max(end);
         }
         Ok(())
     }
@@ -258,13 +262,36 @@ impl Journal {
     /// # Errors
     /// `Io`, `Full`; the old file stays in force.
     pub async fn rotate(&self, state: (Seq, Record), images: Vec<AfterImage>) -> Result<()> {
-        // What was pushed before the cut is part of the state, and must not come later.
         let number = self.inner.borrow().number + 1;
-        let result = self.write_new(number, state, images).await;
+        let result = match self.drain(state.0).await {
+            Ok(()) => self.write_new(number, state, images).await,
+            Err(error) => Err(error),
+        };
         self.held.set(false);
         self.inner.borrow_mut().carry = None;
         self.event.notify();
         result
+    }
+
+    /// Writes what was pushed before that number to the file in force: it is part of the
+    /// state, and must not come after it in the new file.
+    async fn drain(&self, before: Seq) -> Result<()> {
+        loop {
+            {
+                let inner = self.inner.borrow();
+                if let Some(error) = &inner.failed {
+                    return Err(error.duplicate());
+                }
+                if !self.writing.get() && inner.queue.first().is_none_or(|(seq, _)| *seq >= before) {
+                    return Ok(());
+                }
+            }
+            if self.writing.get() {
+                self.event.wait().await;
+            } else {
+                self.write_queue().await;
+            }
+        }
     }
 
     async fn write_new(&self, number: u64, state: (Seq, Record), images: Vec<AfterImage>) -> Result<()> {
@@ -296,6 +323,7 @@ impl Journal {
             let old = std::mem::replace(&mut inner.file, file);
             inner.number = number;
             inner.end = out.end;
+            inner.complete = out.end;
             inner.allocated = out.end;
             inner.durable = out.end;
             old

@@ -555,6 +555,7 @@ impl SaveVolume {
         if let Some(segment) = self.inner.borrow_mut().segments.get_mut(&number) {
             segment.end = at;
             segment.prefix = at;
+            segment.allocated = size.max(at);
             segment.youngest =
                 groups.last().map_or(segment.youngest, |g| g.header.epoch.max(segment.youngest));
         }
@@ -590,7 +591,21 @@ impl SaveVolume {
         Ok(Some(FoundGroup { header, images: addr(number, first) }))
     }
 
-    /// Closes every segment that is open for appending; used after a recovery.
+    /// Goes on with the youngest open segment after a close in good order: nothing but
+    /// zeros follows its last group.
+    pub fn resume(&self, journal: &Journal) {
+        let open: Vec<u32> =
+            self.inner.borrow().segments.iter().filter(|(_, s)| !s.closed).map(|(n, _)| *n).collect();
+        if let Some((last, others)) = open.split_last() {
+            for number in others {
+                self.close_segment(journal, *number);
+            }
+            self.inner.borrow_mut().active = Some(*last);
+        }
+    }
+
+    /// Closes every segment that is open for appending; used after a recovery: what a crash
+    /// left behind the last whole group must not be taken for a later group.
     pub fn close_all(&self, journal: &Journal) {
         let open: Vec<u32> =
             self.inner.borrow().segments.iter().filter(|(_, s)| !s.closed).map(|(n, _)| *n).collect();
