@@ -285,8 +285,8 @@ pub fn frame_at(number: u64, bytes: &[u8]) -> Option<(Frame, usize)> {
     let len = fields.u32().ok()? as usize;
     let frame = Frame { seq: Seq(fields.u64().ok()?), durable: fields.u64().ok()? };
     let of = fields.u64().ok()?;
-    let crc = fields.u32().ok()?;
-    if of != number || len > PAYLOAD_SIZE_MAX {
+    let (crc, reserved) = (fields.u32().ok()?, fields.u32().ok()?);
+    if of != number || len > PAYLOAD_SIZE_MAX || reserved != 0 {
         return None;
     }
     let payload = bytes.get(FRAME_SIZE..FRAME_SIZE + len)?;
@@ -593,3 +593,6 @@ impl VolumeState {
         self.layers.sort_by_key(|l| l.first);
     }
 }
+
+#[cfg(test)]
+mod tests;
