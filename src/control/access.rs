@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How long a store that somebody else has locked is waited for.
-const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 /// How often it is tried in that time.
 const LOCK_INTERVAL: Duration = Duration::from_millis(50);
 

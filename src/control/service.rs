@@ -90,7 +90,7 @@ impl Service for StoreService {
                 Err(Error::conflict("a store can't be repaired while it is served")
                     .hint("stop the daemon, then run check --repair"))
             }
-            Call::Check { repair: false } => json(Store::check(store.dir(), false)),
+            Call::Check { repair: false } => json(store.check_open()),
             Call::Scrub { volume } => json(store.scrub(some_name(volume.as_ref())?)),
             Call::Status {} => json(self.status()),
         }

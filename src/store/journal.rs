@@ -289,6 +289,10 @@ impl Journal {
         self.io.sync_dir(&self.paths.0).await?;
         let old = {
             let mut inner = self.inner.borrow_mut();
+            // What was pushed before the cut and never written is part of the state.
+            let cut = inner.cut;
+            inner.queue.retain(|(seq, _)| *seq > cut);
+            self.written.set(self.written.get().max(cut.next()));
             let old = std::mem::replace(&mut inner.file, file);
             inner.number = number;
             inner.end = out.end;

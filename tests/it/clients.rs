@@ -150,11 +150,8 @@ fn the_delta_context_is_what_diff_says() {
     qemu_io(&server.uri("v"), &["write -P 5 60M 4k"]);
 
     for (export, to) in [("v@s2", Some("s2")), ("v", None)] {
-        let mut pair = "v@s1".to_owned();
-        if let Some(to) = to {
-            pair.push_str(&format!("@{to}"));
-        }
-        let diff = json(server.store(), &["diff", &pair, "--json"]);
+        let to = to.map_or("v".to_owned(), |name| format!("v@{name}"));
+        let diff = json(server.store(), &["diff", "v@s1", &to, "--json"]);
         let expected: Vec<String> = diff["extents"]
             .as_array()
             .unwrap()
