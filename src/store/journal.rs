@@ -23,6 +23,8 @@ struct Inner {
     end: u64,
     /// Space allocated for the file, in bytes.
     allocated: u64,
+    /// Every write below has completed.
+    completed: u64,
     /// The file is durable up to here.
     durable: u64,
     /// Pushed, not handed to the driver.
@@ -69,6 +71,7 @@ impl Journal {
             number,
             end,
             allocated: end,
+            completed: end,
             durable: end,
             queue: Vec::new(),
             carry: None,
@@ -151,7 +154,7 @@ impl Journal {
 
     async fn write_queue(&self) {
         self.writing.set(true);
-        let (file, at, frames, last) = {
+        let (file, at, frames, last, end) = {
             let mut inner = self.inner.borrow_mut();
             let queue = std::mem::take(&mut inner.queue);
             let mut frames = Vec::new();
@@ -169,13 +172,14 @@ impl Journal {
             if let Some(carry) = &mut inner.carry {
                 carry.extend(queue.into_iter().filter(|(seq, _)| *seq > cut));
             }
-            (inner.file, at, frames, last)
+            (inner.file, at, frames, last, inner.end)
         };
         let result = self.io.write_all(file, at, frames).await;
         self.syncer.wrote();
         self.writing.set(false);
         match result {
             Ok(()) => {
+                self.inner.borrow_mut().completed = end;
                 if let Some(last) = last {
                     self.written.set(last);
                 }
@@ -190,7 +194,6 @@ impl Journal {
     /// # Errors
     /// As for [`Self::append`].
     pub async fn sync(&self) -> Result<()> {
-        let last = self.next.get();
         let queued = self.inner.borrow().queue.last().map(|(seq, _)| *seq);
         if let Some(seq) = queued {
             self.written(seq).await?;
@@ -204,13 +207,13 @@ impl Journal {
             if let Some(error) = &inner.failed {
                 return Err(error.duplicate());
             }
-            (inner.file, inner.end)
+            // A write that is under way by now is not covered.
+            (inner.file, inner.completed)
         };
-        debug_assert!(last <= self.next.get());
         self.syncer.sync().await?;
         let mut inner = self.inner.borrow_mut();
         if inner.file == file {
-            inner.durable = inner.durable.max(end.min(inner.end));
+            inner.durable = inner.durable.max(end);
         }
         Ok(())
     }
@@ -316,6 +319,7 @@ impl Journal {
             inner.number = number;
             inner.end = out.end;
             inner.allocated = out.end;
+            inner.completed = out.end;
             inner.durable = out.end;
             old
         };
