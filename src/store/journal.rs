@@ -240,9 +240,10 @@ impl Journal {
 
     /// From now on, what is pushed also goes to the file that [`Self::rotate`] makes.
     /// Everything pushed so far must be part of the state given there. Returns the number
-    /// of that state; the one after it is set aside for what is staged.
+    /// of that state; the two after it are set aside for the boot and for what is staged.
     pub fn cut(&self) -> Seq {
         let state = self.take_seq();
+        self.take_seq();
         let images = self.take_seq();
         let mut inner = self.inner.borrow_mut();
         inner.carry = Some(Vec::new());
@@ -299,6 +300,8 @@ impl Journal {
         let mut out = NewFile { io: &self.io, file, number, end: 0 };
         out.raw(vec![Bytes::from(FileHeader { volume: self.volume, number }.encode())]).await?;
         out.record(state.0, &state.1).await?;
+        // Without it the next open could not tell whether it is in the same boot.
+        out.record(state.0.next(), &Record::Open { boot: self.io.boot_id() }).await?;
         out.images(state.0, images).await?;
         let carried = self.inner.borrow_mut().carry.replace(Vec::new()).unwrap_or_default();
         out.records(&carried).await?;
@@ -393,7 +396,7 @@ impl NewFile<'_> {
         }
         let total: usize = images.iter().map(|i| i.data.len()).sum();
         assert!(total <= crate::format::journal::PAYLOAD_SIZE_MAX / 2, "the stage fits one record");
-        self.record(state.next(), &Record::AfterImages(images)).await
+        self.record(state.next().next(), &Record::AfterImages(images)).await
     }
 }
 
