@@ -314,8 +314,15 @@ impl Journal {
         let carried = self.inner.borrow_mut().carry.take().unwrap_or_default();
         out.records(&carried).await?;
         self.io.sync(file).await?;
-        self.io.rename(&path, &self.paths.journal()).await?;
-        self.io.sync_dir(&self.paths.0).await?;
+        let renamed = async {
+            self.io.rename(&path, &self.paths.journal()).await?;
+            self.io.sync_dir(&self.paths.0).await
+        };
+        if let Err(error) = renamed.await {
+            // Nobody knows which of the two files the next open finds.
+            self.inner.borrow_mut().failed = Some(error.duplicate().context("journal"));
+            return Err(error);
+        }
         let old = {
             let mut inner = self.inner.borrow_mut();
             let old = std::mem::replace(&mut inner.file, file);
