@@ -21,6 +21,8 @@ pub enum SlotState {
     InFlight,
     /// Written to the clone volume; its after-image is still in force.
     Settled,
+    /// Durable there, and the record that ends its after-image is on its way.
+    Retired,
 }
 
 /// A staged write.
@@ -212,7 +214,8 @@ impl Slots {
 
     /// Whether every slot of an epoch before `epoch` has been written to the clone volume.
     pub fn is_settled_before(&self, epoch: Epoch) -> bool {
-        self.table.values().all(|s| s.epoch >= epoch || s.state == SlotState::Settled)
+        let done = [SlotState::Settled, SlotState::Retired];
+        self.table.values().all(|s| s.epoch >= epoch || done.contains(&s.state))
     }
 
     /// All slots in the order of changes.
@@ -220,6 +223,12 @@ impl Slots {
         let mut all: Vec<_> = self.table.iter().map(|(i, s)| (*i, *s)).collect();
         all.sort_by_key(|(_, s)| s.seq);
         all
+    }
+
+    /// The slots whose after-images a new journal file must hold, oldest first.
+    pub fn in_force(&self) -> Vec<usize> {
+        let all = self.in_order().into_iter();
+        all.filter(|(_, s)| s.journaled && !s.dead && s.state != SlotState::Retired).map(|(i, _)| i).collect()
     }
 
     /// Marks as journaled every slot whose after-image is not in force, oldest first.
