@@ -53,6 +53,8 @@ pub struct Slots {
     pub ready: VecDeque<usize>,
     /// Slots in state `Settled`.
     settled: Vec<usize>,
+    /// A later write waits behind one of them.
+    blocking: bool,
     /// Groups being settled now.
     pub groups: usize,
 }
@@ -148,6 +150,8 @@ impl Slots {
         if chain.len() == 1 {
             self.ready.push_back(index);
         }
+        let head = chain.front().and_then(|i| self.table.get(i));
+        self.blocking |= head.is_some_and(|s| s.state == SlotState::Settled);
         self.table.insert(index, slot);
     }
 
@@ -157,6 +161,7 @@ impl Slots {
             slot.state = state;
             if state == SlotState::Settled {
                 self.settled.push(index);
+                self.blocking |= self.chains.get(&slot.block).is_some_and(|c| c.len() > 1);
             }
         }
     }
@@ -198,6 +203,7 @@ impl Slots {
 
     /// Takes the settled slots that wait for a sync of the clone volume.
     pub fn take_settled(&mut self) -> Vec<usize> {
+        self.blocking = false;
         std::mem::take(&mut self.settled)
     }
 
@@ -209,7 +215,7 @@ impl Slots {
     /// Whether a later write waits behind a settled slot, or they take much of the stage.
     pub fn wants_retire(&self) -> bool {
         let many = self.stage.as_ref().is_some_and(|s| self.settled.len() * 4 >= s.len());
-        many || self.settled.iter().any(|i| self.chains.get(&self.get(*i).block).is_some_and(|c| c.len() > 1))
+        self.blocking || many
     }
 
     /// Whether every slot of an epoch before `epoch` has been written to the clone volume.
