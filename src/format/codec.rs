@@ -160,3 +160,49 @@ impl<'a> Fields<'a> {
         if self.0.is_empty() { Ok(()) } else { Err(Error::corrupt("a record is longer than its fields")) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_come_back() {
+        let mut out = Put::default();
+        let uuid = Uuid::from_u128(0x0102);
+        out.u8(1);
+        out.u32(2);
+        out.u64(3);
+        out.uuid(uuid);
+        out.text("grün");
+        out.maybe_uuid(None);
+        out.maybe_uuid(Some(uuid));
+        let mut from = Fields(&out.0);
+        assert!(from.flag().unwrap());
+        assert_eq!((from.u32().unwrap(), from.u64().unwrap()), (2, 3));
+        assert_eq!(from.uuid().unwrap(), uuid);
+        assert_eq!(from.text().unwrap(), "grün");
+        assert_eq!((from.maybe_uuid().unwrap(), from.maybe_uuid().unwrap()), (None, Some(uuid)));
+        from.end().unwrap();
+        assert!(from.u8().is_err() && from.bytes(1).is_err() && from.bytes(usize::MAX).is_err());
+        assert!(Fields(&[0]).end().is_err());
+    }
+
+    /// Whatever a count says, no more is promised than the bytes can hold.
+    #[test]
+    fn counts_are_bounded_by_what_is_there() {
+        for (count, size, there, fits) in [
+            (u32::MAX, 1, 8, false),
+            (u32::MAX, usize::MAX, 8, false),
+            (3, 4, 11, false),
+            (3, 4, 12, true),
+            (0, 1000, 0, true),
+        ] {
+            let mut bytes = count.to_le_bytes().to_vec();
+            bytes.resize(4 + there, 0);
+            assert_eq!(Fields(&bytes).count(size).is_ok(), fits, "{count} of {size} in {there}");
+        }
+        assert!(Fields(&[255, 255, 255, 255, b'a']).text().is_err());
+        assert!(Fields(&[2, 0, 0, 0, 0xc3, 0x28]).text().is_err(), "no UTF-8");
+        assert!(Fields(&[2]).flag().is_err());
+    }
+}

@@ -285,8 +285,8 @@ pub fn frame_at(number: u64, bytes: &[u8]) -> Option<(Frame, usize)> {
     let len = fields.u32().ok()? as usize;
     let frame = Frame { seq: Seq(fields.u64().ok()?), durable: fields.u64().ok()? };
     let of = fields.u64().ok()?;
-    let crc = fields.u32().ok()?;
-    if of != number || len > PAYLOAD_SIZE_MAX {
+    let (crc, reserved) = (fields.u32().ok()?, fields.u32().ok()?);
+    if of != number || len > PAYLOAD_SIZE_MAX || reserved != 0 {
         return None;
     }
     let payload = bytes.get(FRAME_SIZE..FRAME_SIZE + len)?;
@@ -594,5 +594,7 @@ impl VolumeState {
     }
 }
 
+#[cfg(test)]
+mod damage;
 #[cfg(test)]
 mod tests;

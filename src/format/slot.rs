@@ -170,3 +170,53 @@ mod tests {
         assert_eq!((slot_at(2), data_at(100, 4096, 1)), (592, 8192 + 4096));
     }
 }
+
+#[cfg(test)]
+mod damage {
+    use super::*;
+
+    #[test]
+    fn a_header_comes_back_and_its_neighbours_do_not() {
+        let header = StageHeader { volume: Uuid::from_u128(1), boot: [2; 16], slots: 3, block_size: 4096 };
+        let bytes = header.encode();
+        assert_eq!((bytes.len(), StageHeader::decode(&bytes)), (HEADER_SIZE, Some(header)));
+        for bit in 0..52 * 8 {
+            let mut bad = bytes.clone();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(StageHeader::decode(&bad), None, "bit {bit}");
+        }
+        for len in 0..52 {
+            assert_eq!(StageHeader::decode(&bytes[..len]), None, "{len} bytes");
+        }
+    }
+
+    #[test]
+    fn a_slot_comes_back_whole_or_not_at_all() {
+        let slot = SlotHeader { seq: Seq(9), block: Block(1 << 36), epoch: Epoch(3), data_crc: 0xdead_beef };
+        let bytes = slot.encode();
+        assert_eq!(SlotHeader::decode(&bytes), Some(slot));
+        for bit in 0..32 * 8 {
+            let mut bad = bytes;
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(SlotHeader::decode(&bad), None, "bit {bit}");
+        }
+        for len in 0..32 {
+            assert_eq!(SlotHeader::decode(&bytes[..len]), None, "{len} bytes");
+        }
+        assert_eq!(SlotHeader::decode(&[0; SLOT_SIZE]), None, "a free slot");
+        assert_eq!(
+            SlotHeader::decode(&SlotHeader { seq: Seq(0), ..slot }.encode()),
+            None,
+            "number 0 is no change"
+        );
+    }
+
+    #[test]
+    fn places_in_the_region_do_not_overlap() {
+        for (slots, block_size) in [(1, 512), (7, 4096), (16384, 4096), (64, 1 << 20)] {
+            assert!(slot_at(slots) <= data_at(slots, block_size, 0));
+            assert_eq!(data_at(slots, block_size, 1) - data_at(slots, block_size, 0), block_size as usize);
+            assert!(region_size(slots, block_size) >= data_at(slots, block_size, slots));
+        }
+    }
+}

@@ -8,6 +8,9 @@ use crate::types::{Epoch, Geometry, OnFull, Role, Seq};
 use std::collections::BTreeMap;
 use uuid::Uuid;
 
+/// Bytes of a snapshot without name and holds: a larger bound refuses good states.
+const SNAPSHOT_SIZE_MIN: usize = 56;
+
 /// A snapshot in the queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SnapshotRecord {
@@ -218,7 +221,8 @@ impl VolumeState {
         if checkpoint.file > 2 {
             return Err(Error::corrupt("the checkpoint names no file"));
         }
-        let snapshots = (0..from.count(60)?).map(|_| take_snapshot(from)).collect::<Result<_>>()?;
+        let snapshots =
+            (0..from.count(SNAPSHOT_SIZE_MIN)?).map(|_| take_snapshot(from)).collect::<Result<_>>()?;
         let layers = (0..from.count(36)?).map(|_| take_layer(from)).collect::<Result<_>>()?;
         let mut segments = BTreeMap::new();
         for _ in 0..from.count(29)? {
@@ -350,3 +354,6 @@ pub(super) fn take_receive(from: &mut Fields<'_>) -> Result<ReceiveRecord> {
         aborting: from.flag()?,
     })
 }
+
+#[cfg(test)]
+pub(in crate::format) mod tests;

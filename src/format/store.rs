@@ -54,6 +54,9 @@ impl StoreHeader {
             )
             .hint("use a newer snapvol"));
         }
+        if version != VERSION || bytes.len() != STORE_SIZE || bytes[32..].iter().any(|&byte| byte != 0) {
+            return Err(Error::corrupt("the file 'store' is not as this program writes it"));
+        }
         Ok(Self { uuid })
     }
 }
@@ -90,5 +93,50 @@ mod tests {
         out.u32(crc);
         out.0.resize(STORE_SIZE, 0);
         assert_eq!(StoreHeader::decode(&out.0).unwrap_err().kind(), ErrorKind::Unsupported);
+    }
+}
+
+#[cfg(test)]
+mod damage {
+    use super::*;
+
+    /// The bytes with a checksum that fits again.
+    fn mended(mut bytes: Vec<u8>) -> Vec<u8> {
+        let crc = crc32c::crc32c(&bytes[..28]).to_le_bytes();
+        bytes[28..32].copy_from_slice(&crc);
+        bytes
+    }
+
+    #[test]
+    fn the_file_is_read_back_and_nothing_else_is() {
+        let header = StoreHeader { uuid: Uuid::from_u128(7) };
+        let bytes = header.encode();
+        assert_eq!(bytes.len(), STORE_SIZE);
+        assert_eq!(StoreHeader::decode(&bytes).unwrap(), header);
+        for len in 0..STORE_SIZE {
+            let error = StoreHeader::decode(&bytes[..len]).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Corrupt, "{len} bytes");
+        }
+        for bit in 0..STORE_SIZE * 8 {
+            let mut bad = bytes.clone();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            let error = StoreHeader::decode(&bad).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Corrupt, "bit {bit}");
+        }
+        assert!(StoreHeader::decode(&[bytes.as_slice(), &[0]].concat()).is_err());
+    }
+
+    #[test]
+    fn versions() {
+        let bytes = StoreHeader { uuid: Uuid::from_u128(7) }.encode();
+        for (version, kind) in
+            [(0, ErrorKind::Corrupt), (2, ErrorKind::Unsupported), (u32::MAX, ErrorKind::Unsupported)]
+        {
+            let mut other = bytes.clone();
+            other[8..12].copy_from_slice(&u32::to_le_bytes(version));
+            let error = StoreHeader::decode(&mended(other)).unwrap_err();
+            assert_eq!(error.kind(), kind, "{version}");
+            assert_eq!(error.hint_text().is_some(), kind == ErrorKind::Unsupported);
+        }
     }
 }

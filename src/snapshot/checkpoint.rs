@@ -88,12 +88,11 @@ impl Volume {
 
     /// The instant: everything pushed so far is in the state and the maps.
     fn cut(&self) -> Cut {
-        let fresh = {
-            let mut s = self.s.borrow_mut();
-            s.slots.journal_all();
-            s.slots.in_order().into_iter().filter(|(_, slot)| !slot.dead).map(|(i, _)| i).collect::<Vec<_>>()
-        };
-        let images = self.after_images(&fresh);
+        // A flush takes for granted that what is marked as journaled is in the file in force,
+        // which until the rename is the old one.
+        let fresh = self.s.borrow_mut().slots.journal_all();
+        self.push_after_images(&fresh);
+        let images = self.after_images(&self.s.borrow().slots.in_force());
         let seq = self.journal.cut();
         let s = self.s.borrow();
         let mut state = s.durable.clone();

@@ -4,6 +4,7 @@
 //! when new data was written over old remains does a barrier have to follow the clone
 //! volume's sync, so nothing waits for more than two syncs in a row.
 
+use super::slots::SlotState;
 use super::volume::{Volume, Who};
 use crate::error::{Error, Result};
 use crate::format::journal::{AfterImage, Record};
@@ -82,7 +83,7 @@ impl Volume {
         self.journal_synced().await
     }
 
-    fn push_after_images(&self, slots: &[usize]) {
+    pub(super) fn push_after_images(&self, slots: &[usize]) {
         let per_record = (RECORD_BYTES / self.geometry().block_size as usize).max(1);
         for part in slots.chunks(per_record) {
             let images = self.after_images(part);
@@ -130,7 +131,13 @@ impl Volume {
                     s.stale.clear_range(run);
                 }
             }
-            settled.iter().map(|i| s.slots.get(*i).seq).collect::<Vec<_>>()
+            settled
+                .iter()
+                .map(|i| {
+                    s.slots.set_state(*i, SlotState::Retired);
+                    s.slots.get(*i).seq
+                })
+                .collect::<Vec<_>>()
         };
         if !seqs.is_empty() {
             let seq = self.record(Record::Settled { seqs });

@@ -21,8 +21,10 @@ use std::time::Duration;
 const RETRY: Duration = Duration::from_millis(200);
 
 impl Volume {
-    /// Starts as many groups as may be in flight.
+    /// Starts as many groups as may be in flight, and frees settled slots that others wait
+    /// for.
     pub(super) fn kick_settler(self: &Rc<Self>) {
+        self.kick_retire();
         while let Some((indices, epoch)) = self.next_group() {
             let volume = Rc::clone(self);
             self.io.spawn(async move {
@@ -39,7 +41,7 @@ impl Volume {
                 volume.changed.notify();
                 if volume.writable(Who::Store).is_ok() {
                     volume.kick_settler();
-                    volume.kick_retire();
+                    volume.kick_checkpoint();
                 }
             });
         }

@@ -21,6 +21,8 @@ pub enum SlotState {
     InFlight,
     /// Written to the clone volume; its after-image is still in force.
     Settled,
+    /// Durable there, and the record that ends its after-image is on its way.
+    Retired,
 }
 
 /// A staged write.
@@ -51,6 +53,8 @@ pub struct Slots {
     pub ready: VecDeque<usize>,
     /// Slots in state `Settled`.
     settled: Vec<usize>,
+    /// A later write waits behind one of them.
+    blocking: bool,
     /// Groups being settled now.
     pub groups: usize,
 }
@@ -146,6 +150,8 @@ impl Slots {
         if chain.len() == 1 {
             self.ready.push_back(index);
         }
+        let head = chain.front().and_then(|i| self.table.get(i));
+        self.blocking |= head.is_some_and(|s| s.state == SlotState::Settled);
         self.table.insert(index, slot);
     }
 
@@ -155,6 +161,7 @@ impl Slots {
             slot.state = state;
             if state == SlotState::Settled {
                 self.settled.push(index);
+                self.blocking |= self.chains.get(&slot.block).is_some_and(|c| c.len() > 1);
             }
         }
     }
@@ -196,6 +203,7 @@ impl Slots {
 
     /// Takes the settled slots that wait for a sync of the clone volume.
     pub fn take_settled(&mut self) -> Vec<usize> {
+        self.blocking = false;
         std::mem::take(&mut self.settled)
     }
 
@@ -207,12 +215,13 @@ impl Slots {
     /// Whether a later write waits behind a settled slot, or they take much of the stage.
     pub fn wants_retire(&self) -> bool {
         let many = self.stage.as_ref().is_some_and(|s| self.settled.len() * 4 >= s.len());
-        many || self.settled.iter().any(|i| self.chains.get(&self.get(*i).block).is_some_and(|c| c.len() > 1))
+        self.blocking || many
     }
 
     /// Whether every slot of an epoch before `epoch` has been written to the clone volume.
     pub fn is_settled_before(&self, epoch: Epoch) -> bool {
-        self.table.values().all(|s| s.epoch >= epoch || s.state == SlotState::Settled)
+        let done = [SlotState::Settled, SlotState::Retired];
+        self.table.values().all(|s| s.epoch >= epoch || done.contains(&s.state))
     }
 
     /// All slots in the order of changes.
@@ -220,6 +229,12 @@ impl Slots {
         let mut all: Vec<_> = self.table.iter().map(|(i, s)| (*i, *s)).collect();
         all.sort_by_key(|(_, s)| s.seq);
         all
+    }
+
+    /// The slots whose after-images a new journal file must hold, oldest first.
+    pub fn in_force(&self) -> Vec<usize> {
+        let all = self.in_order().into_iter();
+        all.filter(|(_, s)| s.journaled && !s.dead && s.state != SlotState::Retired).map(|(i, _)| i).collect()
     }
 
     /// Marks as journaled every slot whose after-image is not in force, oldest first.

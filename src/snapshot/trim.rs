@@ -133,6 +133,7 @@ impl Volume {
         self.latch_on(result)?;
         self.drop_dead(&slots, epoch);
         self.kick_puncher();
+        self.kick_checkpoint();
         Ok(())
     }
 

@@ -45,6 +45,7 @@ impl Volume {
         if self.s.borrow().frozen_full {
             self.s.borrow_mut().frozen_full = false;
         }
+        self.kick_checkpoint();
         if self.s.borrow().slots.fill() > PACE_FROM {
             self.kick_settler();
             // With nothing in flight nothing would wake it.

@@ -21,10 +21,10 @@ struct Inner {
     number: u64,
     /// Where the next frame goes, in bytes.
     end: u64,
-    /// All frames below are in the page cache.
-    complete: u64,
     /// Space allocated for the file, in bytes.
     allocated: u64,
+    /// Every write below has completed.
+    completed: u64,
     /// The file is durable up to here.
     durable: u64,
     /// Pushed, not handed to the driver.
@@ -70,8 +70,8 @@ impl Journal {
             file,
             number,
             end,
-            complete: end,
             allocated: end,
+            completed: end,
             durable: end,
             queue: Vec::new(),
             carry: None,
@@ -154,7 +154,7 @@ impl Journal {
 
     async fn write_queue(&self) {
         self.writing.set(true);
-        let (file, at, upto, frames, last) = {
+        let (file, at, frames, last, end) = {
             let mut inner = self.inner.borrow_mut();
             let queue = std::mem::take(&mut inner.queue);
             let mut frames = Vec::new();
@@ -172,14 +172,14 @@ impl Journal {
             if let Some(carry) = &mut inner.carry {
                 carry.extend(queue.into_iter().filter(|(seq, _)| *seq > cut));
             }
-            (inner.file, at, inner.end, frames, last)
+            (inner.file, at, frames, last, inner.end)
         };
         let result = self.io.write_all(file, at, frames).await;
         self.syncer.wrote();
         self.writing.set(false);
         match result {
             Ok(()) => {
-                self.inner.borrow_mut().complete = upto;
+                self.inner.borrow_mut().completed = end;
                 if let Some(last) = last {
                     self.written.set(last);
                 }
@@ -194,7 +194,6 @@ impl Journal {
     /// # Errors
     /// As for [`Self::append`].
     pub async fn sync(&self) -> Result<()> {
-        let last = self.next.get();
         let queued = self.inner.borrow().queue.last().map(|(seq, _)| *seq);
         if let Some(seq) = queued {
             self.written(seq).await?;
@@ -208,9 +207,9 @@ impl Journal {
             if let Some(error) = &inner.failed {
                 return Err(error.duplicate());
             }
-            (inner.file, inner.complete)
+            // A write that is under way by now is not covered.
+            (inner.file, inner.completed)
         };
-        debug_assert!(last <= self.next.get());
         self.syncer.sync().await?;
         let mut inner = self.inner.borrow_mut();
         if inner.file == file {
@@ -241,9 +240,10 @@ impl Journal {
 
     /// From now on, what is pushed also goes to the file that [`Self::rotate`] makes.
     /// Everything pushed so far must be part of the state given there. Returns the number
-    /// of that state; the one after it is set aside for what is staged.
+    /// of that state; the two after it are set aside for the boot and for what is staged.
     pub fn cut(&self) -> Seq {
         let state = self.take_seq();
+        self.take_seq();
         let images = self.take_seq();
         let mut inner = self.inner.borrow_mut();
         inner.carry = Some(Vec::new());
@@ -300,6 +300,8 @@ impl Journal {
         let mut out = NewFile { io: &self.io, file, number, end: 0 };
         out.raw(vec![Bytes::from(FileHeader { volume: self.volume, number }.encode())]).await?;
         out.record(state.0, &state.1).await?;
+        // Without it the next open could not tell whether it is in the same boot.
+        out.record(state.0.next(), &Record::Open { boot: self.io.boot_id() }).await?;
         out.images(state.0, images).await?;
         let carried = self.inner.borrow_mut().carry.replace(Vec::new()).unwrap_or_default();
         out.records(&carried).await?;
@@ -312,19 +314,22 @@ impl Journal {
         let carried = self.inner.borrow_mut().carry.take().unwrap_or_default();
         out.records(&carried).await?;
         self.io.sync(file).await?;
-        self.io.rename(&path, &self.paths.journal()).await?;
-        self.io.sync_dir(&self.paths.0).await?;
+        let renamed = async {
+            self.io.rename(&path, &self.paths.journal()).await?;
+            self.io.sync_dir(&self.paths.0).await
+        };
+        if let Err(error) = renamed.await {
+            // Nobody knows which of the two files the next open finds.
+            self.inner.borrow_mut().failed = Some(error.duplicate().context("journal"));
+            return Err(error);
+        }
         let old = {
             let mut inner = self.inner.borrow_mut();
-            // What was pushed before the cut and never written is part of the state.
-            let cut = inner.cut;
-            inner.queue.retain(|(seq, _)| *seq > cut);
-            self.written.set(self.written.get().max(cut.next()));
             let old = std::mem::replace(&mut inner.file, file);
             inner.number = number;
             inner.end = out.end;
-            inner.complete = out.end;
             inner.allocated = out.end;
+            inner.completed = out.end;
             inner.durable = out.end;
             old
         };
@@ -398,7 +403,7 @@ impl NewFile<'_> {
         }
         let total: usize = images.iter().map(|i| i.data.len()).sum();
         assert!(total <= crate::format::journal::PAYLOAD_SIZE_MAX / 2, "the stage fits one record");
-        self.record(state.next(), &Record::AfterImages(images)).await
+        self.record(state.next().next(), &Record::AfterImages(images)).await
     }
 }
 

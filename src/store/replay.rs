@@ -92,3 +92,6 @@ fn find(bytes: &[u8], magic: [u8; 4]) -> Option<usize> {
     }
     None
 }
+
+#[cfg(test)]
+mod tests;

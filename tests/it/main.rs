@@ -4,6 +4,7 @@
 
 mod cli;
 mod clients;
+mod damage;
 mod layers;
 mod readme;
 mod ssh;

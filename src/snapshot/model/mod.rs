@@ -8,7 +8,6 @@ mod crash;
 
 mod oracle;
 
-
 mod script;
 mod smoke;
 
