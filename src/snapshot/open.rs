@@ -160,7 +160,7 @@ impl Volume {
             }
         }
         let mut retained = Retained::default();
-        retained.forget(&stale);
+        retained.forget(&stale, slots.blocks());
         let next_layer_version = state.layers.iter().map(|l| l.version).max().unwrap_or(0).max(state.seq.0);
         let mut written = [None, None];
         if let (Some(maps), 1..) = (recovered.checkpoint_maps, state.checkpoint.file) {

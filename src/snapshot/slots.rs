@@ -224,6 +224,11 @@ impl Slots {
         self.table.values().all(|s| s.epoch >= epoch || done.contains(&s.state))
     }
 
+    /// The blocks that have any.
+    pub fn blocks(&self) -> impl Iterator<Item = Block> + '_ {
+        self.chains.keys().copied()
+    }
+
     /// All slots in the order of changes.
     pub fn in_order(&self) -> Vec<(usize, Slot)> {
         let mut all: Vec<_> = self.table.iter().map(|(i, s)| (*i, *s)).collect();
