@@ -101,12 +101,16 @@ impl Volume {
         let journal = Journal::new(io.clone(), paths.clone(), state.uuid, file, number, end, next, step);
         let opened = Opened { clean, same_boot: recovered.same_boot, staged: recovered.staged.len() };
         let volume = Rc::new(Self::assemble(io, name, paths, tuning, journal, recovered).await?);
+        // New groups go to new segments, so these can be used again once they are empty.
+        volume.save.close_all(&volume.journal);
         if !clean {
-            volume.save.close_all(&volume.journal);
             volume.checkpoint().await?;
+            volume.remove_leftovers().await?;
         }
         volume.record(Record::Open { boot: io.boot_id() });
         volume.journal_synced().await?;
+        volume.save.deleted();
+        volume.save.reclaim(&volume.journal).await?;
         volume.finish_pending().await?;
         volume.kick_settler();
         volume.kick_puncher();
@@ -230,6 +234,15 @@ impl Volume {
         };
         if !left.is_empty() {
             self.delete(&left).await?;
+        }
+        Ok(())
+    }
+
+    /// Removes what a crash left: files that no record names.
+    async fn remove_leftovers(self: &Rc<Self>) -> Result<()> {
+        let left = super::verify::leftovers(&self.io, &self.paths, self).await?;
+        for path in &left {
+            self.io.remove(path).await?;
         }
         Ok(())
     }

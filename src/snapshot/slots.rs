@@ -179,6 +179,13 @@ impl Slots {
         }
     }
 
+    /// A dead slot's trim is in the journal: a later process must not take it up again.
+    pub fn disown(&mut self, index: usize) {
+        if let Some(stage) = &self.stage {
+            stage.disown(index);
+        }
+    }
+
     /// Frees a slot; the next one of its block may be settled.
     pub fn release(&mut self, index: usize) {
         let Some(slot) = self.table.remove(&index) else { return };

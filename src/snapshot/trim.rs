@@ -168,6 +168,8 @@ impl Volume {
             let Some(slot) = s.slots.find(*index) else { continue };
             if slot.dead && slot.epoch == epoch && slot.state == SlotState::Waiting && !slot.journaled {
                 s.slots.release(*index);
+            } else if slot.dead {
+                s.slots.disown(*index);
             }
         }
     }
