@@ -89,6 +89,8 @@ struct Inner {
     /// Readers by the version that they started at.
     pins: BTreeMap<u64, usize>,
     version: u64,
+    /// All numbers below have been used: a file that is being removed keeps its own.
+    next_number: u32,
 }
 
 /// An open save volume.
@@ -161,7 +163,9 @@ impl SaveVolume {
         let mut segment = Segment::new(generation);
         segment.closed = closed.is_some();
         segment.youngest = closed.unwrap_or_default();
-        self.inner.borrow_mut().segments.insert(number, segment);
+        let mut inner = self.inner.borrow_mut();
+        inner.segments.insert(number, segment);
+        inner.next_number = inner.next_number.max(number + 1);
     }
 
     /// Numbers of all segments.
@@ -341,7 +345,11 @@ impl SaveVolume {
             let mut inner = self.inner.borrow_mut();
             match inner.reusable.pop_first() {
                 Some(number) => (number, inner.segments.get(&number).map_or(1, |s| s.generation + 1), true),
-                None => (inner.segments.keys().next_back().map_or(1, |n| n + 1), 1, false),
+                None => {
+                    let number = inner.next_number.max(1);
+                    inner.next_number = number + 1;
+                    (number, 1, false)
+                }
             }
         };
         let result = self.write_header(number, generation, exists).await;
