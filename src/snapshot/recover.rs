@@ -105,7 +105,7 @@ impl Recovered {
             tuning,
         ));
         for (number, segment) in &state.segments {
-            save.add(*number, segment.generation, segment.closed);
+            save.add(*number, segment);
         }
         if !replay.clean {
             make_durable(io, paths, &state, &save, clone_file).await?;
