@@ -360,7 +360,15 @@ impl SaveVolume {
         let (number, generation, exists) = {
             let mut inner = self.inner.borrow_mut();
             match inner.reusable.pop_first() {
-                Some(number) => (number, inner.segments.get(&number).map_or(1, |s| s.generation + 1), true),
+                Some(number) => {
+                    // A deletion that ends meanwhile must not find it empty again.
+                    let segment = inner.segments.get_mut(&number);
+                    let generation = segment.map_or(1, |segment| {
+                        segment.closed = false;
+                        segment.generation + 1
+                    });
+                    (number, generation, true)
+                }
                 None => {
                     let number = inner.next_number.max(1);
                     inner.next_number = number + 1;
@@ -371,7 +379,11 @@ impl SaveVolume {
         let result = self.write_header(number, generation, exists).await;
         if let Err(error) = result {
             if exists {
-                self.inner.borrow_mut().reusable.insert(number);
+                let mut inner = self.inner.borrow_mut();
+                if let Some(segment) = inner.segments.get_mut(&number) {
+                    segment.closed = true;
+                }
+                inner.reusable.insert(number);
             }
             return Err(error);
         }
