@@ -22,7 +22,7 @@ pub fn print(text: &str) -> Result<()> {
 /// Writes a value as JSON, indented, with a final line end.
 ///
 /// # Errors
-/// As for [`print`].
+/// As for [`print()`].
 pub fn print_json(value: &impl serde::Serialize) -> Result<()> {
     let mut text = serde_json::to_string_pretty(value)
         .map_err(|error| Error::os("write an answer as JSON", error.into()))?;
@@ -98,7 +98,7 @@ pub fn table(rows: &[Vec<String>], right: &[usize]) -> String {
 /// for those that were all repaired.
 ///
 /// # Errors
-/// `Corrupt` when something is damaged; as for [`print`].
+/// `Corrupt` when something is damaged; as for [`print()`].
 pub fn report(what: &str, report: &CheckReport, json: bool) -> Result<()> {
     if json {
         print_json(report)?;

@@ -73,7 +73,7 @@ fn records() -> Vec<(&'static str, Record)> {
         seq: Seq(seq),
         block: Block(3),
         epoch: Epoch(2),
-        data: Bytes::from(vec![seq as u8; 512]),
+        data: Bytes::from(seq.to_le_bytes().repeat(64)),
     };
     vec![
         ("State", Record::State(Box::new(state()))),
