@@ -7,6 +7,7 @@ mod cli;
 mod clients;
 mod damage;
 mod layers;
+mod seeds;
 mod ssh;
 mod support;
 mod vm;
