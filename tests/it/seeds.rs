@@ -13,10 +13,13 @@ use snapvol::types::{Block, Epoch, Geometry, OnFull, Role, SaveAddr, Seq};
 use std::path::Path;
 use uuid::Uuid;
 
+/// Name and bytes of each.
+type Seeds = Vec<(String, Vec<u8>)>;
+
 const VOLUME: Uuid = Uuid::from_u128(1);
 
 /// The first byte tells a target whether to put checksums right: once without, once with.
-fn both(all: &mut Vec<(String, Vec<u8>)>, name: &str, bytes: &[u8]) {
+fn both(all: &mut Seeds, name: &str, bytes: &[u8]) {
     all.push((format!("{name}-as-is"), [&[0], bytes].concat()));
     all.push((format!("{name}-mended"), [&[1], bytes].concat()));
 }
@@ -56,7 +59,7 @@ fn records() -> Vec<Record> {
     ]
 }
 
-fn journal() -> Vec<(String, Vec<u8>)> {
+fn journal() -> Seeds {
     let mut plain = FileHeader { volume: VOLUME, number: 1 }.encode();
     let mut payloads = Vec::new();
     for (seq, record) in (1..).zip(records()) {
@@ -72,7 +75,7 @@ fn journal() -> Vec<(String, Vec<u8>)> {
     ]
 }
 
-fn sealed_layer() -> Vec<(String, Vec<u8>)> {
+fn sealed_layer() -> Seeds {
     let image = SavedImage { addr: SaveAddr { segment: 1, sector: 9 }, crc: 7, damaged: false };
     let bits: BitMap = [3, 4, 40_000].into_iter().collect();
     let entries: BlockMap = [3, 4, 40_000].map(|block| (Block(block), image)).into_iter().collect();
@@ -89,7 +92,7 @@ fn sealed_layer() -> Vec<(String, Vec<u8>)> {
     all
 }
 
-fn checkpoint() -> Vec<(String, Vec<u8>)> {
+fn checkpoint() -> Seeds {
     let mut states = [stored::PageState::Empty; stored::SECTOR_ENTRIES];
     let body = [0x11; stored::BODY_LEN];
     states[0] = stored::PageState::Bits(crc32c::crc32c(&body));
@@ -110,7 +113,7 @@ fn checkpoint() -> Vec<(String, Vec<u8>)> {
     all
 }
 
-fn segment() -> Vec<(String, Vec<u8>)> {
+fn segment() -> Seeds {
     let header = SegmentHeader { volume: VOLUME, segment: 1, generation: 1 }.encode();
     let entry = |block| GroupEntry { block: Block(block), crc: 5, damaged: block == 2 };
     let entries = vec![entry(1), entry(2)];
@@ -124,7 +127,7 @@ fn segment() -> Vec<(String, Vec<u8>)> {
     ]
 }
 
-fn headers() -> Vec<(String, Vec<u8>)> {
+fn headers() -> Seeds {
     let mut all = Vec::new();
     both(&mut all, "store", &StoreHeader { uuid: VOLUME }.encode());
     let stage = StageHeader { volume: VOLUME, boot: [2; 16], slots: 8, block_size: 4096 };
@@ -134,11 +137,11 @@ fn headers() -> Vec<(String, Vec<u8>)> {
     all
 }
 
-fn texts(list: &[(&str, &str)]) -> Vec<(String, Vec<u8>)> {
+fn texts(list: &[(&str, &str)]) -> Seeds {
     list.iter().map(|(name, text)| ((*name).to_owned(), text.as_bytes().to_vec())).collect()
 }
 
-fn all() -> Vec<(&'static str, Vec<(String, Vec<u8>)>)> {
+fn all() -> Vec<(&'static str, Seeds)> {
     let control = texts(&[
         ("list", "POST /v1/list HTTP/1.1\r\nContent-Length: 15\r\n\r\n{\"volume\":null}"),
         (
