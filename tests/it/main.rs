@@ -7,11 +7,8 @@ mod cli;
 mod clients;
 mod damage;
 mod layers;
-<<<<<<< HEAD
 mod readme;
-=======
 mod seeds;
->>>>>>> hostile
 mod ssh;
 mod support;
 mod vm;
