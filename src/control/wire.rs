@@ -126,7 +126,10 @@ pub fn to_texts(names: &[SnapName]) -> Vec<String> {
 /// Snapshot names from text.
 ///
 /// # Errors
-/// `Invalid` for the first that is none.
+/// `Invalid` for the first that is none, or if there are none at all.
 pub fn from_texts(names: &[String]) -> Result<Vec<SnapName>> {
+    if names.is_empty() {
+        return Err(Error::invalid("no snapshot is named").hint("name them as VOL@SNAP"));
+    }
     names.iter().map(|name| name.parse()).collect()
 }

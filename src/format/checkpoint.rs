@@ -27,7 +27,11 @@ pub const SECTIONS: usize = 2;
 pub const BITS_MAX: u64 = super::layer::PAGES_MAX * super::layer::PAGE_BITS as u64;
 
 const TABLE_SHIFT: u32 = 26;
-const BODIES_SHIFT: u32 = 34;
+/// Where the bodies begin: behind the longest tables.
+const BODIES_AT: u64 = 3 << TABLE_SHIFT;
+/// Bodies of one section that lie together; the sections take turns, so that the file is
+/// no longer than its volume's maps.
+const BODIES_RUN: u64 = 256;
 const TAIL: usize = SECTOR_ENTRIES * ENTRY_LEN;
 const CRC_AT: usize = SECTOR_LEN - 4;
 
@@ -36,7 +40,6 @@ const _: () = assert!(
     super::layer::PAGES_MAX.div_ceil(SECTOR_ENTRIES as u64) * SECTOR_LEN as u64 <= 1 << TABLE_SHIFT,
     "the table of the largest map fits in its area"
 );
-const _: () = assert!(super::layer::PAGES_MAX * BODY_LEN as u64 <= 1 << BODIES_SHIFT);
 
 /// Byte offset of a sector of a section's table.
 #[must_use]
@@ -47,7 +50,8 @@ pub fn sector_offset(section: usize, sector: u64) -> u64 {
 /// Byte offset of the body of a page.
 #[must_use]
 pub fn body_offset(section: usize, page: u64) -> u64 {
-    ((section as u64 + 1) << BODIES_SHIFT) + page * BODY_LEN as u64
+    let run = page / BODIES_RUN * SECTIONS as u64 + section as u64;
+    BODIES_AT + (run * BODIES_RUN + page % BODIES_RUN) * BODY_LEN as u64
 }
 
 /// The header.

@@ -7,12 +7,13 @@
 
 use super::codec::{Fields, Put};
 use super::state::{
-    LayerRecord, ReceiveRecord, SnapshotRecord, VolumeState, on_full_code, on_full_from, put_layer,
-    put_receive, put_snapshot, role_code, role_from, take_layer, take_receive, take_snapshot,
+    LayerRecord, ReceiveRecord, SegmentRecord, SnapshotRecord, VolumeState, on_full_code, on_full_from,
+    put_layer, put_receive, put_snapshot, role_code, role_from, take_layer, take_receive, take_snapshot,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::types::{Block, Epoch, OnFull, Role, Seq};
 use bytes::Bytes;
+use std::collections::BTreeMap;
 use uuid::Uuid;
 
 /// Bytes of the file header.
@@ -513,6 +514,26 @@ fn take_record(payload: &Bytes) -> Result<Record> {
     Ok(record)
 }
 
+/// Applies one record to what is known of the segments.
+pub fn apply_to_segments(segments: &mut BTreeMap<u32, SegmentRecord>, record: &Record) {
+    match record {
+        Record::Segment { segment, generation } => {
+            let new = SegmentRecord { generation: *generation, mark: 0, closed: None };
+            segments.insert(*segment, new);
+        }
+        Record::Mark { segment, offset, closed } => {
+            if let Some(found) = segments.get_mut(segment) {
+                found.mark = found.mark.max(*offset);
+                found.closed = closed.or(found.closed);
+            }
+        }
+        Record::Freed { segment } => {
+            segments.remove(segment);
+        }
+        _ => {}
+    }
+}
+
 impl VolumeState {
     /// Applies one record to the small state; what records mean for the bit maps is not
     /// decided here. Returns the number of the batch that a conditional take waits for.
@@ -549,18 +570,8 @@ impl VolumeState {
                 self.unsealed = *unsealed;
                 self.epoch = self.epoch.max(*unsealed);
             }
-            Record::Segment { segment, generation } => {
-                let new = super::state::SegmentRecord { generation: *generation, mark: 0, closed: None };
-                self.segments.insert(*segment, new);
-            }
-            Record::Mark { segment, offset, closed } => {
-                if let Some(found) = self.segments.get_mut(segment) {
-                    found.mark = found.mark.max(*offset);
-                    found.closed = closed.or(found.closed);
-                }
-            }
-            Record::Freed { segment } => {
-                self.segments.remove(segment);
+            Record::Segment { .. } | Record::Mark { .. } | Record::Freed { .. } => {
+                apply_to_segments(&mut self.segments, record);
             }
             Record::RollbackBegin { snapshot } => self.rollback = Some(*snapshot),
             Record::RollbackEnd { size } => {

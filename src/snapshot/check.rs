@@ -106,7 +106,7 @@ async fn check_segments(io: &Io, paths: &VolumePaths, state: &VolumeState, out: 
     let size = state.geometry.block_size;
     let save = Rc::new(SaveVolume::new(io.clone(), paths.clone(), state.uuid, size, Tuning::default()));
     for (number, segment) in &state.segments {
-        save.add(*number, segment.generation, segment.closed);
+        save.add(*number, segment);
         out.files += 1;
         match save.scan(*number, segment.mark).await {
             Ok(groups) => {

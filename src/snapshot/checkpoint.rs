@@ -98,6 +98,7 @@ impl Volume {
         let mut state = s.durable.clone();
         state.seq = self.journal.next_seq();
         state.epoch = s.epoch;
+        state.segments = self.save.records();
         let tail = s.tail().and_then(|epoch| {
             let frozen = s.frozen.get(&epoch)?;
             let meta_pages: std::collections::BTreeMap<_, _> =

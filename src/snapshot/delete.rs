@@ -99,7 +99,7 @@ impl Volume {
         let older = self.s.borrow().queue().into_iter().rev().find(|e| *e < epoch);
         let (removed, old_records) = self.layers_in(&(epoch..end));
         let kept = match older {
-            Some(older) => self.kept(older, epoch..end, is_tail).await?,
+            Some(older) => self.kept(older, epoch..end).await?,
             None => None,
         };
         let added = match kept {
@@ -108,14 +108,15 @@ impl Volume {
         };
         let records: Vec<LayerRecord> = added.iter().map(|(record, _)| record.clone()).collect();
         let new_tail = if is_tail { older.map(|o| self.thaw(o, epoch)).transpose()? } else { None };
-        self.record(Record::Delete {
-            snapshots: vec![uuid],
-            removed: removed.clone(),
-            added: records,
-            ends_receive,
-        });
+        let record =
+            Record::Delete { snapshots: vec![uuid], removed: removed.clone(), added: records, ends_receive };
+        // Until it is durable a power cut brings the snapshot back, so it is respected as
+        // long. Nobody cuts the journal meanwhile.
+        self.journal.push(record.clone());
+        self.journal_synced().await?;
         {
             let mut s = self.s.borrow_mut();
+            s.durable.apply(&record);
             for first in &removed {
                 s.chain.remove(*first);
             }
@@ -126,10 +127,8 @@ impl Volume {
             if let (Some(older), Some(map)) = (older, new_tail) {
                 s.frozen.insert(older, map);
             }
-            let stale = s.stale.clone();
-            s.retained.forget(&stale);
+            s.forget_retained();
         }
-        self.journal_synced().await?;
         self.count_dead(&old_records, added.as_ref().map(|(record, _)| record));
         for record in old_records {
             self.io.remove(&self.paths.layer(record.first, record.version)).await?;
@@ -164,7 +163,7 @@ impl Volume {
 
     /// The frozen map of the snapshot that becomes the tail, from the one of the tail that
     /// goes.
-    fn thaw(&self, older: Epoch, tail: Epoch) -> Result<BitMap> {
+    pub(super) fn thaw(&self, older: Epoch, tail: Epoch) -> Result<BitMap> {
         let s = self.s.borrow();
         if let Some(map) = s.frozen.get(&older) {
             return Ok(map.clone());
@@ -179,12 +178,7 @@ impl Volume {
     }
 
     /// What `older` takes over from the layers of `epochs`; none if that is nothing.
-    async fn kept(
-        self: &Rc<Self>,
-        older: Epoch,
-        epochs: Range<Epoch>,
-        is_tail: bool,
-    ) -> Result<Option<LayerContents>> {
+    async fn kept(self: &Rc<Self>, older: Epoch, epochs: Range<Epoch>) -> Result<Option<LayerContents>> {
         let layers: Vec<Rc<SealedLayer>> = {
             let s = self.s.borrow();
             let all = s.chain.layers_from(epochs.start).take_while(|(first, _)| *first < epochs.end);
@@ -204,7 +198,9 @@ impl Volume {
         }
         let entries = self.kept_entries(&layers, &bits).await?;
         let mut meta_pages = BTreeMap::new();
-        if !is_tail {
+        {
+            // Also of the tail: a recovery that starts from the map of a younger snapshot,
+            // deleted since, needs them.
             let s = self.s.borrow();
             let has: Vec<u64> = s.chain.touched_meta_pages(older..epochs.start)?;
             for page in s.chain.touched_meta_pages(epochs.clone())? {

@@ -139,8 +139,10 @@ impl Volume {
         self.load_from(older.or(younger.map(|(e, _)| e)).unwrap_or_default()).await?;
         let (geometry, now) = {
             let s = self.s.borrow();
-            let staged =
-                s.slots.in_order().into_iter().filter(|(_, slot)| !slot.dead).map(|(_, s)| s.block.0);
+            // Those from before the older end are part of it.
+            let since = older.unwrap_or_default();
+            let staged = s.slots.in_order().into_iter().filter(|(_, s)| !s.dead && s.epoch >= since);
+            let staged = staged.map(|(_, s)| s.block.0);
             (s.durable.geometry, Now { map: s.production.clone(), staged: staged.collect() })
         };
         let end = younger.map_or(Epoch(u64::MAX), |(epoch, _)| epoch);

@@ -107,9 +107,12 @@ impl Volume {
             volume.save.close_all(&volume.journal);
             volume.s.borrow_mut().durable.holes_known = false;
             volume.checkpoint().await?;
+            volume.remove_leftovers().await?;
         }
         volume.record(Record::Open { boot: io.boot_id() });
         volume.journal_synced().await?;
+        volume.save.deleted();
+        volume.save.reclaim(&volume.journal).await?;
         volume.finish_pending().await?;
         volume.kick_settler();
         volume.kick_puncher();
@@ -163,7 +166,7 @@ impl Volume {
             }
         }
         let mut retained = Retained::default();
-        retained.forget(&stale);
+        retained.forget(&stale, slots.blocks());
         let next_layer_version = state.layers.iter().map(|l| l.version).max().unwrap_or(0).max(state.seq.0);
         let mut written = [None, None];
         if let (Some(maps), 1..) = (recovered.checkpoint_maps, state.checkpoint.file) {
@@ -234,6 +237,15 @@ impl Volume {
         };
         if !left.is_empty() {
             self.delete(&left).await?;
+        }
+        Ok(())
+    }
+
+    /// Removes what a crash left: files that no record names.
+    async fn remove_leftovers(self: &Rc<Self>) -> Result<()> {
+        let left = super::verify::leftovers(&self.io, &self.paths, self).await?;
+        for path in &left {
+            self.io.remove(path).await?;
         }
         Ok(())
     }

@@ -65,7 +65,8 @@ impl Volume {
     /// `NotFound`.
     pub fn open_snapshot_by_id(self: &Rc<Self>, uuid: Uuid) -> Result<SnapshotReader> {
         let mut s = self.s.borrow_mut();
-        let Some(record) = s.durable.snapshot(uuid).cloned() else {
+        let found = s.durable.snapshot(uuid).filter(|r| !s.hidden.contains(&r.uuid)).cloned();
+        let Some(record) = found else {
             return Err(Error::not_found(format!("volume {} has no snapshot {uuid}", self.name())));
         };
         *s.opened.entry(uuid).or_default() += 1;

@@ -105,7 +105,7 @@ impl Recovered {
             tuning,
         ));
         for (number, segment) in &state.segments {
-            save.add(*number, segment.generation, segment.closed);
+            save.add(*number, segment);
         }
         if !replay.clean {
             make_durable(io, paths, &state, &save, clone_file).await?;
@@ -329,12 +329,7 @@ impl Maps {
                 Record::AfterImages(list) => {
                     for image in list {
                         let granule = image.block.0 >> self.shift;
-                        if !same_boot && !self.production.get(granule) {
-                            if self.shift > 0 {
-                                // Its granule did not come into use: the other blocks may
-                                // hold old data, and the flush that wrote this did not end.
-                                continue;
-                            }
+                        if !same_boot && self.shift == 0 && !self.production.get(granule) {
                             self.set(granule..granule + 1, image.epoch);
                         }
                         let staged = Staged {
@@ -356,6 +351,9 @@ impl Maps {
                 _ => {}
             }
         }
+        // A granule that did not come into use by the end: its other blocks may hold old
+        // data, and no flush that wrote this one had ended.
+        images.retain(|_, i| self.production.get(i.block.0 >> self.shift));
         images
     }
 }
@@ -381,6 +379,21 @@ async fn load_stage(
     for slot in left {
         let entry = by_block.entry(slot.header.block.0).or_default();
         entry.push((slot.header.seq, slot.index, slot.header.epoch));
+    }
+    let done: BTreeSet<Seq> = records
+        .iter()
+        .filter_map(|(_, r)| if let Record::Settled { seqs } = r { Some(seqs) } else { None })
+        .flatten()
+        .copied()
+        .collect();
+    for slots in by_block.values_mut() {
+        slots.retain(|(seq, index, _)| {
+            let keep = !done.contains(seq);
+            if !keep {
+                stage.release(*index);
+            }
+            keep
+        });
     }
     let clears = records.iter().filter_map(|(seq, r)| match r {
         Record::MetaClear { ranges, .. } => Some((*seq, ranges)),

@@ -8,6 +8,7 @@
 //! (after an open or a deletion) is computed by one walk of the queue when it is asked for.
 
 use crate::map::{BitMap, PAGE_BITS};
+use crate::types::Block;
 use std::collections::BTreeSet;
 use std::ops::Range;
 
@@ -36,10 +37,12 @@ impl Retained {
         self.older = self.next.clone();
     }
 
-    /// The queue changed in the middle: pages with stale data are computed anew.
-    pub fn forget(&mut self, stale: &BitMap) {
+    /// The queue changed in the middle: pages are computed anew where old data may lie in
+    /// the clone volume that is not in use, or that a staged write has yet to save.
+    pub fn forget(&mut self, stale: &BitMap, staged: impl Iterator<Item = Block>) {
         self.older = BitMap::new();
         self.next = BitMap::new();
         self.unknown = stale.pages().map(|(page, _)| page).collect();
+        self.unknown.extend(staged.map(|block| block.0 / PAGE_BITS));
     }
 }

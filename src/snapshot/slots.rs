@@ -179,6 +179,13 @@ impl Slots {
         }
     }
 
+    /// A dead slot's trim is in the journal: a later process must not take it up again.
+    pub fn disown(&mut self, index: usize) {
+        if let Some(stage) = &self.stage {
+            stage.disown(index);
+        }
+    }
+
     /// Frees a slot; the next one of its block may be settled.
     pub fn release(&mut self, index: usize) {
         let Some(slot) = self.table.remove(&index) else { return };
@@ -222,6 +229,11 @@ impl Slots {
     pub fn is_settled_before(&self, epoch: Epoch) -> bool {
         let done = [SlotState::Settled, SlotState::Retired];
         self.table.values().all(|s| s.epoch >= epoch || done.contains(&s.state))
+    }
+
+    /// The blocks that have any.
+    pub fn blocks(&self) -> impl Iterator<Item = Block> + '_ {
+        self.chains.keys().copied()
     }
 
     /// All slots in the order of changes.

@@ -174,7 +174,7 @@ impl TakeTicket {
         let volume = &self.volume;
         let uuid = self.request.uuid;
         if volume.s.borrow().durable.snapshot(uuid).is_some() {
-            volume.forget_snapshot(uuid);
+            volume.forget_snapshot(uuid).await?;
             volume.journal_synced().await?;
         }
         volume.s.borrow_mut().hidden.remove(&uuid);
@@ -189,8 +189,7 @@ impl Drop for TakeTicket {
             let mut s = self.volume.s.borrow_mut();
             s.taking = None;
             s.frozen.remove(&epoch);
-            let stale = s.stale.clone();
-            s.retained.forget(&stale);
+            s.forget_retained();
         }
     }
 }
@@ -198,8 +197,12 @@ impl Drop for TakeTicket {
 impl Volume {
     /// Takes the youngest snapshot out of the queue before anybody saw it; its layers
     /// belong to the one before it.
-    fn forget_snapshot(&self, uuid: Uuid) {
-        let epoch = self.s.borrow().durable.snapshot(uuid).map(|r| r.epoch);
+    async fn forget_snapshot(&self, uuid: Uuid) -> Result<()> {
+        let Some(epoch) = self.s.borrow().durable.snapshot(uuid).map(|r| r.epoch) else { return Ok(()) };
+        let older = self.s.borrow().queue().into_iter().rev().find(|e| *e < epoch);
+        self.load_from(older.unwrap_or(epoch)).await?;
+        // The layer of the one before may have been sealed, its frozen map forgotten.
+        let tail = older.map(|older| Ok::<_, Error>((older, self.thaw(older, epoch)?))).transpose()?;
         self.record(Record::Delete {
             snapshots: vec![uuid],
             removed: Vec::new(),
@@ -207,10 +210,9 @@ impl Volume {
             ends_receive: false,
         });
         let mut s = self.s.borrow_mut();
-        if let Some(epoch) = epoch {
-            s.frozen.remove(&epoch);
-        }
-        let stale = s.stale.clone();
-        s.retained.forget(&stale);
+        s.frozen.remove(&epoch);
+        s.frozen.extend(tail);
+        s.forget_retained();
+        Ok(())
     }
 }

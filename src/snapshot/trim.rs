@@ -100,11 +100,6 @@ impl Volume {
         let blocks = self.s.borrow().blocks(&granules);
         let _held = self.locks.lock(blocks.clone()).await;
         self.wait_for_flight(&blocks).await?;
-        let known: Range<u64> = {
-            let s = self.s.borrow();
-            let end = s.durable.geometry.blocks().min(blocks.end);
-            blocks.start.min(end)..end
-        };
         // Pages that nobody uses need not be known.
         let used: Vec<Range<u64>> = {
             let s = self.s.borrow();
@@ -115,7 +110,7 @@ impl Volume {
             self.know_retained(&blocks).await?;
         }
         let (seq, slots) = {
-            let slots = self.slots_in(&known);
+            let slots = self.slots_in(&blocks);
             if used.is_empty() && slots.is_empty() {
                 return Ok(());
             }
@@ -174,6 +169,8 @@ impl Volume {
             let Some(slot) = s.slots.find(*index) else { continue };
             if slot.dead && slot.epoch == epoch && slot.state == SlotState::Waiting && !slot.journaled {
                 s.slots.release(*index);
+            } else if slot.dead {
+                s.slots.disown(*index);
             }
         }
     }

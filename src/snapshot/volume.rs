@@ -229,6 +229,12 @@ impl State {
         Ok(())
     }
 
+    /// The queue changed in the middle: what is retained is computed anew.
+    pub fn forget_retained(&mut self) {
+        let Self { retained, stale, slots, .. } = self;
+        retained.forget(stale, slots.blocks());
+    }
+
     /// The snapshot of that name which users can see.
     pub fn visible(&self, name: &str) -> Option<&SnapshotRecord> {
         self.durable.named(name).filter(|s| !s.is_internal() && !self.hidden.contains(&s.uuid))
@@ -292,6 +298,9 @@ impl Volume {
             if s.latched.is_none() {
                 tracing::error!("volume {}: read-only from now on: {error}", self.name.borrow());
                 s.latched = Some(error.duplicate());
+                drop(s);
+                // Whoever waits for progress must hear that there is none.
+                self.changed.notify();
             }
         }
         result

@@ -46,7 +46,7 @@ impl Volume {
             self.s.borrow_mut().frozen_full = false;
         }
         self.kick_checkpoint();
-        if self.s.borrow().slots.fill() > PACE_FROM {
+        if self.s.borrow().slots.fill() > PACE_FROM && self.writable(who).is_ok() {
             self.kick_settler();
             // With nothing in flight nothing would wake it.
             if self.s.borrow().slots.groups > 0 {
@@ -143,9 +143,9 @@ impl Volume {
         let zeros = Bytes::from(vec![0; size as usize]);
         let written: Vec<Range<u64>> =
             parts.iter().map(|p| p.first..p.first + p.data.len() as u64 / u64::from(size)).collect();
-        let end = range.end.min(s.durable.geometry.blocks());
+        // Also past the end: a larger volume would show what lies there.
         let mut block = s.stale.next_set(range.start);
-        while let Some(found) = block.filter(|b| *b < end) {
+        while let Some(found) = block.filter(|b| *b < range.end) {
             if !s.in_use(found) && !written.iter().any(|w| w.contains(&found)) {
                 parts.push(Part { first: found, data: zeros.clone() });
             }

@@ -12,10 +12,11 @@ use super::event::{Event, Syncer};
 use super::journal::Journal;
 use super::paths::VolumePaths;
 use crate::error::{Error, Result};
-use crate::format::journal::Record;
+use crate::format::journal::{Record, apply_to_segments};
 use crate::format::segment::{
     GROUP_FIXED_SIZE, GroupEntry, GroupHeader, HEADER_SIZE, SegmentHeader, group_size, images_at,
 };
+use crate::format::state::SegmentRecord;
 use crate::io::{FileId, Io, OpenHow};
 use crate::types::{Block, Epoch, SaveAddr};
 use bytes::{Bytes, BytesMut};
@@ -89,6 +90,10 @@ struct Inner {
     /// Readers by the version that they started at.
     pins: BTreeMap<u64, usize>,
     version: u64,
+    /// What the journal says of the segments: all records pushed so far.
+    records: BTreeMap<u32, SegmentRecord>,
+    /// All numbers below have been used: a file that is being removed keeps its own.
+    next_number: u32,
 }
 
 /// An open save volume.
@@ -157,11 +162,26 @@ impl SaveVolume {
     }
 
     /// A segment that the journal knows.
-    pub fn add(&self, number: u32, generation: u64, closed: Option<Epoch>) {
-        let mut segment = Segment::new(generation);
-        segment.closed = closed.is_some();
-        segment.youngest = closed.unwrap_or_default();
-        self.inner.borrow_mut().segments.insert(number, segment);
+    pub fn add(&self, number: u32, record: &SegmentRecord) {
+        let mut segment = Segment::new(record.generation);
+        segment.closed = record.closed.is_some();
+        segment.youngest = record.closed.unwrap_or_default();
+        let mut inner = self.inner.borrow_mut();
+        inner.segments.insert(number, segment);
+        inner.records.insert(number, record.clone());
+        inner.next_number = inner.next_number.max(number + 1);
+    }
+
+    /// Pushes a record about a segment and applies it, as one step.
+    fn push(&self, journal: &Journal, record: Record) {
+        apply_to_segments(&mut self.inner.borrow_mut().records, &record);
+        journal.push(record);
+    }
+
+    /// What the journal says of the segments, everything pushed so far included.
+    #[must_use]
+    pub fn records(&self) -> BTreeMap<u32, SegmentRecord> {
+        self.inner.borrow().records.clone()
     }
 
     /// Numbers of all segments.
@@ -340,18 +360,34 @@ impl SaveVolume {
         let (number, generation, exists) = {
             let mut inner = self.inner.borrow_mut();
             match inner.reusable.pop_first() {
-                Some(number) => (number, inner.segments.get(&number).map_or(1, |s| s.generation + 1), true),
-                None => (inner.segments.keys().next_back().map_or(1, |n| n + 1), 1, false),
+                Some(number) => {
+                    // A deletion that ends meanwhile must not find it empty again.
+                    let segment = inner.segments.get_mut(&number);
+                    let generation = segment.map_or(1, |segment| {
+                        segment.closed = false;
+                        segment.generation + 1
+                    });
+                    (number, generation, true)
+                }
+                None => {
+                    let number = inner.next_number.max(1);
+                    inner.next_number = number + 1;
+                    (number, 1, false)
+                }
             }
         };
         let result = self.write_header(number, generation, exists).await;
         if let Err(error) = result {
             if exists {
-                self.inner.borrow_mut().reusable.insert(number);
+                let mut inner = self.inner.borrow_mut();
+                if let Some(segment) = inner.segments.get_mut(&number) {
+                    segment.closed = true;
+                }
+                inner.reusable.insert(number);
             }
             return Err(error);
         }
-        journal.push(Record::Segment { segment: number, generation });
+        self.push(journal, Record::Segment { segment: number, generation });
         journal.sync().await?;
         let mut segment = Segment::new(generation);
         if exists {
@@ -428,7 +464,7 @@ impl SaveVolume {
             self.drop_live(number, images.len() as u64);
             return Err(error.context(format!("segment {number:08}")));
         }
-        journal.push(Record::Mark { segment: number, offset: at + size, closed: None });
+        self.push(journal, Record::Mark { segment: number, offset: at + size, closed: None });
         let first = at + images_at(images.len()) as u64;
         let step = u64::from(self.block_size);
         Ok((0..images.len() as u64).map(|i| addr(number, first + i * step)).collect())
@@ -479,11 +515,13 @@ impl SaveVolume {
     }
 
     fn close_segment(&self, journal: &Journal, number: u32) {
-        let mut inner = self.inner.borrow_mut();
-        if let Some(segment) = inner.segments.get_mut(&number) {
+        let youngest = self.inner.borrow_mut().segments.get_mut(&number).map(|segment| {
             segment.closed = true;
+            segment.youngest
+        });
+        if let Some(youngest) = youngest {
             // Groups may still be on their way to the disk: they raise the mark later.
-            journal.push(Record::Mark { segment: number, offset: 0, closed: Some(segment.youngest) });
+            self.push(journal, Record::Mark { segment: number, offset: 0, closed: Some(youngest) });
         }
     }
 
@@ -667,10 +705,12 @@ impl SaveVolume {
             return Ok(());
         }
         for number in &free {
-            let mut inner = self.inner.borrow_mut();
-            inner.segments.remove(number);
-            inner.open.remove(number);
-            journal.push(Record::Freed { segment: *number });
+            {
+                let mut inner = self.inner.borrow_mut();
+                inner.segments.remove(number);
+                inner.open.remove(number);
+            }
+            self.push(journal, Record::Freed { segment: *number });
         }
         journal.sync().await?;
         for number in free {

@@ -117,9 +117,14 @@ impl Stage {
         Bytes::from(data)
     }
 
+    /// Makes the slot mean nothing to a later process; its data stays until it is freed.
+    pub fn disown(&self, index: usize) {
+        self.region.write(slot_at(index), &[0; 8]);
+    }
+
     /// Frees a slot.
     pub fn release(&mut self, index: usize) {
-        self.region.write(slot_at(index), &[0; 8]);
+        self.disown(index);
         self.free.push(index);
     }
 }

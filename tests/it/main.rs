@@ -2,11 +2,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod badargs;
 mod cli;
 mod clients;
 mod damage;
 mod layers;
 mod readme;
+mod seeds;
 mod ssh;
 mod support;
 mod vm;

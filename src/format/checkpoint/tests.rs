@@ -49,7 +49,7 @@ fn the_page_tells_table_sectors() {
 fn the_page_tells_offsets() {
     let text = text();
     assert!(text.contains("2^26 * (section + 1) + 512 * sector"));
-    assert!(text.contains("2^34 * (section + 1) + 4096 * page"));
+    assert!(text.contains("3 * 2^26 + 2^20 * (2 * (page / 256) + section) + 4096 * (page mod 256)"));
     assert_eq!(sector_offset(1, 3), (1 << 26) * 2 + 512 * 3);
-    assert_eq!(body_offset(1, 3), (1 << 34) * 2 + 4096 * 3);
+    assert_eq!(body_offset(1, 3), 3 * (1 << 26) + (1 << 20) + 4096 * 3);
 }
