@@ -5,6 +5,7 @@
 mod badargs;
 mod cli;
 mod clients;
+mod copies;
 mod damage;
 mod layers;
 mod readme;
