@@ -279,7 +279,8 @@ fn delta_over_ten_snapshots(bencher: Bencher<'_, '_>) {
     bench.write_all(places.clone().into_iter());
     for (number, part) in places.chunks(places.len().div_ceil(10)).enumerate() {
         bench.take(&format!("s{number}"));
-        bench.write_all(part.to_vec().into_iter());
+        let part = part.to_vec();
+        bench.write_all(part.into_iter());
     }
     bench.take("end");
     bencher.counter(ItemsCount::new(changed)).bench_local(|| {

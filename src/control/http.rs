@@ -56,7 +56,7 @@ fn read_head(input: &mut impl BufRead) -> Result<Option<Vec<u8>>> {
             .take(room as u64)
             .read_until(b'\n', &mut head)
             .map_err(|error| Error::os("read from the control socket", error))?;
-        if !head.ends_with(b"\n") {
+        if read == 0 || !head.ends_with(b"\n") {
             if head.is_empty() {
                 return Ok(None);
             }

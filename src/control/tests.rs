@@ -311,3 +311,20 @@ fn no_store_is_not_found() {
     assert_eq!(error.kind(), ErrorKind::NotFound);
     assert!(error.hint_text().unwrap().ends_with(" init"));
 }
+
+/// A peer that goes after a whole line, and a head that is full after one, are the end:
+/// reading nothing must not be taken for a line, over and over.
+#[test]
+fn a_head_without_its_end_ends() {
+    let line = "X: y\r\n";
+    let first = "POST /v1/list HTTP/1.1\r\n";
+    for cut in ["\n", "\r\n", first, &format!("{first}{line}")] {
+        let error = http::read_request(&mut cut.as_bytes()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Interrupted, "{cut:?}");
+    }
+    for pad in 0..line.len() {
+        let endless = format!("{first}P: {}\r\n{}", "p".repeat(pad), line.repeat(100_000));
+        let error = http::read_request(&mut endless.as_bytes()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Invalid);
+    }
+}

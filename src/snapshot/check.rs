@@ -11,8 +11,11 @@ use crate::map::SealedLayer;
 use crate::store::paths::VolumePaths;
 use crate::store::save::SaveVolume;
 use crate::store::{Tuning, replay};
+use crate::types::Epoch;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::rc::Rc;
+use uuid::Uuid;
 
 /// Checks the structure and all metadata checksums; also says how many snapshots there are.
 pub async fn check_closed(io: &Io, paths: &VolumePaths) -> (Verified, u64) {
@@ -53,6 +56,10 @@ async fn state_of(
             found(out, paths.checkpoint(first.checkpoint.file), &error);
         }
     }
+    if let (true, Some(tail)) = (first.checkpoint.tail_pages, first.snapshots.last()) {
+        let path = paths.tail_pages(first.checkpoint.seq.0);
+        check_sealed(io, first.uuid, path, tail.epoch..tail.epoch.next(), Some(&tail.name), out).await;
+    }
     let mut state = (**first).clone();
     for (_, record) in &records[1..] {
         state.apply(record);
@@ -83,21 +90,34 @@ async fn check_clone(io: &Io, paths: &VolumePaths, state: &VolumeState, out: &mu
 async fn check_layers(io: &Io, paths: &VolumePaths, state: &VolumeState, out: &mut Verified) {
     for layer in &state.layers {
         let path = paths.layer(layer.first, layer.version);
-        out.files += 1;
-        let result = async {
-            let mapped = io.map(&path).await?;
-            let bytes = mapped.len() as u64;
-            SealedLayer::open(mapped, state.uuid, layer.first..layer.end)?.verify()?;
-            Ok::<_, Error>(bytes)
-        }
-        .await;
-        match result {
-            Ok(bytes) => out.bytes += bytes,
-            Err(error) => {
-                let owner = state.snapshots.iter().rev().find(|r| r.epoch <= layer.first);
-                let snapshot = owner.map(|r| r.name.clone());
-                out.found.push(Found { snapshot, file: path, block: None, problem: error.to_string() });
-            }
+        let owner = state.snapshots.iter().rev().find(|r| r.epoch <= layer.first);
+        let name = owner.map(|r| r.name.as_str());
+        check_sealed(io, state.uuid, path, layer.first..layer.end, name, out).await;
+    }
+}
+
+/// A file of the form of a sealed layer.
+async fn check_sealed(
+    io: &Io,
+    volume: Uuid,
+    path: PathBuf,
+    epochs: Range<Epoch>,
+    snapshot: Option<&str>,
+    out: &mut Verified,
+) {
+    out.files += 1;
+    let result = async {
+        let mapped = io.map(&path).await?;
+        let bytes = mapped.len() as u64;
+        SealedLayer::open(mapped, volume, epochs)?.verify()?;
+        Ok::<_, Error>(bytes)
+    }
+    .await;
+    match result {
+        Ok(bytes) => out.bytes += bytes,
+        Err(error) => {
+            let snapshot = snapshot.map(str::to_owned);
+            out.found.push(Found { snapshot, file: path, block: None, problem: error.to_string() });
         }
     }
 }

@@ -406,6 +406,8 @@ fn noise_at_the_control_socket() {
     let mut requests: Vec<Vec<u8>> = vec![
         Vec::new(),
         b"\n\n\n\n".to_vec(),
+        b"POST /v1/list HTTP/1.1\r\n".to_vec(),
+        b"POST /v1/list HTTP/1.1\r\nX: y\r\n".to_vec(),
         b"GET / HTTP/1.1\r\n\r\n".to_vec(),
         b"POST /v1/no-such-thing HTTP/1.1\r\nContent-Length: 0\r\n\r\n".to_vec(),
         b"POST /v1/list HTTP/1.1\r\nContent-Length: 5\r\n\r\n{\"a\"".to_vec(),
@@ -448,7 +450,9 @@ Content-Length: 40
         let _ = stream.write_all(&request);
         let _ = stream.shutdown(std::net::Shutdown::Write);
         let mut answer = Vec::new();
+        let begun = std::time::Instant::now();
         let _ = stream.read_to_end(&mut answer);
+        assert!(begun.elapsed() < Duration::from_secs(9), "no answer and no end");
         assert!(
             !answer.starts_with(b"HTTP/1.1 200"),
             "{:?}",

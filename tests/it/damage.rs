@@ -11,6 +11,8 @@ use std::sync::OnceLock;
 
 const BLOCK: u64 = 4096;
 
+/// What is done to a store, how that is called, and the exit code.
+type Damaged<'a> = (&'static str, i32, &'a dyn Fn(&Path));
 /// What is done to a file, and how that is called.
 type Damage = (&'static str, fn(&Path));
 
@@ -409,7 +411,7 @@ fn a_store_of_another_kind() {
         bytes[28..32].copy_from_slice(&crc);
         std::fs::write(file(store), bytes).unwrap();
     };
-    let all: [(&str, i32, &dyn Fn(&Path)); 8] = [
+    let all: &[Damaged<'_>] = &[
         ("newer", 1, &|s| version(s, 2)),
         ("much newer", 1, &|s| version(s, u32::MAX)),
         ("version 0", 4, &|s| version(s, 0)),
