@@ -159,11 +159,13 @@ fn crashes(seed: u64, power: impl Fn(&mut fastrand::Rng) -> bool) -> Counts {
             crash = None;
             continue;
         }
-        let mut worst = lives.crash(power(&mut lives.rng.borrow_mut()));
-        while lives.rng.borrow_mut().u32(0..3) == 0 {
+        let choose = || power(&mut lives.rng.borrow_mut());
+        let mut worst = lives.crash(choose());
+        let again = || lives.rng.borrow_mut().u32(0..3) == 0;
+        while again() {
             let budget = lives.rng.borrow_mut().u64(0..120);
             lives.open_and_die(budget);
-            if lives.crash(power(&mut lives.rng.borrow_mut())) == Crash::Power {
+            if lives.crash(choose()) == Crash::Power {
                 worst = Crash::Power;
             }
         }
