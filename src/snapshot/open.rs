@@ -186,6 +186,7 @@ impl Volume {
             admitted: BTreeMap::new(),
             paused: 0,
             guarded: false,
+            untidy: false,
             latched: None,
             frozen_full: false,
             opened: BTreeMap::new(),
@@ -270,8 +271,11 @@ impl Volume {
             self.changed.wait().await;
             self.clone_synced().await?;
         }
-        let latched = self.s.borrow().latched.is_some();
-        if !latched {
+        let sound = {
+            let s = self.s.borrow();
+            s.latched.is_none() && !s.untidy
+        };
+        if sound {
             self.record(Record::Close);
             self.journal_synced().await?;
         }

@@ -90,6 +90,8 @@ pub(super) struct State {
     pub paused: usize,
     /// A flush must write a barrier: old data lay where new data was written.
     pub guarded: bool,
+    /// A write failed half-way: data may lie where nothing is in use.
+    pub untidy: bool,
     pub latched: Option<Error>,
     /// Writers wait for space.
     pub frozen_full: bool,
@@ -197,7 +199,7 @@ impl State {
     }
 
     /// What lies in these blocks is no hole any more, whatever a punch did before.
-    fn forget_punched(&mut self, blocks: &Range<u64>) {
+    pub fn forget_punched(&mut self, blocks: &Range<u64>) {
         self.punched.clear_range(blocks.clone());
         for syncing in self.punched_syncing.values_mut() {
             syncing.clear_range(blocks.clone());

@@ -176,7 +176,18 @@ impl Volume {
         for part in staged {
             self.stage(Block(part.first), epoch, &part.data).await?;
         }
-        self.write_straight(straight, size).await?;
+        if let Err(error) = self.write_straight(straight, size).await {
+            let mut s = self.s.borrow_mut();
+            let unused: Vec<Range<u64>> =
+                s.production.runs(s.granules(range)).filter(|(_, used)| !used).map(|(r, _)| r).collect();
+            for run in unused {
+                let blocks = s.blocks(&run);
+                s.stale.set_range(blocks.clone());
+                s.forget_punched(&blocks);
+            }
+            s.untidy = true;
+            return Err(error);
+        }
         self.bring_into_use(&asked, epoch).await
     }
 
