@@ -575,7 +575,13 @@ impl SaveVolume {
         let file = self.open_file(number).await?;
         let size = self.io.size(file.file).await?;
         let header = SegmentHeader::decode(&self.io.read(file.file, 0, HEADER_SIZE).await?)?;
-        if header != (SegmentHeader { volume: self.volume, segment: number, generation }) {
+        let same = (header.volume, header.segment) == (self.volume, number);
+        if same && header.generation > generation {
+            // It was empty and about to be used again; nothing was appended before the
+            // record of that, which there is none of.
+            return Ok(Vec::new());
+        }
+        if !same || header.generation != generation {
             return Err(Error::corrupt(format!("segment {number:08} is another segment's file")));
         }
         let mut groups = Vec::new();
