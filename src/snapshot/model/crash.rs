@@ -98,6 +98,12 @@ async fn recovered(script: &Script, crash: Crash) {
         panic!("production after a crash ({crash:?}): {error}");
     }
     oracle.adopt(found);
+    // A change of role may have been under way.
+    if script.volume.role() == Role::Secondary {
+        drop(oracle);
+        script.volume.set_role(Role::Primary).await.unwrap();
+        oracle = script.oracle.borrow_mut();
+    }
     let there: BTreeSet<Uuid> = script.volume.snapshots().iter().map(|r| r.uuid).collect();
     for snap in &mut oracle.snaps {
         snap.busy = false;
