@@ -318,6 +318,12 @@ impl Volume {
                 .context(format!("volume {} is read-only after a failed write", self.name.borrow()))
                 .hint("free space or mend the disk, then open the store again"));
         }
+        if who == Who::Client && s.durable.rollback.is_some() {
+            // It will be done again from the start, over whatever is written until then.
+            let name = self.name.borrow();
+            return Err(Error::new(ErrorKind::ReadOnly, format!("volume {name} is half rolled back"))
+                .hint("roll it back again, or open the store again"));
+        }
         if who == Who::Client && s.durable.role == Role::Secondary {
             return Err(Error::new(
                 ErrorKind::ReadOnly,
