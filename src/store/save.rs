@@ -599,8 +599,8 @@ impl SaveVolume {
         if let Some(segment) = self.inner.borrow_mut().segments.get_mut(&number) {
             segment.end = at;
             segment.prefix = at;
-            segment.youngest =
-                groups.last().map_or(segment.youngest, |g| g.header.epoch.max(segment.youngest));
+            // The last group need not be of the youngest epoch: two are in flight at a time.
+            segment.youngest = groups.iter().map(|g| g.header.epoch).fold(segment.youngest, Epoch::max);
         }
         Ok(groups)
     }
