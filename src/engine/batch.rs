@@ -34,11 +34,16 @@ pub(super) fn committed(path: &Path) -> Result<BTreeSet<Uuid>> {
         Err(error) => return Err(os("open", path)(error)),
     };
     let mut all = BTreeSet::new();
-    for entry in bytes.chunks_exact(ENTRY_SIZE) {
+    let count = bytes.len() / ENTRY_SIZE;
+    for (index, entry) in bytes.chunks_exact(ENTRY_SIZE).enumerate() {
         let mut fields = Fields(entry);
         let (uuid, crc) = (fields.uuid()?, fields.u32()?);
         if crc32c::crc32c(&entry[..16]) == crc {
             all.insert(uuid);
+        } else if index + 1 < count {
+            return Err(Error::corrupt(format!("{}: entry {index} is damaged", path.display())).hint(
+                "a snapshot of several volumes may hang on it; if none was being taken at the last crash, remove the file",
+            ));
         }
     }
     Ok(all)
@@ -147,6 +152,10 @@ mod tests {
         assert_eq!(committed(&path).unwrap(), BTreeSet::from([a]));
         commit(&path, b).unwrap();
         assert_eq!(committed(&path).unwrap(), BTreeSet::from([a, b]));
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[3] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+        assert_eq!(committed(&path).unwrap_err().kind(), crate::ErrorKind::Corrupt);
         forget(&path).unwrap();
         assert!(committed(&path).unwrap().is_empty());
     }

@@ -1,7 +1,7 @@
 //! Checking a store: every structure and every checksum, without writing anything.
 
 use super::api::{CheckReport, Finding};
-use super::volumes;
+use super::{batch, volumes};
 use crate::error::Result;
 use crate::io::{DriverKind, Reactor, driver};
 use crate::snapshot::{Verified, check_closed};
@@ -13,6 +13,7 @@ pub(super) fn check(store: &Path, names: &[String]) -> Result<CheckReport> {
     let driver = driver(DriverKind::Plain).map_err(|e| crate::Error::os("cannot start an engine", e))?;
     let mut reactor = Reactor::new(driver);
     let mut report = CheckReport::default();
+    check_batches(store, &mut report);
     for name in names {
         let dir = VolumePaths(volumes::dir_of(store, name));
         let io = reactor.io();
@@ -38,15 +39,22 @@ pub(super) fn add(report: &mut CheckReport, store: &Path, volume: &str, verified
     }));
 }
 
-/// The names of a store's volumes, without touching anything.
-pub(super) fn names(store: &Path) -> Result<Vec<String>> {
-    let dir = paths::volumes(store);
-    let list =
-        std::fs::read_dir(&dir).map_err(|e| crate::Error::os(format!("cannot list {}", dir.display()), e))?;
-    let mut names: Vec<String> = list
-        .filter_map(|entry| entry.ok().map(|e| e.file_name().to_string_lossy().into_owned()))
-        .filter(|name| name.parse::<crate::types::Name>().is_ok())
-        .collect();
-    names.sort();
-    Ok(names)
+/// The store's own small records.
+fn check_batches(store: &Path, report: &mut CheckReport) {
+    let files = [
+        ("batches", batch::committed(&paths::batches(store)).map(drop)),
+        ("deleting", batch::intended(store).map(drop)),
+    ];
+    for (file, result) in files {
+        if let Err(error) = result {
+            report.findings.push(Finding {
+                volume: None,
+                snapshot: None,
+                file: file.to_owned(),
+                block: None,
+                problem: error.to_string(),
+                repaired: None,
+            });
+        }
+    }
 }

@@ -133,7 +133,10 @@ impl Store {
             lock: Mutex::new(Some(lock)),
         };
         store.open_volumes(&names, &committed);
-        store.finish_deletions()?;
+        if let Err(error) = store.finish_deletions() {
+            // The snapshots stay; the file says which were meant.
+            tracing::error!("deletions that a crash interrupted are not completed: {error}");
+        }
         Ok(Arc::new(store))
     }
 
@@ -295,7 +298,17 @@ impl Store {
         let mut infos = Vec::new();
         for name in names {
             match self.engine_of(&name) {
-                Ok(engine) => infos.push(engine.call(move |engine| volumes::describe(engine, name))?),
+                Ok(engine) => {
+                    let asked = name.clone();
+                    match engine.call(move |engine| volumes::describe(engine, asked)) {
+                        Ok(info) => infos.push(info),
+                        Err(error) if volume.is_none() && error.kind() == ErrorKind::Corrupt => {
+                            tracing::error!("{error}");
+                            infos.push(damaged(name));
+                        }
+                        Err(error) => return Err(error),
+                    }
+                }
                 Err(error) if error.kind() == ErrorKind::NotFound && volume.is_none() => {}
                 Err(error) if volume.is_some() => return Err(error),
                 Err(_) => infos.push(damaged(name)),
@@ -658,7 +671,7 @@ impl Store {
             store.close()?;
         }
         let _lock = lock(dir)?;
-        check::check(dir, &check::names(dir)?)
+        check::check(dir, &volumes::listed(dir)?)
     }
 
     /// The same for this open store: layers and their checksums.

@@ -6,7 +6,7 @@ use super::thread::{Engine, Handle};
 use crate::error::{Error, Result};
 use crate::snapshot::Volume;
 use crate::store::{Tuning, paths};
-use crate::types::{Geometry, Role};
+use crate::types::{Geometry, Name, Role};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -88,25 +88,44 @@ pub(super) fn remove(store: &Path, name: &str) -> Result<()> {
         .map_err(|e| Error::os(format!("cannot remove the files of volume {name}"), e))
 }
 
-/// The names of the volumes in a store; what a crash left half made or half removed goes.
+/// The names of the volumes in a store, without touching anything.
+pub(super) fn listed(store: &Path) -> Result<Vec<String>> {
+    let mut names: Vec<String> = entries(store)?
+        .into_iter()
+        .filter(|(name, _)| name.parse::<Name>().is_ok())
+        .map(|(name, _)| name)
+        .collect();
+    names.sort();
+    Ok(names)
+}
+
+/// The same; what a crash left half made or half removed goes.
 pub(super) fn names(store: &Path) -> Result<Vec<String>> {
-    let volumes = paths::volumes(store);
-    let list = std::fs::read_dir(&volumes)
-        .map_err(|e| Error::os(format!("cannot list {}", volumes.display()), e))?;
-    let mut names = Vec::new();
-    for entry in list {
-        let entry = entry.map_err(|e| Error::os(format!("cannot list {}", volumes.display()), e))?;
-        let name = entry.file_name().to_string_lossy().into_owned();
+    for (name, path) in entries(store)? {
         if name.starts_with(".new-") || name.starts_with(".gone-") {
-            let _ = std::fs::remove_dir_all(entry.path());
-        } else if name.parse::<crate::types::Name>().is_ok() {
-            names.push(name);
+            // What can't be removed now is tried again at the next open.
+            let _ = std::fs::remove_dir_all(path);
+        } else if name.parse::<Name>().is_err() {
+            tracing::warn!("{} is no volume and is left alone", path.display());
+        }
+    }
+    listed(store)
+}
+
+/// The directories in the directory of volumes.
+fn entries(store: &Path) -> Result<Vec<(String, PathBuf)>> {
+    let volumes = paths::volumes(store);
+    let os = |e| Error::os(format!("cannot list {}", volumes.display()), e);
+    let mut all = Vec::new();
+    for entry in std::fs::read_dir(&volumes).map_err(os)? {
+        let entry = entry.map_err(os)?;
+        if entry.path().is_dir() {
+            all.push((entry.file_name().to_string_lossy().into_owned(), entry.path()));
         } else {
             tracing::warn!("{} is no volume and is left alone", entry.path().display());
         }
     }
-    names.sort();
-    Ok(names)
+    Ok(all)
 }
 
 /// Describes a volume.

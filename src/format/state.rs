@@ -121,9 +121,6 @@ pub struct VolumeState {
     pub layers: Vec<LayerRecord>,
     /// By number.
     pub segments: BTreeMap<u32, SegmentRecord>,
-    /// Every block that is neither in use nor stale is a hole: no crash has left the data
-    /// of a write that was never acknowledged.
-    pub holes_known: bool,
     /// The snapshot that production is being rolled back to.
     pub rollback: Option<Uuid>,
     /// The receive under way.
@@ -146,7 +143,6 @@ impl VolumeState {
             snapshots: Vec::new(),
             layers: Vec::new(),
             segments: BTreeMap::new(),
-            holes_known: true,
             rollback: None,
             receive: None,
         }
@@ -194,7 +190,6 @@ impl VolumeState {
             out.u8(u8::from(segment.closed.is_some()));
             out.u64(segment.closed.unwrap_or_default().0);
         }
-        out.u8(u8::from(self.holes_known));
         out.maybe_uuid(self.rollback);
         out.u8(u8::from(self.receive.is_some()));
         if let Some(receive) = &self.receive {
@@ -231,7 +226,6 @@ impl VolumeState {
             segments
                 .insert(number, SegmentRecord { generation, mark, closed: closed.then_some(Epoch(epoch)) });
         }
-        let holes_known = from.flag()?;
         let rollback = from.maybe_uuid()?;
         let receive = if from.flag()? { Some(take_receive(from)?) } else { None };
         Ok(Self {
@@ -246,7 +240,6 @@ impl VolumeState {
             snapshots,
             layers,
             segments,
-            holes_known,
             rollback,
             receive,
         })

@@ -35,14 +35,12 @@ impl Volume {
     /// Lets a write in.
     pub(super) async fn admit(self: &Rc<Self>, who: Who) -> Result<Admitted> {
         loop {
-            self.writable(who)?;
-            {
+            if self.s.borrow().paused == 0 || who == Who::Store {
+                self.writable(who)?;
                 let mut s = self.s.borrow_mut();
-                if s.paused == 0 || who == Who::Store {
-                    let epoch = s.epoch;
-                    *s.admitted.entry(epoch).or_default() += 1;
-                    return Ok(Admitted { volume: Rc::clone(self), epoch });
-                }
+                let epoch = s.epoch;
+                *s.admitted.entry(epoch).or_default() += 1;
+                return Ok(Admitted { volume: Rc::clone(self), epoch });
             }
             self.changed.wait().await;
         }

@@ -76,7 +76,6 @@ impl Volume {
         {
             let mut s = self.s.borrow_mut();
             s.durable.checkpoint = new;
-            s.holes_lost = false;
             s.written[written] = Some(maps);
         }
         if old.tail_pages {

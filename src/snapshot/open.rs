@@ -86,6 +86,10 @@ impl Volume {
         committed: &BTreeSet<Uuid>,
     ) -> Result<(Rc<Self>, Opened)> {
         let paths = VolumePaths(dir.to_owned());
+        if !io.list(dir).await?.iter().any(|name| name == "journal") {
+            return Err(Error::corrupt(format!("{} is missing", paths.journal().display()))
+                .hint("restore the volume's directory from a copy"));
+        }
         let replay = replay::read(io, &paths.journal()).await?;
         let (number, end, clean) = (replay.header.number, replay.end, replay.clean);
         let recovered = Recovered::load(io, &paths, tuning, replay, committed).await?;
@@ -105,7 +109,6 @@ impl Volume {
             volume.save.resume(&volume.journal);
         } else {
             volume.save.close_all(&volume.journal);
-            volume.s.borrow_mut().durable.holes_known = false;
             volume.checkpoint().await?;
             volume.remove_leftovers().await?;
         }
@@ -188,8 +191,8 @@ impl Volume {
             admitted: BTreeMap::new(),
             paused: 0,
             guarded: false,
+            untidy: false,
             latched: None,
-            holes_lost: false,
             frozen_full: false,
             opened: BTreeMap::new(),
             written,
@@ -262,9 +265,6 @@ impl Volume {
             self.changed.wait().await;
         }
         self.writable(Who::Store)?;
-        if self.s.borrow().holes_lost {
-            self.checkpoint().await?;
-        }
         let _exclusive = self.exclusive().await;
         self.settled_before(Epoch(u64::MAX)).await?;
         self.seal_closed().await?;
@@ -276,8 +276,11 @@ impl Volume {
             self.changed.wait().await;
             self.clone_synced().await?;
         }
-        let latched = self.s.borrow().latched.is_some();
-        if !latched {
+        let sound = {
+            let s = self.s.borrow();
+            s.latched.is_none() && !s.untidy
+        };
+        if sound {
             self.record(Record::Close);
             self.journal_synced().await?;
         }

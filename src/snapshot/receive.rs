@@ -21,19 +21,7 @@ use uuid::Uuid;
 const BEFORE: &str = "_before-receive";
 
 /// Bytes compared at a time.
-const COMPARE_STEP: u64 = 1 << 20;
-
-/// The bytes of pieces.
-fn flat(pieces: &[Piece]) -> Vec<u8> {
-    let mut all = Vec::new();
-    for piece in pieces {
-        match piece {
-            Piece::Data(data) => all.extend_from_slice(data),
-            Piece::Hole(len) => all.resize(all.len() + usize::try_from(*len).unwrap_or(0), 0),
-        }
-    }
-    all
-}
+const STEP: u64 = 1 << 20;
 
 /// A stream being applied; only one at a time.
 pub struct Receiving {
@@ -108,6 +96,7 @@ impl Volume {
                 ));
             }
             self.map_stage().await?;
+            self.make_room(&begun).await?;
             return Ok(ReceiveStart::Go(receiving, begun.durable));
         }
         let before = self.hold_before(incoming).await?;
@@ -121,15 +110,22 @@ impl Volume {
             durable: 0,
             aborting: false,
         };
-        self.record_durably(Record::Receive(Some(record))).await?;
+        self.record_durably(Record::Receive(Some(record.clone()))).await?;
+        self.make_room(&record).await?;
+        Ok(ReceiveStart::Go(receiving, 0))
+    }
+
+    /// Prepares production for the stream. A crash may have come before or amid it, so a
+    /// resumption does it again as long as nothing of the stream is durable.
+    async fn make_room(self: &Rc<Self>, receive: &ReceiveRecord) -> Result<()> {
         let size = self.geometry().size;
-        if incoming.base.is_none() {
+        if receive.base.is_none() && receive.durable == 0 {
             self.trim(Who::Store, 0, size, false).await?;
         }
-        if incoming.size > size {
-            self.set_size(incoming.size).await?;
+        if receive.size > size {
+            self.set_size(receive.size).await?;
         }
-        Ok(ReceiveStart::Go(receiving, 0))
+        Ok(())
     }
 
     fn check_incoming(&self, incoming: &Incoming) -> Result<()> {
@@ -151,28 +147,11 @@ impl Volume {
         Ok(())
     }
 
-    /// Whether production holds what a snapshot holds. The maps say what may differ (more
-    /// than what does, after a roll-back); only that is compared.
-    async fn equals(self: &Rc<Self>, reader: &SnapshotReader) -> Result<bool> {
-        let delta = self.delta_between(Some(reader.uuid()), None).await?;
-        for run in delta.runs(0..delta.size) {
-            let mut at = run.bytes.start;
-            while at < run.bytes.end {
-                let step = COMPARE_STEP.min(run.bytes.end - at);
-                if flat(&reader.read(at, step).await?) != flat(&self.read(at, step).await?) {
-                    return Ok(false);
-                }
-                at += step;
-            }
-        }
-        Ok(true)
-    }
-
     /// Makes sure that a snapshot holds the state from before; returns it.
     async fn hold_before(self: &Rc<Self>, incoming: &Incoming) -> Result<Option<Uuid>> {
         if let Some((base, name)) = &incoming.base {
             let reader = self.open_snapshot_by_id(*base)?;
-            if reader.size() != self.geometry().size || !self.equals(&reader).await? {
+            if !self.equals(&reader).await? {
                 return Err(Error::conflict(format!("the volume does not equal the base {name} any more"))
                     .hint("send a delta from the youngest snapshot here, or the whole snapshot"));
             }
@@ -191,6 +170,27 @@ impl Volume {
         self.take(TakeRequest { uuid, name: BEFORE.to_owned(), created_us, batch: None, received: false })
             .await?;
         Ok(Some(uuid))
+    }
+
+    /// Whether production has the content of a snapshot. What the maps name may have been
+    /// written back since: an abort restores content, not maps.
+    async fn equals(self: &Rc<Self>, reader: &SnapshotReader) -> Result<bool> {
+        if reader.size() != self.geometry().size {
+            return Ok(false);
+        }
+        let delta = self.delta_between(Some(reader.uuid()), None).await?;
+        for run in delta.runs(0..delta.size) {
+            let mut at = run.bytes.start;
+            while at < run.bytes.end {
+                let step = STEP.min(run.bytes.end - at);
+                let (mine, theirs) = (self.read(at, step).await?, reader.read(at, step).await?);
+                if !same_bytes(&mine, &theirs) {
+                    return Ok(false);
+                }
+                at += step;
+            }
+        }
+        Ok(true)
     }
 
     /// Restores the state from before and forgets the receive.
@@ -232,6 +232,37 @@ impl Volume {
         }
         Ok(())
     }
+}
+
+/// Whether pieces of the same length hold the same bytes.
+fn same_bytes(a: &[Piece], b: &[Piece]) -> bool {
+    let mut rest = b.iter().map(|piece| (piece, 0));
+    let mut theirs = rest.next();
+    for mine in a {
+        let mut at = 0;
+        while at < mine.len() {
+            let Some((piece, from)) = theirs else { return false };
+            let len = (mine.len() - at).min(piece.len() - from);
+            let same = match (part_of(mine, at, len), part_of(piece, from, len)) {
+                (Some(a), Some(b)) => a == b,
+                (Some(data), None) | (None, Some(data)) => data.iter().all(|byte| *byte == 0),
+                (None, None) => true,
+            };
+            if !same {
+                return false;
+            }
+            at += len;
+            theirs = if from + len == piece.len() { rest.next() } else { Some((piece, from + len)) };
+        }
+    }
+    true
+}
+
+/// Bytes of a piece; none where it is a hole.
+fn part_of(piece: &Piece, at: u64, len: u64) -> Option<&[u8]> {
+    let Piece::Data(data) = piece else { return None };
+    let index = |value: u64| usize::try_from(value).unwrap_or(usize::MAX);
+    data.get(index(at)..index(at + len))
 }
 
 impl Receiving {

@@ -151,6 +151,9 @@ impl Recovered {
         let frozen = thaw_all(io, paths, &state, &mut chain, &maps).await?;
         let last = records.last().map_or(Seq(0), |(seq, _)| *seq);
         let next_seq = last.max(staged.keys().next_back().copied().unwrap_or_default()).next().max(state.seq);
+        if !replay.clean {
+            maps.distrust(clone_len.div_ceil(u64::from(state.geometry.block_size)));
+        }
         let Maps { production, stale, .. } = maps;
         Ok(Self {
             state,
@@ -301,6 +304,17 @@ impl Maps {
         self.frozen.insert(epoch, map);
         self.before = self.before.split_off(&epoch.next());
         self.youngest = self.youngest.max(epoch);
+    }
+
+    /// Whatever is not in use may hold data all the same: of a write whose record was not
+    /// made, or was lost. It is stale until it was punched.
+    fn distrust(&mut self, blocks: u64) {
+        let granules = 0..blocks.div_ceil(1 << self.shift);
+        for (run, used) in self.production.runs(granules) {
+            if !used {
+                self.stale.set_range(run.start << self.shift..run.end << self.shift);
+            }
+        }
     }
 
     /// Replays the records after the state; returns the after-images in force.

@@ -90,9 +90,9 @@ pub(super) struct State {
     pub paused: usize,
     /// A flush must write a barrier: old data lay where new data was written.
     pub guarded: bool,
+    /// A write failed half-way: data may lie where nothing is in use.
+    pub untidy: bool,
     pub latched: Option<Error>,
-    /// The journal does not say yet that holes are not known.
-    pub holes_lost: bool,
     /// Writers wait for space.
     pub frozen_full: bool,
     /// How often each snapshot is open.
@@ -199,7 +199,7 @@ impl State {
     }
 
     /// What lies in these blocks is no hole any more, whatever a punch did before.
-    fn forget_punched(&mut self, blocks: &Range<u64>) {
+    pub fn forget_punched(&mut self, blocks: &Range<u64>) {
         self.punched.clear_range(blocks.clone());
         for syncing in self.punched_syncing.values_mut() {
             syncing.clear_range(blocks.clone());
@@ -317,6 +317,12 @@ impl Volume {
             return Err(error
                 .context(format!("volume {} is read-only after a failed write", self.name.borrow()))
                 .hint("free space or mend the disk, then open the store again"));
+        }
+        if who == Who::Client && s.durable.rollback.is_some() {
+            // It will be done again from the start, over whatever is written until then.
+            let name = self.name.borrow();
+            return Err(Error::new(ErrorKind::ReadOnly, format!("volume {name} is half rolled back"))
+                .hint("roll it back again, or open the store again"));
         }
         if who == Who::Client && s.durable.role == Role::Secondary {
             return Err(Error::new(

@@ -133,51 +133,37 @@ impl Volume {
         self.clone_volume.read(block, 1).await
     }
 
-    /// Zeros for the other blocks of granules that come into use and are no holes.
-    fn fill(&self, range: &Range<u64>, parts: &mut Vec<Part>) {
-        let s = self.s.borrow();
-        if s.shift() == 0 {
-            return;
-        }
-        let size = s.durable.geometry.block_size;
-        let zeros = Bytes::from(vec![0; size as usize]);
-        let written: Vec<Range<u64>> =
-            parts.iter().map(|p| p.first..p.first + p.data.len() as u64 / u64::from(size)).collect();
-        // Also past the end: a larger volume would show what lies there.
-        let mut block = s.stale.next_set(range.start);
-        while let Some(found) = block.filter(|b| *b < range.end) {
-            if !s.in_use(found) && !written.iter().any(|w| w.contains(&found)) {
-                parts.push(Part { first: found, data: zeros.clone() });
-            }
-            block = s.stale.next_set(found + 1);
-        }
-    }
-
-    /// Makes holes of the other blocks of granules that come into use, where a crash or a
-    /// failure may have left data there that nobody was promised.
-    async fn clear_rest(&self, range: &Range<u64>, asked: &[Range<u64>]) -> Result<()> {
-        let rest: Vec<Range<u64>> = {
+    /// Takes care of the other blocks of granules that come into use and are no holes: zeros
+    /// for those that a snapshot or a staged write still needs, holes for the rest.
+    async fn clear_rest(&self, range: &Range<u64>, parts: &mut Vec<Part>) -> Result<()> {
+        let mut rest = BitMap::new();
+        {
             let s = self.s.borrow();
-            if s.shift() == 0 || s.durable.holes_known {
+            if s.shift() == 0 {
                 return Ok(());
             }
-            let mut rest = BitMap::new();
-            for (run, used) in s.production.runs(s.granules(range)) {
-                if !used {
-                    rest.set_range(s.blocks(&run));
+            // Also past the end: a larger volume would show what lies there.
+            for (run, _) in s.production.runs(s.granules(range)).filter(|(_, used)| !used) {
+                for (stale, _) in s.stale.runs(s.blocks(&run)).filter(|(_, stale)| *stale) {
+                    rest.set_range(stale);
                 }
             }
-            for blocks in asked {
-                rest.clear_range(blocks.clone());
+            for part in &*parts {
+                rest.clear_range(self.blocks_of(part));
             }
-            // Stale ones are written as zeros by the ordinary procedure.
-            for (run, _) in s.stale.runs(range.clone()).filter(|(_, stale)| *stale) {
-                rest.clear_range(run);
+            let zeros = Bytes::from(vec![0; s.durable.geometry.block_size as usize]);
+            let kept: Vec<u64> = rest
+                .iter_set(range.clone())
+                .filter(|b| s.retained.next.get(*b) || s.slots.has(Block(*b)))
+                .collect();
+            for block in kept {
+                rest.clear(block);
+                parts.push(Part { first: block, data: zeros.clone() });
             }
-            let end = range.end.min(s.durable.geometry.blocks());
-            rest.runs(range.start..end.max(range.start)).filter(|(_, set)| *set).map(|(run, _)| run).collect()
-        };
-        for run in rest {
+        }
+        let runs: Vec<Range<u64>> =
+            rest.runs(range.clone()).filter(|(_, set)| *set).map(|(run, _)| run).collect();
+        for run in runs {
             self.clone_volume.punch(Block(run.start), run.end - run.start).await?;
         }
         Ok(())
@@ -191,8 +177,7 @@ impl Volume {
     ) -> Result<()> {
         let epoch = admitted.epoch;
         let asked: Vec<Range<u64>> = parts.iter().map(|p| self.blocks_of(p)).collect();
-        self.fill(range, &mut parts);
-        self.clear_rest(range, &asked).await?;
+        self.clear_rest(range, &mut parts).await?;
         let size = self.geometry().block_size as usize;
         let mut straight: Vec<Part> = Vec::new();
         let mut staged: Vec<Part> = Vec::new();
@@ -215,7 +200,18 @@ impl Volume {
         for part in staged {
             self.stage(Block(part.first), epoch, &part.data).await?;
         }
-        self.write_straight(straight, size).await?;
+        if let Err(error) = self.write_straight(straight, size).await {
+            let mut s = self.s.borrow_mut();
+            let unused: Vec<Range<u64>> =
+                s.production.runs(s.granules(range)).filter(|(_, used)| !used).map(|(r, _)| r).collect();
+            for run in unused {
+                let blocks = s.blocks(&run);
+                s.stale.set_range(blocks.clone());
+                s.forget_punched(&blocks);
+            }
+            s.untidy = true;
+            return Err(error);
+        }
         self.bring_into_use(&asked, epoch).await
     }
 
@@ -241,12 +237,6 @@ impl Volume {
             let writes = runs.into_iter().map(|(first, _, data)| self.clone_volume.write(Block(first), data));
             join_all(writes).await.into_iter().collect()
         };
-        if result.is_err() {
-            // A part of it may lie where nothing is in use.
-            let mut s = self.s.borrow_mut();
-            s.durable.holes_known = false;
-            s.holes_lost = true;
-        }
         result
     }
 
@@ -262,8 +252,7 @@ impl Volume {
                             continue;
                         }
                         let blocks = s.blocks(&run);
-                        let old = s.stale.next_set(blocks.start).is_some_and(|b| b < blocks.end);
-                        let guarded = old || !s.durable.holes_known;
+                        let guarded = s.stale.next_set(blocks.start).is_some_and(|b| b < blocks.end);
                         records[usize::from(guarded)].push((run.start, run.end - run.start));
                     }
                 }

@@ -574,8 +574,15 @@ impl SaveVolume {
         let generation = self.inner.borrow().segments.get(&number).map_or(0, |s| s.generation);
         let file = self.open_file(number).await?;
         let size = self.io.size(file.file).await?;
-        let header = SegmentHeader::decode(&self.io.read(file.file, 0, HEADER_SIZE).await?)?;
-        if header != (SegmentHeader { volume: self.volume, segment: number, generation }) {
+        let header = SegmentHeader::decode(&self.io.read(file.file, 0, HEADER_SIZE).await?)
+            .map_err(|e| e.context(format!("segment {number:08}")))?;
+        let same = (header.volume, header.segment) == (self.volume, number);
+        if same && header.generation > generation {
+            // It was empty and about to be used again; nothing was appended before the
+            // record of that, which there is none of.
+            return Ok(Vec::new());
+        }
+        if !same || header.generation != generation {
             return Err(Error::corrupt(format!("segment {number:08} is another segment's file")));
         }
         let mut groups = Vec::new();
@@ -594,8 +601,8 @@ impl SaveVolume {
             segment.end = at;
             segment.prefix = at;
             segment.allocated = size.max(at);
-            segment.youngest =
-                groups.last().map_or(segment.youngest, |g| g.header.epoch.max(segment.youngest));
+            // The last group need not be of the youngest epoch: two are in flight at a time.
+            segment.youngest = groups.iter().map(|g| g.header.epoch).fold(segment.youngest, Epoch::max);
         }
         Ok(groups)
     }

@@ -426,9 +426,9 @@ fn a_store_of_another_kind() {
         damage(&store);
         let before = contents(&store);
         for args in [&["list"][..], &["check"], &["check", "--repair"], &["snapshot", "bad@x"]] {
-            let message = fails(code, &store, args);
+            let message = fails(*code, &store, args);
             assert!(message.lines().count() <= 2, "{what}: {message}");
-            assert!(code == 4 || message.contains("hint: "), "{what}: {message}");
+            assert!(*code == 4 || message.contains("hint: "), "{what}: {message}");
         }
         assert!(contents(&store) == before, "{what}: something was written");
         // `serve` makes a store only where nothing is.

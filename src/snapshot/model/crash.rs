@@ -98,6 +98,12 @@ async fn recovered(script: &Script, crash: Crash) {
         panic!("production after a crash ({crash:?}): {error}");
     }
     oracle.adopt(found);
+    // A change of role may have been under way.
+    if script.volume.role() == Role::Secondary {
+        drop(oracle);
+        script.volume.set_role(Role::Primary).await.unwrap();
+        oracle = script.oracle.borrow_mut();
+    }
     let there: BTreeSet<Uuid> = script.volume.snapshots().iter().map(|r| r.uuid).collect();
     for snap in &mut oracle.snaps {
         snap.busy = false;
@@ -159,11 +165,13 @@ fn crashes(seed: u64, power: impl Fn(&mut fastrand::Rng) -> bool) -> Counts {
             crash = None;
             continue;
         }
-        let mut worst = lives.crash(power(&mut lives.rng.borrow_mut()));
-        while lives.rng.borrow_mut().u32(0..3) == 0 {
+        let choose = || power(&mut lives.rng.borrow_mut());
+        let mut worst = lives.crash(choose());
+        let again = || lives.rng.borrow_mut().u32(0..3) == 0;
+        while again() {
             let budget = lives.rng.borrow_mut().u64(0..120);
             lives.open_and_die(budget);
-            if lives.crash(power(&mut lives.rng.borrow_mut())) == Crash::Power {
+            if lives.crash(choose()) == Crash::Power {
                 worst = Crash::Power;
             }
         }

@@ -7,6 +7,7 @@
 mod crash;
 
 mod oracle;
+mod receive;
 
 mod script;
 mod smoke;

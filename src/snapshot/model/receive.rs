@@ -1,0 +1,210 @@
+//! Streams from one volume to another: deltas from the maps of the first, read through its
+//! snapshots, applied by a second one that dies, resumes and aborts.
+
+use super::oracle::{Crash, Oracle};
+use super::script::{Script, geometry};
+use super::*;
+use crate::io::sim::{Loss, SimOptions};
+use crate::snapshot::{Incoming, ReceiveStart, Who};
+use bytes::Bytes;
+use std::cell::Cell;
+
+/// What a sender would send.
+#[derive(Clone)]
+struct Stream {
+    incoming: Incoming,
+    /// Offset and data, or the length of a discard.
+    runs: Vec<(u64, Result<Vec<u8>, u64>)>,
+    image: Vec<u8>,
+}
+
+/// The history of a volume, as streams: a whole one, then deltas.
+fn streams(seed: u64) -> (Geometry, Vec<Stream>) {
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let geometry = geometry(&mut rng);
+    let disk = SimDisk::new(SimOptions::seeded(seed));
+    let streams = on_sim(&disk, move |io| async move {
+        create(&io, Path::new(DIR), geometry, Role::Primary).await;
+        let volume = open(&io, Path::new(DIR), geometry.block_size, &BTreeSet::new()).await;
+        let script = Rc::new(Script {
+            io,
+            volume: Rc::clone(&volume),
+            oracle: Rc::new(RefCell::new(Oracle::new(usize::try_from(geometry.size).unwrap()))),
+            rng: Rc::new(RefCell::new(rng)),
+            disk: None,
+            counts: Rc::new(Cell::default()),
+        });
+        for _ in 0..20 {
+            script.step().await;
+            script.check().await;
+        }
+        let mut streams = Vec::new();
+        let mut base: Option<(Uuid, String)> = None;
+        for record in volume.snapshots() {
+            let reader = volume.open_snapshot(&record.name).unwrap();
+            let delta =
+                volume.delta_between(base.as_ref().map(|(u, _)| *u), Some(record.uuid)).await.unwrap();
+            let mut runs = Vec::new();
+            for run in delta.runs(0..delta.size) {
+                let len = run.bytes.end - run.bytes.start;
+                let data = match run.discard {
+                    true => Err(len),
+                    false => Ok(bytes_of(reader.read(run.bytes.start, len).await.unwrap())),
+                };
+                runs.push((run.bytes.start, data));
+            }
+            let image = snapshot(&volume, &record.name).await;
+            let incoming = Incoming {
+                target: record.uuid,
+                name: record.name.clone(),
+                created_us: 9,
+                size: record.size,
+                base: base.replace((record.uuid, record.name.clone())),
+            };
+            streams.push(Stream { incoming, runs, image });
+        }
+        streams
+    });
+    (geometry, streams.unwrap())
+}
+
+/// Applies a stream, or what is left of it; false if it was broken off by `stop`.
+async fn apply(volume: &Rc<Volume>, stream: &Stream, rng: &mut fastrand::Rng, stop: bool) -> bool {
+    let (receiving, from) = match volume.receive_begin(&stream.incoming).await.unwrap() {
+        ReceiveStart::Already => return true,
+        ReceiveStart::Go(receiving, from) => (receiving, from),
+    };
+    let stop = stop.then(|| rng.usize(0..=stream.runs.len()));
+    for (index, (offset, what)) in stream.runs.iter().enumerate() {
+        if stop == Some(index) {
+            return false;
+        }
+        match what {
+            Ok(data) => {
+                let skip = usize::try_from(from.saturating_sub(*offset)).unwrap().min(data.len());
+                for (part, piece) in data[skip..].chunks(20_000).enumerate() {
+                    let at = offset + (skip + part * 20_000) as u64;
+                    receiving.data(at, Bytes::copy_from_slice(piece)).await.unwrap();
+                    if rng.u32(0..6) == 0 {
+                        receiving.progress(at + piece.len() as u64).await.unwrap();
+                    }
+                }
+            }
+            Err(len) if offset + len > from => receiving.discard(*offset, *len).await.unwrap(),
+            Err(_) => {}
+        }
+    }
+    if stop.is_some() {
+        return false;
+    }
+    receiving.commit().await.unwrap();
+    true
+}
+
+/// Every snapshot that was received is whole; returns how many there are.
+async fn check(volume: &Rc<Volume>, streams: &[Stream], least: usize) -> usize {
+    let there = volume.snapshots();
+    assert!((least..=least + 1).contains(&there.len()), "{} snapshots, not {least}", there.len());
+    for (record, stream) in there.iter().zip(streams) {
+        assert_eq!((record.uuid, record.size), (stream.incoming.target, stream.incoming.size));
+        assert!(snapshot(volume, &record.name).await == stream.image, "{} differs", record.name);
+    }
+    there.len()
+}
+
+fn secondary(seed: u64, crashes: bool, power: bool) {
+    let (geometry, streams) = streams(seed);
+    let disk = SimDisk::new(SimOptions { seed, inline: seed % 2 == 0, reorder: true });
+    let small =
+        Geometry::new(geometry.size.min(64 << 10), geometry.block_size, geometry.granularity).unwrap();
+    on_sim(&disk, move |io| async move { create(&io, Path::new(DIR), small, Role::Secondary).await });
+    disk.crash_process();
+    let rng = Rc::new(RefCell::new(fastrand::Rng::with_seed(seed)));
+    let held = Rc::new(Cell::new(0));
+    for life in 0..40 {
+        if crashes && life < 30 {
+            disk.crash_after(rng.borrow_mut().u64(0..1500));
+        }
+        let (streams, rng_now, count) = (streams.clone(), Rc::clone(&rng), Rc::clone(&held));
+        let machine = disk.clone();
+        let ended = on_sim(&disk, move |io| async move {
+            let mut rng = rng_now.borrow().clone();
+            let volume = open(&io, Path::new(DIR), geometry.block_size, &BTreeSet::new()).await;
+            let mut held = check(&volume, &streams, count.get()).await;
+            while let Some(stream) = streams.get(held) {
+                count.set(held);
+                *rng_now.borrow_mut() = rng.clone();
+                if rng.u32(0..3) == 0 && !apply(&volume, stream, &mut rng, true).await {
+                    check(&volume, &streams, held).await;
+                    if rng.bool() && volume.half_received().is_some() {
+                        volume.receive_abort().await.unwrap();
+                        let whole = &streams[..held];
+                        let before = whole.last().map(|s| s.image.clone());
+                        let now = production(&volume).await;
+                        let expected = before.unwrap_or_else(|| vec![0; now.len()]);
+                        assert!(now == expected, "an abort restores what was before");
+                        check(&volume, &streams, held).await;
+                    }
+                }
+                apply(&volume, stream, &mut rng, false).await;
+                if !machine.is_dead() {
+                    assert_eq!(check(&volume, &streams, held + 1).await, held + 1);
+                    held += 1;
+                    count.set(held);
+                }
+            }
+            let refused = volume.write(Who::Client, 0, Bytes::from_static(b"no"), false).await;
+            assert!(refused.is_err());
+            volume.close().await.unwrap();
+        });
+        if power && rng.borrow_mut().bool() {
+            disk.power_cut(Loss::Random);
+        } else {
+            disk.crash_process();
+        }
+        if ended.is_some() {
+            return;
+        }
+    }
+    panic!("it never ended");
+}
+
+#[test]
+fn a_secondary_takes_what_is_sent() {
+    for seed in rounds(7000, 12) {
+        let _seed = Seed(format!("SNAPVOL_SEED={seed} (receive)"));
+        secondary(seed, false, false);
+    }
+}
+
+#[test]
+fn a_receive_is_atomic_whenever_the_process_dies() {
+    for seed in rounds(7100, 12) {
+        let _seed = Seed(format!("SNAPVOL_SEED={seed} (receive, process crashes)"));
+        secondary(seed, true, false);
+    }
+}
+
+#[test]
+fn a_receive_is_atomic_whenever_the_power_fails() {
+    for seed in rounds(7200, 12) {
+        let _seed = Seed(format!("SNAPVOL_SEED={seed} (receive, power cuts)"));
+        secondary(seed, true, true);
+    }
+}
+
+/// The oracle's rule for what a crash leaves is as strict as it says.
+#[test]
+fn the_oracle_tells_old_from_older() {
+    let mut oracle = Oracle::new(4);
+    let first = oracle.begin(0, vec![1; 4]);
+    oracle.ack(first);
+    let flushed = oracle.acked();
+    oracle.flushed(&flushed);
+    let second = oracle.begin(1, vec![2; 2]);
+    assert!(oracle.check_crash(&[1, 2, 1, 1], Crash::Process).is_ok());
+    oracle.ack(second);
+    assert!(oracle.check_crash(&[1, 2, 1, 1], Crash::Process).is_err());
+    assert!(oracle.check_crash(&[1, 2, 1, 1], Crash::Power).is_ok());
+    assert!(oracle.check_crash(&[1, 0, 1, 1], Crash::Power).is_err());
+}
