@@ -231,13 +231,11 @@ impl Volume {
                 _ => runs.push((part.first, blocks, vec![part.data])),
             }
         }
-        let result = if let [(first, _, data)] = &mut runs[..] {
-            self.clone_volume.write(Block(*first), std::mem::take(data)).await
-        } else {
-            let writes = runs.into_iter().map(|(first, _, data)| self.clone_volume.write(Block(first), data));
-            join_all(writes).await.into_iter().collect()
-        };
-        result
+        if let [(first, _, data)] = &mut runs[..] {
+            return self.clone_volume.write(Block(*first), std::mem::take(data)).await;
+        }
+        let writes = runs.into_iter().map(|(first, _, data)| self.clone_volume.write(Block(first), data));
+        join_all(writes).await.into_iter().collect()
     }
 
     /// The granules of written blocks come into use, in the journal and in the maps.
