@@ -410,7 +410,7 @@ impl Script {
         let old = self.oracle.borrow().live.len();
         {
             let mut oracle = self.oracle.borrow_mut();
-            oracle.resizing = Some(new);
+            oracle.resizing.push(new);
             if new < old {
                 oracle.begin(new, vec![0; old - new]);
             }
