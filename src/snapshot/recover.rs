@@ -78,6 +78,8 @@ impl Recovered {
         replay: Replay,
         committed: &BTreeSet<Uuid>,
     ) -> Result<Self> {
+        // Also of those left out below: their frames stay in the file until the next one.
+        let last = replay.records.last().map_or(Seq(0), |(seq, _)| *seq);
         let records = without_undone(replay.records, committed);
         let Some((_, Record::State(first))) = records.first() else {
             return Err(Error::corrupt("the journal does not begin with a whole state"));
@@ -149,7 +151,6 @@ impl Recovered {
         let epoch = seen.unwrap_or_default().next();
         chain.push_open(epoch);
         let frozen = thaw_all(io, paths, &state, &mut chain, &maps).await?;
-        let last = records.last().map_or(Seq(0), |(seq, _)| *seq);
         let next_seq = last.max(staged.keys().next_back().copied().unwrap_or_default()).next().max(state.seq);
         if !replay.clean {
             maps.distrust(clone_len.div_ceil(u64::from(state.geometry.block_size)));

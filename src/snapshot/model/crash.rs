@@ -40,7 +40,7 @@ impl Lives {
         on_sim(&self.disk, move |io| async move {
             let committed = oracle.borrow().committed.clone();
             let volume = open(&io, Path::new(DIR), block_size, &committed).await;
-            let script = Rc::new(Script { io, volume, oracle, rng, disk: Some(disk.clone()), counts });
+            let script = Rc::new(Script { io, volume, oracle, rng, disk: Some(disk.clone()), counts, failing: false });
             if let Some(crash) = crash {
                 recovered(&script, crash).await;
             }
@@ -91,7 +91,7 @@ impl Lives {
 }
 
 /// Compares what a crash left with what it may leave, and goes on from there.
-async fn recovered(script: &Script, crash: Crash) {
+pub(super) async fn recovered(script: &Script, crash: Crash) {
     let found = production(&script.volume).await;
     let mut oracle = script.oracle.borrow_mut();
     if let Err(error) = oracle.check_crash(&found, crash) {

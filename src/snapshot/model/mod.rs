@@ -6,6 +6,7 @@
 
 mod crash;
 
+mod exhaustive;
 mod oracle;
 mod receive;
 

@@ -64,8 +64,8 @@ pub(super) struct Oracle {
     pub committed: BTreeSet<Uuid>,
     /// A roll-back under way: what production may be.
     pub rolling: Option<Vec<u8>>,
-    /// A resize under way.
-    pub resizing: Option<usize>,
+    /// Resizes under way, or failed.
+    pub resizing: Vec<usize>,
     next: u64,
 }
 
@@ -118,7 +118,7 @@ impl Oracle {
 
     /// The size changed; what is cut off is gone for good.
     pub fn resized(&mut self, size: usize) {
-        self.resizing = None;
+        self.resizing.clear();
         self.live.resize(size, 0);
         self.base.resize(size, 0);
         for change in &mut self.pending {
@@ -134,7 +134,7 @@ impl Oracle {
         }
         let mut start = if crash == Crash::Power { self.base.clone() } else { self.live.clone() };
         if start.len() != found.len() {
-            if self.resizing != Some(found.len()) {
+            if !self.resizing.contains(&found.len()) {
                 return Err(format!("{} bytes instead of {}", found.len(), start.len()));
             }
             start.resize(found.len(), 0);
@@ -149,7 +149,7 @@ impl Oracle {
         self.base = found;
         self.pending.clear();
         self.rolling = None;
-        self.resizing = None;
+        self.resizing.clear();
     }
 }
 

@@ -33,6 +33,7 @@ fn streams(seed: u64) -> (Geometry, Vec<Stream>) {
             rng: Rc::new(RefCell::new(rng)),
             disk: None,
             counts: Rc::new(Cell::default()),
+            failing: false,
         });
         for _ in 0..20 {
             script.step().await;

@@ -25,6 +25,8 @@ pub(super) struct Script {
     pub rng: Rc<RefCell<fastrand::Rng>>,
     pub disk: Option<SimDisk>,
     pub counts: Rc<Cell<Counts>>,
+    /// Operations may fail: what they were to do is then as if under way for ever.
+    pub failing: bool,
 }
 
 /// One of the geometries to try.
@@ -54,6 +56,18 @@ pub(super) fn apply_delta(from: &[u8], to: &[u8], runs: impl Iterator<Item = Del
 impl Script {
     fn is_dead(&self) -> bool {
         self.disk.as_ref().is_some_and(SimDisk::is_dead)
+    }
+
+    /// Whether an operation is done. What ended after the process died never happened.
+    fn is_done<T>(&self, result: &crate::error::Result<T>) -> bool {
+        if self.is_dead() {
+            return false;
+        }
+        match result {
+            Ok(_) => true,
+            Err(_) if self.failing => false,
+            Err(error) => panic!("{error:?}"),
+        }
     }
 
     fn chance(&self, of: u32) -> bool {
@@ -175,21 +189,26 @@ impl Script {
         if kind < 6 {
             self.rng.borrow_mut().fill(&mut data);
         }
+        self.apply(kind, range.start, data, fua).await;
+    }
+
+    /// Writes (`kind` below 6), trims (below 9), or writes zeros.
+    pub async fn apply(&self, kind: u32, start: usize, data: Vec<u8>, fua: bool) {
+        let len = data.len() as u64;
         let (id, before) = {
             let mut oracle = self.oracle.borrow_mut();
             let before = oracle.acked();
-            (oracle.begin(range.start, data.clone()), before)
+            (oracle.begin(start, data.clone()), before)
         };
-        let (at, len) = (range.start as u64, range.len() as u64);
+        let at = start as u64;
         let result = match kind {
             0..6 => self.volume.write(Who::Client, at, Bytes::from(data), fua).await,
             6..9 => self.volume.trim(Who::Client, at, len, fua).await,
             _ => self.volume.write_zeros(Who::Client, at, len, fua).await,
         };
-        if self.is_dead() {
+        if !self.is_done(&result) {
             return;
         }
-        result.unwrap();
         let mut oracle = self.oracle.borrow_mut();
         oracle.ack(id);
         if fua {
@@ -200,12 +219,15 @@ impl Script {
 
     async fn flush(self: Rc<Self>) {
         self.pause().await;
+        self.flush_now().await;
+    }
+
+    pub async fn flush_now(&self) {
         let covered = self.oracle.borrow().acked();
         let result = self.volume.flush().await;
-        if self.is_dead() {
+        if !self.is_done(&result) {
             return;
         }
-        result.unwrap();
         self.oracle.borrow_mut().flushed(&covered);
         self.count();
     }
@@ -224,7 +246,18 @@ impl Script {
         };
         let name = format!("s{}", uuid.simple());
         let request = TakeRequest { uuid, name: name.clone(), created_us: 5, batch, received: false };
-        let mut ticket = self.volume.prepare_take(request).await.unwrap();
+        self.take_as(request, give_up).await;
+    }
+
+    /// Takes; gives up before the raise (0), after it (1), or after the record (2).
+    pub async fn take_as(&self, request: TakeRequest, give_up: u32) {
+        let TakeRequest { uuid, ref name, batch, .. } = request;
+        let name = name.clone();
+        let prepared = self.volume.prepare_take(request).await;
+        if !self.is_done(&prepared) {
+            return;
+        }
+        let mut ticket = prepared.unwrap();
         self.pause().await;
         if give_up == 0 {
             return;
@@ -241,17 +274,16 @@ impl Script {
             return;
         }
         let result = ticket.finish().await;
-        if self.is_dead() {
+        if !self.is_done(&result) {
             return;
         }
-        result.unwrap();
         self.pause().await;
         if self.is_dead() {
             return;
         }
         if give_up == 2 {
-            ticket.undo().await.unwrap();
-            if !self.is_dead() {
+            let result = ticket.undo().await;
+            if self.is_done(&result) {
                 self.oracle.borrow_mut().forget(uuid);
             }
             return;
@@ -293,14 +325,19 @@ impl Script {
             }
             !held
         });
+        self.delete_these(uuids).await;
+    }
+
+    pub async fn delete_these(&self, mut uuids: Vec<Uuid>) {
+        // A take may have failed.
+        uuids.retain(|uuid| self.oracle.borrow().snaps.iter().any(|s| s.uuid == *uuid));
         for uuid in &uuids {
             self.oracle.borrow_mut().snap(*uuid).fate = Fate::May;
         }
         let result = self.volume.delete(&uuids).await;
-        if self.is_dead() {
+        if !self.is_done(&result) {
             return;
         }
-        result.unwrap();
         for uuid in uuids {
             self.oracle.borrow_mut().forget(uuid);
             self.count();
@@ -360,7 +397,7 @@ impl Script {
         found
     }
 
-    async fn resize(self: &Rc<Self>) {
+    async fn resize(&self) {
         let old = self.oracle.borrow().live.len();
         let new = {
             let mut rng = self.rng.borrow_mut();
@@ -368,18 +405,22 @@ impl Script {
             let around = rng.usize(old / 2..=old + old / 2).min(max);
             around.next_multiple_of(512).max(512)
         };
+        self.resize_to(new).await;
+    }
+
+    pub async fn resize_to(&self, new: usize) {
+        let old = self.oracle.borrow().live.len();
         {
             let mut oracle = self.oracle.borrow_mut();
-            oracle.resizing = Some(new);
+            oracle.resizing.push(new);
             if new < old {
                 oracle.begin(new, vec![0; old - new]);
             }
         }
         let result = self.volume.resize(new as u64).await;
-        if self.is_dead() {
+        if !self.is_done(&result) {
             return;
         }
-        result.unwrap();
         let mut oracle = self.oracle.borrow_mut();
         if new < old {
             // A shrink flushes.
@@ -390,8 +431,12 @@ impl Script {
         self.count();
     }
 
-    async fn roll_back(self: &Rc<Self>) {
+    async fn roll_back(&self) {
         let Some(uuid) = self.pick() else { return };
+        self.roll_back_to(uuid).await;
+    }
+
+    pub async fn roll_back_to(&self, uuid: Uuid) {
         let (name, image) = {
             let mut oracle = self.oracle.borrow_mut();
             let snap = oracle.snap(uuid);
@@ -399,10 +444,9 @@ impl Script {
         };
         self.oracle.borrow_mut().rolling = Some(image.clone());
         let result = self.volume.roll_back(&name).await;
-        if self.is_dead() {
+        if !self.is_done(&result) {
             return;
         }
-        result.unwrap();
         self.put_back(uuid);
         self.oracle.borrow_mut().adopt(image);
         self.count();
