@@ -7,6 +7,7 @@ mod cli;
 mod clients;
 mod copies;
 mod damage;
+mod death;
 mod layers;
 mod readme;
 mod seeds;

@@ -173,7 +173,13 @@ fn survives(disk: &SimDisk, oracle: Oracle, crash: Crash) {
 
 /// Runs a script with what `before` prepares; what it left in the oracle, and whether it
 /// ran to its end.
-fn run(disk: &SimDisk, oracle: &Oracle, tail: Tail, failing: bool, before: impl Fn(&SimDisk) + 'static) -> (Oracle, bool) {
+fn run(
+    disk: &SimDisk,
+    oracle: &Oracle,
+    tail: Tail,
+    failing: bool,
+    before: impl Fn(&SimDisk) + 'static,
+) -> (Oracle, bool) {
     let shared = Rc::new(RefCell::new(None));
     let (machine, oracle, cell) = (disk.clone(), oracle.clone(), Rc::clone(&shared));
     let start = oracle.clone();
@@ -196,14 +202,16 @@ fn every_operation_can_be_the_last() {
         for (name, tail) in TAILS {
             let mut n = 0;
             loop {
-                let _seed = Seed(format!("'{name}', granularity {granularity}, inline {inline}, operation {n}"));
+                let _seed =
+                    Seed(format!("'{name}', granularity {granularity}, inline {inline}, operation {n}"));
                 let disk = start.fork();
                 let (left, ended) = run(&disk, &oracle, *tail, false, move |disk| disk.crash_after(n));
                 points += 1;
                 let process = disk.fork();
                 process.crash_process();
                 survives(&process, left.clone(), Crash::Process);
-                let loss = [Loss::All, Loss::Random, Loss::None, Loss::Random][usize::try_from(n % 4).unwrap()];
+                let loss =
+                    [Loss::All, Loss::Random, Loss::None, Loss::Random][usize::try_from(n % 4).unwrap()];
                 disk.power_cut(loss);
                 survives(&disk, left, Crash::Power);
                 if ended {
@@ -224,7 +232,8 @@ fn every_operation_can_fail_once() {
         for (name, tail) in TAILS {
             let mut n = 1;
             loop {
-                let _seed = Seed(format!("'{name}', granularity {granularity}, error {errno}, operation {n}"));
+                let _seed =
+                    Seed(format!("'{name}', granularity {granularity}, error {errno}, operation {n}"));
                 let disk = start.fork();
                 let first = Rc::new(Cell::new(0));
                 let seen = Rc::clone(&first);
