@@ -40,8 +40,10 @@ impl Volume {
             let mut granule = first;
             while granule < last {
                 let step = (granule + TRIM_STEP).min(last);
-                self.trim_granules(who, granule..step).await.map_err(|e| self.named(e))?;
-                granule = step;
+                match self.trim_granules(who, granule..step).await {
+                    Ok(()) => granule = step,
+                    Err(error) => self.on_full(error).await.map_err(|e| self.named(e))?,
+                }
             }
             self.zero_used(who, last * unit, end).await?;
         } else {
