@@ -10,6 +10,10 @@ use std::time::Duration;
 /// How long a writer that waits for space sleeps before it looks again.
 const FULL_RETRY: Duration = Duration::from_millis(200);
 
+/// Bytes of journal that must have space before a write is let in, so that its record does
+/// not meet a full disk, which latches.
+const JOURNAL_ROOM: u64 = 32 << 10;
+
 /// A write that is under way.
 pub(super) struct Admitted {
     volume: Rc<Volume>,
@@ -34,6 +38,7 @@ impl Drop for Admitted {
 impl Volume {
     /// Lets a write in.
     pub(super) async fn admit(self: &Rc<Self>, who: Who) -> Result<Admitted> {
+        self.journal.reserve(JOURNAL_ROOM).await?;
         loop {
             if self.s.borrow().paused == 0 || who == Who::Store {
                 self.writable(who)?;
@@ -77,7 +82,9 @@ impl Volume {
 
     /// What becomes of a write that met a full disk: `Ok` when it is to be tried again.
     pub(super) async fn on_full(self: &Rc<Self>, error: Error) -> Result<()> {
-        if error.kind() != ErrorKind::Full || self.closing.get() {
+        // No space that comes back unlatches a volume.
+        let hopeless = self.closing.get() || self.writable(Who::Store).is_err();
+        if error.kind() != ErrorKind::Full || hopeless {
             return Err(error);
         }
         let policy = self.s.borrow().durable.on_full;

@@ -40,8 +40,10 @@ impl Volume {
             let mut granule = first;
             while granule < last {
                 let step = (granule + TRIM_STEP).min(last);
-                self.trim_granules(who, granule..step).await.map_err(|e| self.named(e))?;
-                granule = step;
+                match self.trim_granules(who, granule..step).await {
+                    Ok(()) => granule = step,
+                    Err(error) => self.on_full(error).await.map_err(|e| self.named(e))?,
+                }
             }
             self.zero_used(who, last * unit, end).await?;
         } else {
@@ -79,12 +81,17 @@ impl Volume {
         while at < to {
             let block = at / size;
             let stop = ((block + 1) * size).min(to);
+            let range = self.lock_range(at, stop - at);
             let used = {
+                // What is not in use must be so in the journal, too: whoever trims it at this
+                // moment holds it until then, or has latched the volume.
+                let _held = self.locks.lock(range).await;
+                self.writable(Who::Store)?;
                 let s = self.s.borrow();
                 s.in_use(block) || s.slots.has(Block(block))
             };
-            // A write under way may bring the block into use after this look; then both ran
-            // at the same time and either may win.
+            // A write may bring the block into use after this look; then both ran at the same
+            // time and either may win.
             if used {
                 self.write_zeros(who, at, stop - at, false).await?;
             }

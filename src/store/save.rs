@@ -378,12 +378,15 @@ impl SaveVolume {
         };
         let result = self.write_header(number, generation, exists).await;
         if let Err(error) = result {
-            if exists {
-                let mut inner = self.inner.borrow_mut();
-                if let Some(segment) = inner.segments.get_mut(&number) {
-                    segment.closed = true;
+            let mut inner = self.inner.borrow_mut();
+            let failed = inner.open.remove(&number).is_some_and(|open| open.syncer.failure().is_some());
+            if let Some(segment) = inner.segments.get_mut(&number) {
+                segment.closed = true;
+                // A file whose sync failed is never written again, but removed.
+                segment.broken = failed;
+                if !failed {
+                    inner.reusable.insert(number);
                 }
-                inner.reusable.insert(number);
             }
             return Err(error);
         }

@@ -25,7 +25,7 @@ use std::rc::Rc;
 use uuid::Uuid;
 
 /// Turns of a reactor after which a run counts as spinning.
-const TURNS_MAX: u64 = 3_000_000;
+const TURNS_MAX: u64 = 300_000;
 
 /// The directory of the volume on a simulated disk.
 const DIR: &str = "/v";
