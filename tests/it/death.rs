@@ -12,6 +12,7 @@ use std::path::Path;
 use std::time::Duration;
 
 const BLOCK: usize = 4096;
+const BLOCK_LEN: u32 = 4096;
 const BLOCKS: u64 = 4096;
 const SIZE: &str = "16M";
 
@@ -73,7 +74,7 @@ fn write_until_death(
             let (command, payload) =
                 if stamp == 0 { (cmd::TRIM, Vec::new()) } else { (cmd::WRITE, content(block, stamp)) };
             let at = block * BLOCK as u64;
-            match client.send(command, 0, at, BLOCK as u32, &payload) {
+            match client.send(command, 0, at, BLOCK_LEN, &payload) {
                 Ok(cookie) => drop(under_way.insert(cookie, (block, stamp))),
                 Err(_) => return,
             }
