@@ -7,8 +7,8 @@
 
 use super::codec::{Fields, Put};
 use super::state::{
-    LayerRecord, ReceiveRecord, SegmentRecord, SnapshotRecord, VolumeState, on_full_code, on_full_from, put_layer,
-    put_receive, put_snapshot, role_code, role_from, take_layer, take_receive, take_snapshot,
+    LayerRecord, ReceiveRecord, SegmentRecord, SnapshotRecord, VolumeState, on_full_code, on_full_from,
+    put_layer, put_receive, put_snapshot, role_code, role_from, take_layer, take_receive, take_snapshot,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::types::{Block, Epoch, OnFull, Role, Seq};

@@ -102,12 +102,8 @@ impl Volume {
         };
         let records: Vec<LayerRecord> = added.iter().map(|(record, _)| record.clone()).collect();
         let new_tail = if is_tail { older.map(|o| self.thaw(o, epoch)).transpose()? } else { None };
-        let record = Record::Delete {
-            snapshots: vec![uuid],
-            removed: removed.clone(),
-            added: records,
-            ends_receive,
-        };
+        let record =
+            Record::Delete { snapshots: vec![uuid], removed: removed.clone(), added: records, ends_receive };
         // Until it is durable a power cut brings the snapshot back, so it is respected as
         // long. Nobody cuts the journal meanwhile.
         self.journal.push(record.clone());
@@ -176,11 +172,7 @@ impl Volume {
     }
 
     /// What `older` takes over from the layers of `epochs`; none if that is nothing.
-    async fn kept(
-        self: &Rc<Self>,
-        older: Epoch,
-        epochs: Range<Epoch>,
-    ) -> Result<Option<LayerContents>> {
+    async fn kept(self: &Rc<Self>, older: Epoch, epochs: Range<Epoch>) -> Result<Option<LayerContents>> {
         let layers: Vec<Rc<SealedLayer>> = {
             let s = self.s.borrow();
             let all = s.chain.layers_from(epochs.start).take_while(|(first, _)| *first < epochs.end);

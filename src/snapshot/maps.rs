@@ -78,13 +78,6 @@ impl State {
         Ok(expand(&self.frozen_page(epoch, page >> self.shift())?, page, self.shift()))
     }
 
-    /// Whether a block is in use in the snapshot taken at `epoch`.
-    pub fn frozen_in_use(&self, epoch: Epoch, block: u64) -> Result<bool> {
-        let granule = block >> self.shift();
-        let page = self.frozen_page(epoch, granule / PAGE_BITS)?;
-        Ok(u16::try_from(granule % PAGE_BITS).is_ok_and(|g| page.get(g)))
-    }
-
     /// Adds to the retained map the blocks of a range, in use until now, that snapshots
     /// need in the clone volume.
     pub fn retain(&mut self, blocks: &Range<u64>) -> Result<()> {

@@ -40,7 +40,8 @@ impl Lives {
         on_sim(&self.disk, move |io| async move {
             let committed = oracle.borrow().committed.clone();
             let volume = open(&io, Path::new(DIR), block_size, &committed).await;
-            let script = Rc::new(Script { io, volume, oracle, rng, disk: Some(disk.clone()), counts, failing: false });
+            let script =
+                Rc::new(Script { io, volume, oracle, rng, disk: Some(disk.clone()), counts, failing: false });
             if let Some(crash) = crash {
                 recovered(&script, crash).await;
             }

@@ -120,6 +120,11 @@ const TAILS: &[(&str, Tail)] = tails! {
     }
 };
 
+/// Every how many operations one is tried; all of them when rounds are asked for.
+fn stride() -> u64 {
+    if std::env::var("SNAPVOL_ROUNDS").is_ok() { 1 } else { 7 }
+}
+
 /// A closed volume with some history, and its oracle.
 fn prepared(granularity: u32, inline: bool) -> (SimDisk, Oracle) {
     let disk = SimDisk::new(SimOptions { seed: 5, inline, reorder: !inline });
@@ -173,7 +178,13 @@ fn survives(disk: &SimDisk, oracle: Oracle, crash: Crash) {
 
 /// Runs a script with what `before` prepares; what it left in the oracle, and whether it
 /// ran to its end.
-fn run(disk: &SimDisk, oracle: &Oracle, tail: Tail, failing: bool, before: impl Fn(&SimDisk) + 'static) -> (Oracle, bool) {
+fn run(
+    disk: &SimDisk,
+    oracle: &Oracle,
+    tail: Tail,
+    failing: bool,
+    before: impl Fn(&SimDisk) + 'static,
+) -> (Oracle, bool) {
     let shared = Rc::new(RefCell::new(None));
     let (machine, oracle, cell) = (disk.clone(), oracle.clone(), Rc::clone(&shared));
     let start = oracle.clone();
@@ -193,23 +204,25 @@ fn every_operation_can_be_the_last() {
     let mut points = 0;
     for (granularity, inline) in [(1, true), (4, false)] {
         let (start, oracle) = prepared(granularity, inline);
-        for (name, tail) in TAILS {
-            let mut n = 0;
+        for (index, (name, tail)) in TAILS.iter().enumerate() {
+            let mut n = index as u64 % stride();
             loop {
-                let _seed = Seed(format!("'{name}', granularity {granularity}, inline {inline}, operation {n}"));
+                let _seed =
+                    Seed(format!("'{name}', granularity {granularity}, inline {inline}, operation {n}"));
                 let disk = start.fork();
                 let (left, ended) = run(&disk, &oracle, *tail, false, move |disk| disk.crash_after(n));
                 points += 1;
                 let process = disk.fork();
                 process.crash_process();
                 survives(&process, left.clone(), Crash::Process);
-                let loss = [Loss::All, Loss::Random, Loss::None, Loss::Random][usize::try_from(n % 4).unwrap()];
+                let loss =
+                    [Loss::All, Loss::Random, Loss::None, Loss::Random][usize::try_from(n % 4).unwrap()];
                 disk.power_cut(loss);
                 survives(&disk, left, Crash::Power);
                 if ended {
                     break;
                 }
-                n += 1;
+                n += stride();
             }
         }
     }
@@ -221,10 +234,11 @@ fn every_operation_can_fail_once() {
     let mut points = 0;
     for (granularity, errno) in [(1, EIO), (4, ENOSPC)] {
         let (start, oracle) = prepared(granularity, true);
-        for (name, tail) in TAILS {
-            let mut n = 1;
+        for (index, (name, tail)) in TAILS.iter().enumerate() {
+            let mut n = 1 + index as u64 % stride();
             loop {
-                let _seed = Seed(format!("'{name}', granularity {granularity}, error {errno}, operation {n}"));
+                let _seed =
+                    Seed(format!("'{name}', granularity {granularity}, error {errno}, operation {n}"));
                 let disk = start.fork();
                 let first = Rc::new(Cell::new(0));
                 let seen = Rc::clone(&first);
@@ -241,7 +255,7 @@ fn every_operation_can_fail_once() {
                 survives(&process, left.clone(), Crash::Process);
                 disk.power_cut(Loss::Random);
                 survives(&disk, left, Crash::Power);
-                n += 1;
+                n += stride();
             }
         }
     }

@@ -5,11 +5,11 @@
 //! the first one and `SNAPVOL_ROUNDS` how many rounds each test runs.
 
 mod crash;
+mod drivers;
 
 mod exhaustive;
 mod oracle;
 mod receive;
-
 
 mod script;
 mod smoke;

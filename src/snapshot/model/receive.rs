@@ -116,7 +116,8 @@ async fn check(volume: &Rc<Volume>, streams: &[Stream], least: usize) -> usize {
 fn secondary(seed: u64, crashes: bool, power: bool) {
     let (geometry, streams) = streams(seed);
     let disk = SimDisk::new(SimOptions { seed, inline: seed % 2 == 0, reorder: true });
-    let small = Geometry::new(geometry.size.min(64 << 10), geometry.block_size, geometry.granularity).unwrap();
+    let small =
+        Geometry::new(geometry.size.min(64 << 10), geometry.block_size, geometry.granularity).unwrap();
     on_sim(&disk, move |io| async move { create(&io, Path::new(DIR), small, Role::Secondary).await });
     disk.crash_process();
     let rng = Rc::new(RefCell::new(fastrand::Rng::with_seed(seed)));

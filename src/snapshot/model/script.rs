@@ -39,11 +39,7 @@ pub(super) fn geometry(rng: &mut fastrand::Rng) -> Geometry {
 }
 
 /// Turns `from` into the bytes that a delta makes of it.
-pub(super) fn apply_delta(
-    from: &[u8],
-    to: &[u8],
-    runs: impl Iterator<Item = DeltaRun>,
-) -> Vec<u8> {
+pub(super) fn apply_delta(from: &[u8], to: &[u8], runs: impl Iterator<Item = DeltaRun>) -> Vec<u8> {
     let mut out = from.to_vec();
     out.resize(to.len(), 0);
     for run in runs {
@@ -147,16 +143,22 @@ impl Script {
         let script = own();
         add(9, Box::pin(async move { script.hold().await }));
         let script = own();
-        add(12, Box::pin(async move {
-            script.pause().await;
-            script.volume.checkpoint().await.unwrap();
-        }));
+        add(
+            12,
+            Box::pin(async move {
+                script.pause().await;
+                script.volume.checkpoint().await.unwrap();
+            }),
+        );
         let script = own();
-        add(8, Box::pin(async move {
-            script.pause().await;
-            let len = script.volume.geometry().size;
-            script.volume.read(0, len).await.unwrap();
-        }));
+        add(
+            8,
+            Box::pin(async move {
+                script.pause().await;
+                let len = script.volume.geometry().size;
+                script.volume.read(0, len).await.unwrap();
+            }),
+        );
         self.rng.borrow_mut().shuffle(&mut tasks);
         join_all(tasks).await;
     }
@@ -467,7 +469,10 @@ impl Script {
             if found != oracle.live {
                 let at = found.iter().zip(&oracle.live).position(|(a, b)| a != b).unwrap();
                 let block = at / self.volume.geometry().block_size as usize;
-                panic!("production differs at {at}, block {block}: {:#x}, not {:#x}", found[at], oracle.live[at]);
+                panic!(
+                    "production differs at {at}, block {block}: {:#x}, not {:#x}",
+                    found[at], oracle.live[at]
+                );
             }
         }
         holes_are_zero(&self.volume.allocation(0, found.len() as u64).unwrap(), &found);
