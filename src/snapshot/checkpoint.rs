@@ -67,17 +67,16 @@ impl Volume {
         let old = self.s.borrow().durable.checkpoint;
         let new = cut.state.checkpoint;
         let (written, maps) = (usize::from(new.file - 1), (cut.production.clone(), cut.stale.clone()));
-        let result = self.publish_checkpoint(cut).await;
-        let mut s = self.s.borrow_mut();
-        if let Err(error) = result {
-            s.written[written] = None;
-            drop(s);
+        if let Err(error) = self.publish_checkpoint(cut).await {
+            self.s.borrow_mut().written[written] = None;
             self.journal.uncut();
             return Err(error);
         }
-        s.durable.checkpoint = new;
-        s.written[written] = Some(maps);
-        drop(s);
+        {
+            let mut s = self.s.borrow_mut();
+            s.durable.checkpoint = new;
+            s.written[written] = Some(maps);
+        }
         if old.tail_pages {
             // It may be gone since an earlier crash.
             let _ = self.io.remove(&self.paths.tail_pages(old.seq.0)).await;

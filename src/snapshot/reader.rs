@@ -16,6 +16,9 @@ use std::ops::Range;
 use std::rc::Rc;
 use uuid::Uuid;
 
+/// Blocks and their before-images.
+type Images = Vec<(u64, SavedImage)>;
+
 /// An open snapshot; it can't be deleted meanwhile.
 pub struct SnapshotReader {
     volume: Rc<Volume>,
@@ -148,7 +151,7 @@ impl SnapshotReader {
     }
 
     /// One walk over the maps and the stage: what is at hand, and which images to read.
-    fn sources(&self, blocks: &Range<u64>) -> Result<(Vec<Source>, Vec<(u64, SavedImage)>)> {
+    fn sources(&self, blocks: &Range<u64>) -> Result<(Vec<Source>, Images)> {
         let s = self.volume.s.borrow();
         let (mut sources, mut images) = (Vec::new(), Vec::new());
         let mut page: Option<(u64, Words)> = None;

@@ -328,11 +328,9 @@ impl Maps {
         let mut images: BTreeMap<Seq, Staged> = BTreeMap::new();
         for (seq, record) in records {
             match record {
-                Record::MetaSet { epoch, guarded, ranges } => {
-                    if same_boot || !guarded || *seq < barrier {
-                        for (start, count) in ranges {
-                            self.set(*start..start + count, *epoch);
-                        }
+                Record::MetaSet { epoch, guarded, ranges } if same_boot || !guarded || *seq < barrier => {
+                    for (start, count) in ranges {
+                        self.set(*start..start + count, *epoch);
                     }
                 }
                 Record::MetaClear { epoch, ranges } => {

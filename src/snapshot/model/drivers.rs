@@ -78,7 +78,7 @@ fn maps_of_more_than_a_page() {
         let disk = SimDisk::new(SimOptions { seed, inline: true, reorder: true });
         let size = 20 << 20;
         let oracle = Rc::new(RefCell::new(Oracle::new(size)));
-        let granularity = if seed % 2 == 0 { 1 } else { 4 };
+        let granularity = if seed.is_multiple_of(2) { 1 } else { 4 };
         let geometry = Geometry::new(size as u64, 512, granularity).unwrap();
         for life in 0..2 {
             let oracle = Rc::clone(&oracle);

@@ -115,7 +115,7 @@ async fn check(volume: &Rc<Volume>, streams: &[Stream], least: usize) -> usize {
 
 fn secondary(seed: u64, crashes: bool, power: bool) {
     let (geometry, streams) = streams(seed);
-    let disk = SimDisk::new(SimOptions { seed, inline: seed % 2 == 0, reorder: true });
+    let disk = SimDisk::new(SimOptions { seed, inline: seed.is_multiple_of(2), reorder: true });
     let small =
         Geometry::new(geometry.size.min(64 << 10), geometry.block_size, geometry.granularity).unwrap();
     on_sim(&disk, move |io| async move { create(&io, Path::new(DIR), small, Role::Secondary).await });
