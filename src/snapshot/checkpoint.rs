@@ -67,8 +67,7 @@ impl Volume {
         let old = self.s.borrow().durable.checkpoint;
         let new = cut.state.checkpoint;
         let (written, maps) = (usize::from(new.file - 1), (cut.production.clone(), cut.stale.clone()));
-        let result = self.publish_checkpoint(cut).await;
-        if let Err(error) = result {
+        if let Err(error) = self.publish_checkpoint(cut).await {
             self.s.borrow_mut().written[written] = None;
             self.journal.uncut();
             return Err(error);

@@ -94,18 +94,15 @@ impl Lives {
 /// Compares what a crash left with what it may leave, and goes on from there.
 pub(super) async fn recovered(script: &Script, crash: Crash) {
     let found = production(&script.volume).await;
-    {
-        let mut oracle = script.oracle.borrow_mut();
-        if let Err(error) = oracle.check_crash(&found, crash) {
-            panic!("production after a crash ({crash:?}): {error}");
-        }
-        oracle.adopt(found);
-    }
     // A change of role may have been under way.
     if script.volume.role() == Role::Secondary {
         script.volume.set_role(Role::Primary).await.unwrap();
     }
     let mut oracle = script.oracle.borrow_mut();
+    if let Err(error) = oracle.check_crash(&found, crash) {
+        panic!("production after a crash ({crash:?}): {error}");
+    }
+    oracle.adopt(found);
     let there: BTreeSet<Uuid> = script.volume.snapshots().iter().map(|r| r.uuid).collect();
     for snap in &mut oracle.snaps {
         snap.busy = false;

@@ -5,6 +5,7 @@
 //! the first one and `SNAPVOL_ROUNDS` how many rounds each test runs.
 
 mod crash;
+mod drivers;
 
 mod exhaustive;
 mod oracle;
