@@ -10,9 +10,12 @@ mod clients;
 mod export;
 mod production;
 mod receive;
+mod report;
 mod send;
 mod served_snapshot;
+mod snapshots;
 mod thread;
+mod transfers;
 mod volumes;
 
 pub use export::{Export, ExportInfo};

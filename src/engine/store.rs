@@ -3,26 +3,19 @@
 //! `serve` keeps one open and answers the control socket with it; any other command
 //! opens one for itself when nobody serves. Both do the same work the same way.
 
-use super::api::{
-    CheckReport, ClientInfo, CreateOptions, Diff, DiffExtent, DiffKind, HalfReceived, Received, SendRequest,
-    Status, StoreInfo, VolumeInfo,
-};
+use super::api::CreateOptions;
 use super::export::Export;
-use super::receive::EngineTarget;
 use super::thread::{EngineThread, Handle, no_volume};
-use super::{batch, check, send, volumes};
-use crate::delta::receiver;
-use crate::delta::sender::SendStream;
-use crate::delta::token::ResumeToken;
-use crate::error::{Error, ErrorKind, Result};
+use super::{batch, volumes};
+use crate::error::{Error, Result};
 use crate::format::store::StoreHeader;
 use crate::io::DriverKind;
-use crate::snapshot::{DeleteCheck, TakeRequest, Volume};
+use crate::snapshot::{DeleteCheck, Volume};
 use crate::store::paths;
-use crate::types::{Name, OnFull, Role, SnapName};
+use crate::types::{Name, OnFull, Role};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions as FileOptions};
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -39,7 +32,7 @@ pub struct OpenOptions {
 }
 
 /// Where a volume lives.
-enum Place {
+pub(super) enum Place {
     Open(Handle),
     /// It could not be opened, and why.
     Broken(Error),
@@ -47,10 +40,10 @@ enum Place {
 
 /// An open store: the lock on its directory and the engines of its volumes.
 pub struct Store {
-    dir: PathBuf,
-    io_engine: &'static str,
+    pub(super) dir: PathBuf,
+    pub(super) io_engine: &'static str,
     engines: Mutex<Vec<EngineThread>>,
-    handles: Vec<Handle>,
+    pub(super) handles: Vec<Handle>,
     places: RwLock<BTreeMap<String, Place>>,
     /// Commands over several volumes, and those that make or remove one, take turns.
     admin: Mutex<()>,
@@ -212,11 +205,11 @@ impl Store {
         &self.dir
     }
 
-    fn admin(&self) -> MutexGuard<'_, ()> {
+    pub(super) fn admin(&self) -> MutexGuard<'_, ()> {
         self.admin.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn places(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<String, Place>> {
+    pub(super) fn places(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<String, Place>> {
         self.places.read().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -239,7 +232,7 @@ impl Store {
     }
 
     /// Runs a task with a volume, on its engine.
-    fn with<T, F, Fut>(&self, volume: &str, task: F) -> Result<T>
+    pub(super) fn with<T, F, Fut>(&self, volume: &str, task: F) -> Result<T>
     where
         T: Send + 'static,
         F: FnOnce(Rc<Volume>) -> Fut + Send + 'static,
@@ -281,42 +274,6 @@ impl Store {
         self.with(volume, move |volume| async move { volume.set_on_full(on_full).await })
     }
 
-    /// Volumes and snapshots.
-    ///
-    /// # Errors
-    /// `NotFound`, `Corrupt`, `Io`.
-    pub fn list(&self, volume: Option<&str>) -> Result<StoreInfo> {
-        let names: Vec<String> = match volume {
-            Some(name) => {
-                if !self.has_volume(name) {
-                    return Err(no_volume(name));
-                }
-                vec![name.to_owned()]
-            }
-            None => self.places().keys().cloned().collect(),
-        };
-        let mut infos = Vec::new();
-        for name in names {
-            match self.engine_of(&name) {
-                Ok(engine) => {
-                    let asked = name.clone();
-                    match engine.call(move |engine| volumes::describe(engine, asked)) {
-                        Ok(info) => infos.push(info),
-                        Err(error) if volume.is_none() && error.kind() == ErrorKind::Corrupt => {
-                            tracing::error!("{error}");
-                            infos.push(damaged(name));
-                        }
-                        Err(error) => return Err(error),
-                    }
-                }
-                Err(error) if error.kind() == ErrorKind::NotFound && volume.is_none() => {}
-                Err(error) if volume.is_some() => return Err(error),
-                Err(_) => infos.push(damaged(name)),
-            }
-        }
-        Ok(StoreInfo { store: self.dir.display().to_string(), volumes: infos })
-    }
-
     /// Sets a volume's size, in bytes.
     ///
     /// # Errors
@@ -339,142 +296,6 @@ impl Store {
             }
             volume.resize(size).await
         })
-    }
-
-    /// Takes snapshots, all at one instant: all or none.
-    ///
-    /// # Errors
-    /// `Conflict` when one exists; `Invalid` for two of one volume; `Io`, `Full`.
-    pub fn snapshot(&self, names: &[SnapName]) -> Result<()> {
-        let _admin = self.admin();
-        let volumes: BTreeSet<&Name> = names.iter().map(|n| &n.volume).collect();
-        if volumes.len() < names.len() {
-            return Err(
-                Error::invalid("a volume is named twice").hint("take one snapshot of each volume at a time")
-            );
-        }
-        if let [name] = names {
-            let request = request(name, volumes::now_us(), None);
-            return self.with(name.volume.as_str(), move |volume| async move { volume.take(request).await });
-        }
-        self.snapshot_batch(names)
-    }
-
-    fn snapshot_batch(&self, names: &[SnapName]) -> Result<()> {
-        let batch_id = Uuid::new_v4();
-        let created = volumes::now_us();
-        let mut prepared: Vec<(Handle, String)> = Vec::new();
-        let mut result: Result<()> = Ok(());
-        for name in names {
-            let request = request(name, created, Some(batch_id));
-            let volume = name.volume.to_string();
-            let step = self.engine_of(&volume).and_then(|engine| {
-                let key = volume.clone();
-                engine.call(move |engine| async move {
-                    let found = engine.volume(&key)?;
-                    let ticket = found.prepare_take(request).await?;
-                    found.pause();
-                    engine.tickets.borrow_mut().insert(key, ticket);
-                    Ok(())
-                })?;
-                Ok(engine)
-            });
-            match step {
-                Ok(engine) => prepared.push((engine, volume)),
-                Err(error) => {
-                    result = Err(error);
-                    break;
-                }
-            }
-        }
-        // All clients' writes wait now: this is the instant.
-        if result.is_ok() {
-            for (engine, volume) in &prepared {
-                let key = volume.clone();
-                result = result.and(engine.call(move |engine| async move {
-                    if let Some(ticket) = engine.tickets.borrow_mut().get_mut(&key) {
-                        ticket.raise();
-                    }
-                    Ok(())
-                }));
-            }
-        }
-        for (engine, volume) in &prepared {
-            let key = volume.clone();
-            let _ = engine.call(move |engine| async move {
-                engine.volume(&key)?.resume();
-                Ok(())
-            });
-        }
-        if result.is_ok() {
-            let pending: Vec<_> = prepared
-                .iter()
-                .map(|(engine, volume)| {
-                    let key = volume.clone();
-                    engine.start(move |engine| async move {
-                        let ticket = engine.tickets.borrow_mut().remove(&key);
-                        let Some(mut ticket) = ticket else { return Ok(()) };
-                        let result = ticket.finish().await;
-                        engine.tickets.borrow_mut().insert(key, ticket);
-                        result
-                    })
-                })
-                .collect();
-            for answer in pending {
-                result = result.and(answer.wait());
-            }
-        }
-        let committed = result.and_then(|()| batch::commit(&paths::batches(&self.dir), batch_id));
-        let commit = committed.is_ok();
-        for (engine, volume) in prepared {
-            let done = engine.call(move |engine| async move {
-                let ticket = engine.tickets.borrow_mut().remove(&volume);
-                match ticket {
-                    Some(ticket) if commit => {
-                        ticket.publish();
-                        Ok(())
-                    }
-                    Some(ticket) => ticket.undo().await,
-                    None => Ok(()),
-                }
-            });
-            if let Err(error) = done {
-                tracing::error!("{error}");
-            }
-        }
-        committed
-    }
-
-    /// Deletes snapshots, all or none.
-    ///
-    /// # Errors
-    /// `NotFound`; `Conflict` when one is held, open or a base; `Io`.
-    pub fn delete_snapshots(&self, names: &[SnapName]) -> Result<()> {
-        let _admin = self.admin();
-        let mut deletions: BTreeMap<String, Vec<Uuid>> = BTreeMap::new();
-        for name in names {
-            let snapshot = name.snapshot.to_string();
-            let uuid = self.with(name.volume.as_str(), move |volume| async move {
-                let (uuid, check) = volume.can_delete(&snapshot)?;
-                match volume.refusal(&snapshot, &check) {
-                    Some(error) => Err(error),
-                    None => Ok(uuid),
-                }
-            })?;
-            let list = deletions.entry(name.volume.to_string()).or_default();
-            if !list.contains(&uuid) {
-                list.push(uuid);
-            }
-        }
-        let deletions: Vec<(String, Vec<Uuid>)> = deletions.into_iter().collect();
-        let several = deletions.iter().map(|(_, s)| s.len()).sum::<usize>() > 1;
-        if several {
-            batch::intend(&self.dir, &deletions)?;
-        }
-        for (volume, snapshots) in deletions {
-            self.with(&volume, move |volume| async move { volume.delete(&snapshots).await })?;
-        }
-        if several { batch::done(&self.dir) } else { Ok(()) }
     }
 
     /// Deletes a volume and, with `recursive`, its snapshots.
@@ -510,251 +331,6 @@ impl Store {
         })?;
         self.places_mut().remove(volume);
         volumes::remove(&self.dir, volume)
-    }
-
-    /// Holds a snapshot.
-    ///
-    /// # Errors
-    /// `NotFound`, `Conflict`, `Invalid` for the tag.
-    pub fn hold(&self, name: &SnapName, tag: &str) -> Result<()> {
-        let tag: Name = tag.parse()?;
-        let snapshot = name.snapshot.to_string();
-        self.with(
-            name.volume.as_str(),
-            move |volume| async move { volume.hold(&snapshot, tag.as_str()).await },
-        )
-    }
-
-    /// Lets go of a snapshot.
-    ///
-    /// # Errors
-    /// `NotFound`.
-    pub fn release(&self, name: &SnapName, tag: &str) -> Result<()> {
-        let (snapshot, tag) = (name.snapshot.to_string(), tag.to_owned());
-        self.with(name.volume.as_str(), move |volume| async move { volume.release(&snapshot, &tag).await })
-    }
-
-    /// Makes production that snapshot again.
-    ///
-    /// # Errors
-    /// `Conflict` while a client has the volume open, unless forced.
-    pub fn rollback(&self, name: &SnapName, force: bool) -> Result<()> {
-        let (name, snapshot) = (name.volume.to_string(), name.snapshot.to_string());
-        let engine = self.engine_of(&name)?;
-        engine.call(move |engine| async move {
-            let volume = engine.volume(&name)?;
-            let clients = engine.clients.of(&name, false).len();
-            if clients > 0 && !force {
-                return Err(Error::conflict(format!("volume {name} has {clients} clients connected"))
-                    .hint("disconnect them, or use --force"));
-            }
-            engine.clients.disconnect(&name, false).await;
-            volume.roll_back(&snapshot).await
-        })
-    }
-
-    /// What changed from one snapshot to a younger one, or to now.
-    ///
-    /// # Errors
-    /// `NotFound`; `Invalid` when `from` is not the older.
-    pub fn diff(&self, from: &SnapName, to: Option<&str>) -> Result<Diff> {
-        let (older, younger) = (from.snapshot.to_string(), to.map(str::to_owned));
-        let delta = self.with(from.volume.as_str(), move |volume| async move {
-            volume.delta(&older, younger.as_deref()).await
-        })?;
-        let (data_bytes, discard_bytes) = delta.totals();
-        let extents = delta.runs(0..delta.size).map(|run| DiffExtent {
-            offset: run.bytes.start,
-            length: run.bytes.end - run.bytes.start,
-            kind: if run.discard { DiffKind::Discard } else { DiffKind::Data },
-        });
-        Ok(Diff {
-            volume: from.volume.to_string(),
-            from: from.snapshot.to_string(),
-            to: to.map(str::to_owned),
-            block_size: delta.block_size,
-            data_bytes,
-            discard_bytes,
-            extents: extents.collect(),
-        })
-    }
-
-    /// The stream, made while it is read.
-    ///
-    /// # Errors
-    /// `NotFound`, `Invalid`.
-    pub fn send(self: &Arc<Self>, request: &SendRequest) -> Result<Box<dyn Read + Send>> {
-        let engine = self.engine_of(&request.volume)?;
-        let source = send::open(&engine, request)?;
-        Ok(Box::new(SendStream::read_ahead(Box::new(source))?))
-    }
-
-    /// Applies a stream; the answer comes when all of it is durable.
-    ///
-    /// # Errors
-    /// `Conflict`, and what `delta::receiver` says of a stream.
-    pub fn receive(self: &Arc<Self>, volume: &str, input: &mut (dyn Read + Send)) -> Result<Received> {
-        volume.parse::<Name>()?;
-        let mut target = EngineTarget::new(Arc::clone(self), volume);
-        let outcome = receiver::receive(input, &mut target)?;
-        Ok(Received {
-            volume: volume.to_owned(),
-            snapshot: outcome.header.target.name,
-            uuid: outcome.header.target.uuid,
-            already: outcome.already,
-            data_bytes: outcome.data_bytes,
-            discard_bytes: outcome.discard_bytes,
-        })
-    }
-
-    /// The receive that was begun and not ended.
-    ///
-    /// # Errors
-    /// `NotFound`.
-    pub fn receive_status(&self, volume: &str) -> Result<Option<HalfReceived>> {
-        let name = volume.to_owned();
-        let half = self.with(volume, |volume| async move { Ok(volume.half_received()) })?;
-        Ok(half.map(|(record, running)| HalfReceived {
-            volume: name,
-            snapshot: record.name,
-            uuid: record.target,
-            base: record.base,
-            durable: record.durable,
-            token: ResumeToken { target: record.target, base: record.base, durable: record.durable }
-                .to_string(),
-            running,
-        }))
-    }
-
-    /// Drops what is half received; the volume is as before.
-    ///
-    /// # Errors
-    /// `NotFound`; `Conflict` while it runs.
-    pub fn receive_abort(&self, volume: &str) -> Result<()> {
-        self.with(volume, |volume| async move { volume.receive_abort().await })
-    }
-
-    /// Makes a secondary writable.
-    ///
-    /// # Errors
-    /// `Conflict`.
-    pub fn promote(&self, volume: &str) -> Result<()> {
-        self.with(volume, |volume| async move { volume.set_role(Role::Primary).await })
-    }
-
-    /// Makes a primary a secondary.
-    ///
-    /// # Errors
-    /// `Conflict` while a writer is connected, unless forced.
-    pub fn demote(&self, volume: &str, force: bool) -> Result<()> {
-        let name = volume.to_owned();
-        self.engine_of(volume)?.call(move |engine| async move {
-            let volume = engine.volume(&name)?;
-            let writers = engine.clients.of(&name, false).iter().filter(|c| c.writable).count();
-            if writers > 0 && !force {
-                return Err(Error::conflict(format!("volume {name} has {writers} writers connected"))
-                    .hint("disconnect them, or use --force"));
-            }
-            engine.clients.disconnect(&name, false).await;
-            volume.set_role(Role::Secondary).await
-        })
-    }
-
-    /// Verifies a store that nobody has open: structure and metadata checksums. With
-    /// `repair`, volumes are opened first, which recovers what a crash left.
-    ///
-    /// # Errors
-    /// `Conflict` while somebody has it open.
-    pub fn check(dir: &Path, repair: bool) -> Result<CheckReport> {
-        if repair {
-            let store = Self::open(dir, OpenOptions::default())?;
-            store.close()?;
-        }
-        let _lock = lock(dir)?;
-        check::check(dir, &volumes::listed(dir)?)
-    }
-
-    /// The same for this open store: layers and their checksums.
-    ///
-    /// # Errors
-    /// What keeps it from looking.
-    pub fn check_open(&self) -> Result<CheckReport> {
-        self.verify(None, false)
-    }
-
-    /// Verifies every stored byte that has a checksum.
-    ///
-    /// # Errors
-    /// `NotFound`, or what keeps it from looking.
-    pub fn scrub(&self, volume: Option<&str>) -> Result<CheckReport> {
-        self.verify(volume, true)
-    }
-
-    fn verify(&self, volume: Option<&str>, images: bool) -> Result<CheckReport> {
-        let names = match volume {
-            Some(name) => vec![name.to_owned()],
-            None => self.places().keys().cloned().collect(),
-        };
-        let mut report = CheckReport::default();
-        for name in names {
-            report.volumes += 1;
-            let result = self.with(&name, move |volume| async move {
-                let snapshots = volume.snapshots().len() as u64;
-                Ok((volume.verify(images).await?, snapshots))
-            });
-            match result {
-                Ok((verified, snapshots)) => {
-                    report.snapshots += snapshots;
-                    check::add(&mut report, &self.dir, &name, verified);
-                }
-                Err(error) if volume.is_some() || error.kind() != ErrorKind::Corrupt => return Err(error),
-                Err(error) => report.findings.push(super::api::Finding {
-                    volume: Some(name.clone()),
-                    snapshot: None,
-                    file: format!("volumes/{name}"),
-                    block: None,
-                    problem: error.to_string(),
-                    repaired: None,
-                }),
-            }
-        }
-        Ok(report)
-    }
-
-    /// Clients and transfers; what the daemon knows of itself is its to fill in.
-    ///
-    /// # Errors
-    /// `Interrupted` when the store is closing.
-    pub fn status(&self) -> Result<Status> {
-        let mut status = Status {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            io_engine: self.io_engine.to_owned(),
-            ..Status::default()
-        };
-        for handle in &self.handles {
-            let (clients, transfers) = handle.call(|engine| async move {
-                let clients: Vec<ClientInfo> = engine
-                    .clients
-                    .all()
-                    .iter()
-                    .filter(|c| !c.peer.is_empty())
-                    .map(|c| ClientInfo {
-                        export: match &c.snapshot {
-                            Some(snapshot) => format!("{}@{snapshot}", c.volume),
-                            None => c.volume.clone(),
-                        },
-                        peer: c.peer.clone(),
-                        writable: c.writable,
-                    })
-                    .collect();
-                let mut transfers = engine.sends.transfers();
-                transfers.extend(engine.receives.transfers());
-                Ok((clients, transfers))
-            })?;
-            status.clients.extend(clients);
-            status.transfers.extend(transfers);
-        }
-        Ok(status)
     }
 
     /// The names of all exports: volumes, each followed by its snapshots.
@@ -803,29 +379,8 @@ impl Store {
     }
 }
 
-fn request(name: &SnapName, created_us: u64, batch: Option<Uuid>) -> TakeRequest {
-    TakeRequest { uuid: Uuid::new_v4(), name: name.snapshot.to_string(), created_us, batch, received: false }
-}
-
-/// What `list` shows of a volume that can't be opened.
-fn damaged(name: String) -> VolumeInfo {
-    VolumeInfo {
-        name,
-        uuid: Uuid::nil(),
-        role: Role::Primary,
-        state: "damaged".to_owned(),
-        on_full: OnFull::Freeze,
-        size: 0,
-        block_size: 0,
-        granularity: 0,
-        in_use: 0,
-        saved: 0,
-        snapshots: Vec::new(),
-    }
-}
-
 /// Checks that there is a store of a known version, and locks it.
-fn lock(dir: &Path) -> Result<File> {
+pub(super) fn lock(dir: &Path) -> Result<File> {
     let path = paths::store_file(dir);
     let bytes = match std::fs::read(&path) {
         Ok(bytes) => bytes,
