@@ -63,14 +63,45 @@ impl Locks {
             inner.waiting.push_back((ticket, range.clone()));
             ticket
         };
+        let place = Place { locks: self, ticket };
         loop {
             self.event.wait().await;
             let mut inner = self.inner.borrow_mut();
             if !inner.overlaps(&range) && !inner.is_behind(&range, ticket) {
-                inner.waiting.retain(|(other, _)| *other != ticket);
                 inner.held.insert(range.start, range.end);
+                drop(inner);
+                drop(place);
                 return Held { locks: Rc::clone(self), start: range.start };
             }
         }
+    }
+}
+
+/// A place in the queue; who gives up waiting leaves it.
+struct Place<'a> {
+    locks: &'a Locks,
+    ticket: u64,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.locks.inner.borrow_mut().waiting.retain(|(other, _)| *other != self.ticket);
+        self.locks.event.notify();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::FutureExt;
+
+    #[test]
+    fn who_gives_up_waiting_blocks_nobody() {
+        let locks: Rc<Locks> = Rc::default();
+        let held = locks.lock(0..4).now_or_never().expect("nobody holds it");
+        assert!(locks.lock(3..6).now_or_never().is_none());
+        assert!(locks.lock(5..8).now_or_never().is_some());
+        drop(held);
+        assert!(locks.lock(0..8).now_or_never().is_some());
     }
 }

@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::format::journal::Record;
 use crate::format::state::LayerRecord;
 use crate::io::OpenHow;
-use crate::map::{BlockMap, LayerContents, LayerRef, Page, SealedLayer, layer};
+use crate::map::{BitMap, BlockMap, LayerContents, LayerRef, Page, SealedLayer, layer};
 use crate::types::Epoch;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -67,7 +67,15 @@ impl Volume {
     }
 
     async fn seal_one(self: &Rc<Self>, epochs: Range<Epoch>) -> Result<()> {
-        let (contents, owner_ends) = self.contents_of(&epochs);
+        let (mut contents, owner_ends) = self.contents_of(&epochs);
+        if self.s.borrow().owner_of(epochs.start).is_none() {
+            // Saved for a take that was undone, with no snapshot before it.
+            for (segment, count) in live_by_segment(&contents.entries) {
+                self.save.drop_live(segment, count);
+            }
+            contents.bits = BitMap::new();
+            contents.entries = BlockMap::new();
+        }
         let record = if contents.bits.is_empty() && contents.meta_pages.is_empty() {
             None
         } else {

@@ -197,10 +197,13 @@ impl Volume {
                 }
             }
         }
-        for part in staged {
-            self.stage(Block(part.first), epoch, &part.data).await?;
-        }
-        if let Err(error) = self.write_straight(straight, size).await {
+        let write = async {
+            for part in staged {
+                self.stage(Block(part.first), epoch, &part.data).await?;
+            }
+            self.write_straight(straight, size).await
+        };
+        if let Err(error) = write.await {
             let mut s = self.s.borrow_mut();
             let unused: Vec<Range<u64>> =
                 s.production.runs(s.granules(range)).filter(|(_, used)| !used).map(|(r, _)| r).collect();

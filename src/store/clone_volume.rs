@@ -88,6 +88,12 @@ impl CloneVolume {
     }
 }
 
+impl Drop for CloneVolume {
+    fn drop(&mut self) {
+        self.io.close(self.file);
+    }
+}
+
 /// Says what a person can do when a file can't have that size.
 #[must_use]
 pub fn too_long(error: Error) -> Error {

@@ -343,10 +343,11 @@ impl Journal {
         let failed = self.inner.borrow().failed.as_ref().map(Error::duplicate);
         failed.or_else(|| self.syncer.failure())
     }
+}
 
-    /// The file, for closing.
-    pub fn file(&self) -> FileId {
-        self.inner.borrow().file
+impl Drop for Journal {
+    fn drop(&mut self) {
+        self.io.close(self.inner.borrow().file);
     }
 }
 

@@ -10,6 +10,7 @@ mod drivers;
 mod exhaustive;
 mod oracle;
 mod receive;
+mod rules;
 
 mod script;
 mod smoke;
