@@ -136,12 +136,14 @@ impl Volume {
     /// Takes care of the other blocks of granules that come into use and are no holes: zeros
     /// for those that a snapshot or a staged write still needs, holes for the rest.
     async fn clear_rest(&self, range: &Range<u64>, parts: &mut Vec<Part>) -> Result<()> {
+        if self.s.borrow().shift() == 0 {
+            return Ok(());
+        }
+        // A deletion may have made it unknown since the range was locked.
+        self.know_retained(range).await?;
         let mut rest = BitMap::new();
         {
             let s = self.s.borrow();
-            if s.shift() == 0 {
-                return Ok(());
-            }
             // Also past the end: a larger volume would show what lies there.
             for (run, _) in s.production.runs(s.granules(range)).filter(|(_, used)| !used) {
                 for (stale, _) in s.stale.runs(s.blocks(&run)).filter(|(_, stale)| *stale) {

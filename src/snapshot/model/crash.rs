@@ -209,3 +209,10 @@ fn crashes_of_both_kinds() {
     }
     println!("{total:?}");
 }
+
+/// Runs that once failed: a deletion made the retained map unknown while a write waited,
+/// and the rest of its granule was punched though a snapshot needed it.
+#[test]
+fn runs_that_failed_once() {
+    crashes(100_620, |_| false);
+}
