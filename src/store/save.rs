@@ -7,15 +7,16 @@
 //! A segment is used again only when nothing in it is live, the deletions that made it
 //! so are durable, and no reader that started before them is left.
 
+mod reclaim;
+mod scan;
+
 use super::Tuning;
 use super::event::{Event, Syncer};
 use super::journal::Journal;
 use super::paths::VolumePaths;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::journal::{Record, apply_to_segments};
-use crate::format::segment::{
-    GROUP_FIXED_SIZE, GroupEntry, GroupHeader, HEADER_SIZE, SegmentHeader, group_size, images_at,
-};
+use crate::format::segment::{GroupEntry, GroupHeader, HEADER_SIZE, SegmentHeader, group_size, images_at};
 use crate::format::state::SegmentRecord;
 use crate::io::{FileId, Io, OpenHow};
 use crate::types::{Block, Epoch, SaveAddr};
@@ -343,10 +344,11 @@ impl SaveVolume {
         let file = self.open_file(number).await?;
         let from = self.inner.borrow().segments.get(&number).map_or(0, |s| s.allocated);
         let step = self.tuning.segment_step_bytes.min(self.tuning.segment_bytes.saturating_sub(from));
-        self.io
-            .allocate(file.file, from, step)
-            .await
-            .map_err(|e| e.context(format!("segment {number:08}")))?;
+        let mut result = self.io.allocate(file.file, from, step).await;
+        if result.as_ref().is_err_and(|e| e.kind() == ErrorKind::Full) && self.give_back(journal).await? {
+            result = self.io.allocate(file.file, from, step).await;
+        }
+        result.map_err(|e| e.context(format!("segment {number:08}")))?;
         // The size of the file is part of what a sync of a group must make durable.
         file.syncer.wrote();
         if let Some(segment) = self.inner.borrow_mut().segments.get_mut(&number) {
@@ -568,77 +570,6 @@ impl SaveVolume {
         }
     }
 
-    /// All whole groups of a segment, oldest first; after it, groups can be appended no
-    /// more (a new segment is begun).
-    ///
-    /// # Errors
-    /// `Corrupt` when a group below `mark` is not whole, or the file is another one's.
-    pub async fn scan(&self, number: u32, mark: u64) -> Result<Vec<FoundGroup>> {
-        let generation = self.inner.borrow().segments.get(&number).map_or(0, |s| s.generation);
-        let file = self.open_file(number).await?;
-        let size = self.io.size(file.file).await?;
-        let header = SegmentHeader::decode(&self.io.read(file.file, 0, HEADER_SIZE).await?)
-            .map_err(|e| e.context(format!("segment {number:08}")))?;
-        let same = (header.volume, header.segment) == (self.volume, number);
-        if same && header.generation > generation {
-            // It was empty and about to be used again; nothing was appended before the
-            // record of that, which there is none of.
-            return Ok(Vec::new());
-        }
-        if !same || header.generation != generation {
-            return Err(Error::corrupt(format!("segment {number:08} is another segment's file")));
-        }
-        let mut groups = Vec::new();
-        let mut at = HEADER_SIZE as u64;
-        while at + GROUP_FIXED_SIZE as u64 <= size {
-            let Some(group) = self.group_at(file.file, number, generation, at, mark).await? else { break };
-            let next = at + group_size(group.header.entries.len(), self.block_size);
-            groups.push(group);
-            at = next;
-        }
-        if at < mark {
-            return Err(Error::corrupt(format!("segment {number:08}: the group at offset {at} is damaged"))
-                .hint("run 'snapvol check --repair' on the store"));
-        }
-        if let Some(segment) = self.inner.borrow_mut().segments.get_mut(&number) {
-            segment.end = at;
-            segment.prefix = at;
-            segment.allocated = size.max(at);
-            // The last group need not be of the youngest epoch: two are in flight at a time.
-            segment.youngest = groups.iter().map(|g| g.header.epoch).fold(segment.youngest, Epoch::max);
-        }
-        Ok(groups)
-    }
-
-    async fn group_at(
-        &self,
-        file: FileId,
-        number: u32,
-        generation: u64,
-        at: u64,
-        mark: u64,
-    ) -> Result<Option<FoundGroup>> {
-        let fixed = self.io.read(file, at, GROUP_FIXED_SIZE).await?;
-        let Some(count) = GroupHeader::peek(&fixed, number, generation, self.block_size) else {
-            return Ok(None);
-        };
-        let Ok(header) = GroupHeader::decode(&self.io.read(file, at, images_at(count)).await?) else {
-            return Ok(None);
-        };
-        let first = at + images_at(count) as u64;
-        if at >= mark {
-            // Nobody was promised this group: it counts only if all of it is there.
-            for (index, entry) in header.entries.iter().enumerate() {
-                let offset = first + index as u64 * u64::from(self.block_size);
-                let image = self.io.read(file, offset, self.block_size as usize).await?;
-                if crc32c::crc32c(&image) != entry.crc {
-                    return Ok(None);
-                }
-            }
-        }
-        Ok(Some(FoundGroup { header, images: addr(number, first) }))
-    }
-
     /// Goes on with the youngest open segment after a close in good order: nothing but
     /// zeros follows its last group.
     pub fn resume(&self, journal: &Journal) {
@@ -663,80 +594,6 @@ impl SaveVolume {
         let mut inner = self.inner.borrow_mut();
         inner.active = None;
         inner.spare = None;
-    }
-
-    /// Deletions became durable: finds segments that hold nothing any more.
-    pub fn deleted(&self) {
-        let mut inner = self.inner.borrow_mut();
-        let version = inner.version;
-        inner.version += 1;
-        let busy: BTreeSet<u32> = inner
-            .waiting
-            .iter()
-            .map(|(_, n)| *n)
-            .chain(inner.reusable.iter().copied())
-            .chain(inner.active)
-            .chain(inner.spare)
-            .collect();
-        let empty: Vec<u32> = inner
-            .segments
-            .iter()
-            .filter(|(n, s)| s.live == 0 && s.closed && s.prefix >= s.end && !busy.contains(n))
-            .map(|(n, _)| *n)
-            .collect();
-        inner.waiting.extend(empty.into_iter().map(|n| (version, n)));
-    }
-
-    /// Frees what no reader can need any more: keeps some segments for reuse, removes
-    /// the other files.
-    ///
-    /// # Errors
-    /// `Io`.
-    pub async fn reclaim(&self, journal: &Journal) -> Result<()> {
-        let free: Vec<u32> = {
-            let mut inner = self.inner.borrow_mut();
-            let oldest = inner.pins.keys().next().copied().unwrap_or(u64::MAX);
-            let (free, keep) =
-                std::mem::take(&mut inner.waiting).into_iter().partition(|(version, _)| *version < oldest);
-            inner.waiting = keep;
-            let free: Vec<(u64, u32)> = free;
-            let mut remove = Vec::new();
-            for (_, number) in free {
-                let sound = inner.segments.get(&number).is_some_and(|s| !s.broken);
-                if sound && inner.reusable.len() < REUSABLE_MAX {
-                    inner.reusable.insert(number);
-                } else {
-                    remove.push(number);
-                }
-            }
-            remove
-        };
-        if free.is_empty() {
-            return Ok(());
-        }
-        for number in &free {
-            {
-                let mut inner = self.inner.borrow_mut();
-                inner.segments.remove(number);
-                inner.open.remove(number);
-            }
-            self.push(journal, Record::Freed { segment: *number });
-        }
-        journal.sync().await?;
-        for number in free {
-            self.io.remove(&self.paths.segment(number)).await?;
-        }
-        self.io.sync_dir(&self.paths.save()).await
-    }
-
-    /// Syncs a segment after an unclean stop, before anything in it is believed.
-    ///
-    /// # Errors
-    /// `Io`.
-    pub async fn sync_segment(&self, number: u32) -> Result<()> {
-        let file = self.open_file(number).await?;
-        file.syncer.wrote();
-        file.syncer.sync().await
     }
 }
 

@@ -553,3 +553,73 @@ fn files_that_no_record_names_are_removed() {
         assert_eq!(then(&volume, "b").await[..4], [2, 2, 1, 1]);
     });
 }
+
+/// Two snapshots, and a disk with less space than the writes that follow need.
+async fn nearly_full(volume: &Rc<Volume>, disk: &SimDisk, policy: OnFull) {
+    volume.set_on_full(policy).await.unwrap();
+    put(volume, 0, SIZE, 1).await;
+    take(volume, "a").await;
+    put(volume, 0, SIZE, 2).await;
+    take(volume, "b").await;
+    volume.flush().await.unwrap();
+    volume.settled_before(crate::types::Epoch(u64::MAX)).await.unwrap();
+    // A deletion needs a little itself.
+    disk.fill(Some(if policy == OnFull::DropOldest { 80 } else { 16 } * BLOCK));
+}
+
+#[test]
+fn a_full_disk_is_met_as_the_policy_says() {
+    for policy in [OnFull::Readonly, OnFull::Freeze, OnFull::DropOldest] {
+        for seed in 0..10 {
+            let disk = machine(seed, 1, Role::Primary);
+            let machine = disk.clone();
+            let written = live(&disk, move |volume| async move {
+                nearly_full(&volume, &machine, policy).await;
+                if policy == OnFull::Freeze {
+                    let (io, machine) = (volume.io(), machine.clone());
+                    volume.io().spawn(async move {
+                        io.sleep(std::time::Duration::from_secs(5)).await;
+                        machine.fill(None);
+                    });
+                }
+                let mut written = 0;
+                for round in 0..4 {
+                    for block in 0..24 {
+                        let data = Bytes::from(vec![3 + round; BLOCK as usize]);
+                        match volume.write(Who::Client, block * BLOCK, data, false).await {
+                            Ok(()) => written += 1,
+                            Err(error) => {
+                                assert_eq!((error.kind(), policy), (ErrorKind::Full, OnFull::Readonly));
+                                assert_eq!(then(&volume, "a").await, [1; 24]);
+                                assert_eq!(then(&volume, "b").await, [2; 24]);
+                                return written;
+                            }
+                        }
+                    }
+                    if policy != OnFull::Readonly {
+                        take(&volume, &format!("r{round}")).await;
+                    }
+                }
+                if policy == OnFull::Freeze {
+                    assert_eq!(then(&volume, "a").await, [1; 24]);
+                } else {
+                    assert!(volume.open_snapshot("a").is_err(), "the oldest made room");
+                }
+                assert_eq!(then(&volume, "r3").await, [6; 24]);
+                written
+            });
+            disk.fill(None);
+            disk.crash_process();
+            live(&disk, move |volume| async move {
+                let now = now(&volume).await;
+                match policy {
+                    OnFull::Readonly => {
+                        let written = written.unwrap();
+                        assert!(now[..written.min(24)].iter().all(|byte| *byte > 2), "{written}: {now:?}");
+                    }
+                    _ => assert_eq!(now, [6; 24]),
+                }
+            });
+        }
+    }
+}
