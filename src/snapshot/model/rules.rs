@@ -10,6 +10,8 @@ use futures::future::join;
 
 const BLOCK: u64 = 4096;
 const SIZE: u64 = 24 * BLOCK;
+/// Bytes in a block.
+const BYTES: usize = 4096;
 
 /// A machine with a new volume.
 fn machine(seed: u64, granularity: u32, role: Role) -> SimDisk {
@@ -219,7 +221,7 @@ fn a_granule_that_comes_into_use_shows_no_old_data() {
         put(&volume, BLOCK + 100, 10, 2).await;
         let found = production(&volume).await;
         assert!(found.iter().enumerate().all(|(at, byte)| {
-            let written = (BLOCK as usize + 100..BLOCK as usize + 110).contains(&at);
+            let written = (BYTES + 100..BYTES + 110).contains(&at);
             *byte == if written { 2 } else { 0 }
         }));
         // The same past the end: a larger volume must not show it either.
@@ -296,7 +298,7 @@ fn incoming(base: Option<(Uuid, &str)>) -> Incoming {
 async fn with_base(volume: &Rc<Volume>) -> Uuid {
     let first = Incoming { target: Uuid::from_u128(41), name: "base".into(), ..incoming(None) };
     let ReceiveStart::Go(receiving, 0) = volume.receive_begin(&first).await.unwrap() else { panic!() };
-    receiving.data(0, Bytes::from(vec![1; 8 * BLOCK as usize])).await.unwrap();
+    receiving.data(0, Bytes::from(vec![1; 8 * BYTES])).await.unwrap();
     receiving.commit().await.unwrap();
     first.target
 }
@@ -315,7 +317,7 @@ fn a_receive_is_there_whole_or_not_at_all() {
                 let ReceiveStart::Go(receiving, _) = volume.receive_begin(&start).await.unwrap() else {
                     panic!()
                 };
-                receiving.data(2 * BLOCK, Bytes::from(vec![2; 4 * BLOCK as usize])).await.unwrap();
+                receiving.data(2 * BLOCK, Bytes::from(vec![2; 4 * BYTES])).await.unwrap();
                 receiving.discard(7 * BLOCK, BLOCK).await.unwrap();
                 receiving.commit().await.unwrap();
             });
@@ -361,7 +363,7 @@ fn a_resumed_receive_starts_from_nothing() {
             let ReceiveStart::Go(receiving, 0) = volume.receive_begin(&again).await.unwrap() else {
                 panic!()
             };
-            receiving.data(SIZE, Bytes::from(vec![3; BLOCK as usize])).await.unwrap();
+            receiving.data(SIZE, Bytes::from(vec![3; BYTES])).await.unwrap();
             receiving.commit().await.unwrap();
             let mut expected = [0; 28];
             expected[24] = 3;
@@ -383,7 +385,7 @@ fn a_receive_needs_its_base_and_leaves_it_usable() {
         for _ in 0..2 {
             let start = incoming(Some((base, "base")));
             let Ok(ReceiveStart::Go(receiving, _)) = volume.receive_begin(&start).await else { panic!() };
-            receiving.data(0, Bytes::from(vec![5; BLOCK as usize])).await.unwrap();
+            receiving.data(0, Bytes::from(vec![5; BYTES])).await.unwrap();
             drop(receiving);
             let busy: Result<(), Error> = volume.set_role(Role::Primary).await;
             assert_eq!(busy.unwrap_err().kind(), ErrorKind::Conflict);
@@ -677,7 +679,7 @@ fn damage_in_a_segment_is_an_error_and_a_torn_group_is_not() {
     live(&image, |volume| async move {
         let reader = volume.open_snapshot("a").unwrap();
         assert_eq!(reader.read(0, BLOCK).await.unwrap_err().kind(), ErrorKind::Corrupt);
-        assert_eq!(bytes_of(reader.read(BLOCK, 7 * BLOCK).await.unwrap()), vec![1; 7 * BLOCK as usize]);
+        assert_eq!(bytes_of(reader.read(BLOCK, 7 * BLOCK).await.unwrap()), vec![1; 7 * BYTES]);
         assert_eq!(volume.verify(true).await.unwrap().found.len(), 1);
     });
     // Its header, below the durable mark: nothing behind it can be found.
@@ -773,7 +775,7 @@ fn a_full_disk_is_met_as_the_policy_says() {
                 let mut written = 0;
                 for round in 0..4 {
                     for block in 0..24 {
-                        let data = Bytes::from(vec![3 + round; BLOCK as usize]);
+                        let data = Bytes::from(vec![3 + round; BYTES]);
                         match volume.write(Who::Client, block * BLOCK, data, false).await {
                             Ok(()) => written += 1,
                             Err(error) => {
