@@ -10,6 +10,8 @@ use futures::future::join;
 
 const BLOCK: u64 = 4096;
 const SIZE: u64 = 24 * BLOCK;
+/// Bytes in a block.
+const BYTES: usize = 4096;
 
 /// A machine with a new volume.
 fn machine(seed: u64, granularity: u32, role: Role) -> SimDisk {
@@ -93,16 +95,21 @@ fn a_deletion_hands_on_what_any_older_snapshot_needs() {
 
 #[test]
 fn a_reader_asks_again_after_it_read_the_clone_volume() {
-    for seed in 0..60 {
-        let disk = machine(seed, 1, Role::Primary);
+    for seed in 0..40 {
+        let disk = machine(seed * 2 + 1, 1, Role::Primary);
         live(&disk, |volume| async move {
             put(&volume, 0, 8 * BLOCK, 1).await;
             take(&volume, "a").await;
-            let read = async {
-                for _ in 0..6 {
-                    assert_eq!(then(&volume, "a").await[..8], [1; 8]);
+            // So many that some are overtaken by a whole group.
+            let read = futures::future::join_all((0..40).map(|i| {
+                let volume = &volume;
+                async move {
+                    for _ in 0..i {
+                        volume.io().yield_now().await;
+                    }
+                    assert_eq!(then(volume, "a").await[..8], [1; 8]);
                 }
-            };
+            }));
             let write = async {
                 for block in 0..8 {
                     put(&volume, block * BLOCK, BLOCK, 2).await;
@@ -178,6 +185,33 @@ fn slots_and_trims_keep_their_order_over_a_crash() {
 }
 
 #[test]
+fn a_trimmed_slot_does_not_come_back_after_a_checkpoint() {
+    let disk = machine(2, 1, Role::Primary);
+    live(&disk, |volume| async move {
+        put(&volume, 0, 4 * BLOCK, 1).await;
+        take(&volume, "a").await;
+        volume.close().await.unwrap();
+    });
+    disk.crash_process();
+    on_sim(&disk, |io| async move {
+        // Nothing is ever settled.
+        let tuning = Tuning { groups_in_flight_max: 0, ..tuning(4096) };
+        let opened = Volume::open(&io, Path::new(DIR), "vol", tuning, &BTreeSet::new()).await;
+        let (volume, _) = opened.unwrap();
+        put(&volume, 0, 3 * BLOCK, 2).await;
+        volume.flush().await.unwrap();
+        trim(&volume, 0, 2 * BLOCK).await;
+        // The record of the trim is in no journal from here on.
+        volume.checkpoint().await.unwrap();
+    });
+    disk.crash_process();
+    live(&disk, |volume| async move {
+        assert_eq!(now(&volume).await[..4], [0, 0, 2, 1]);
+        assert_eq!(then(&volume, "a").await[..4], [1; 4]);
+    });
+}
+
+#[test]
 fn a_granule_that_comes_into_use_shows_no_old_data() {
     let disk = machine(2, 4, Role::Primary);
     live(&disk, |volume| async move {
@@ -187,7 +221,7 @@ fn a_granule_that_comes_into_use_shows_no_old_data() {
         put(&volume, BLOCK + 100, 10, 2).await;
         let found = production(&volume).await;
         assert!(found.iter().enumerate().all(|(at, byte)| {
-            let written = (BLOCK as usize + 100..BLOCK as usize + 110).contains(&at);
+            let written = (BYTES + 100..BYTES + 110).contains(&at);
             *byte == if written { 2 } else { 0 }
         }));
         // The same past the end: a larger volume must not show it either.
@@ -203,15 +237,19 @@ fn a_granule_that_comes_into_use_shows_no_old_data() {
 #[test]
 fn a_write_that_was_never_recorded_is_never_seen() {
     let mut cut = 0;
-    for n in 0..30 {
-        let disk = machine(3, 4, Role::Primary);
+    for n in 0..40 {
+        let disk = machine(n, 4, Role::Primary);
         let machine = disk.clone();
         let ended = live(&disk, move |volume| async move {
-            machine.crash_after(n);
+            machine.crash_after(n / 5);
             put(&volume, 0, BLOCK, 9).await;
         });
         cut += u32::from(ended.is_none());
-        disk.power_cut(Loss::Random);
+        if n.is_multiple_of(2) {
+            disk.crash_process();
+        } else {
+            disk.power_cut(Loss::Random);
+        }
         live(&disk, |volume| async move {
             let before = now(&volume).await;
             put(&volume, BLOCK, BLOCK, 2).await;
@@ -260,7 +298,7 @@ fn incoming(base: Option<(Uuid, &str)>) -> Incoming {
 async fn with_base(volume: &Rc<Volume>) -> Uuid {
     let first = Incoming { target: Uuid::from_u128(41), name: "base".into(), ..incoming(None) };
     let ReceiveStart::Go(receiving, 0) = volume.receive_begin(&first).await.unwrap() else { panic!() };
-    receiving.data(0, Bytes::from(vec![1; 8 * BLOCK as usize])).await.unwrap();
+    receiving.data(0, Bytes::from(vec![1; 8 * BYTES])).await.unwrap();
     receiving.commit().await.unwrap();
     first.target
 }
@@ -279,7 +317,7 @@ fn a_receive_is_there_whole_or_not_at_all() {
                 let ReceiveStart::Go(receiving, _) = volume.receive_begin(&start).await.unwrap() else {
                     panic!()
                 };
-                receiving.data(2 * BLOCK, Bytes::from(vec![2; 4 * BLOCK as usize])).await.unwrap();
+                receiving.data(2 * BLOCK, Bytes::from(vec![2; 4 * BYTES])).await.unwrap();
                 receiving.discard(7 * BLOCK, BLOCK).await.unwrap();
                 receiving.commit().await.unwrap();
             });
@@ -308,6 +346,38 @@ fn a_receive_is_there_whole_or_not_at_all() {
 }
 
 #[test]
+fn a_resumed_receive_starts_from_nothing() {
+    let mut n = 0;
+    loop {
+        let disk = machine(2, 1, Role::Secondary);
+        let machine = disk.clone();
+        let larger = Incoming { size: SIZE + 4 * BLOCK, ..incoming(None) };
+        let again = larger.clone();
+        let ended = live(&disk, move |volume| async move {
+            with_base(&volume).await;
+            machine.crash_after(n);
+            volume.receive_begin(&larger).await.unwrap();
+        });
+        disk.crash_process();
+        live(&disk, move |volume| async move {
+            let ReceiveStart::Go(receiving, 0) = volume.receive_begin(&again).await.unwrap() else {
+                panic!()
+            };
+            receiving.data(SIZE, Bytes::from(vec![3; BYTES])).await.unwrap();
+            receiving.commit().await.unwrap();
+            let mut expected = [0; 28];
+            expected[24] = 3;
+            assert_eq!(then(&volume, "target").await, expected, "{n}");
+        });
+        if ended.is_some() {
+            break;
+        }
+        n += 1;
+    }
+    assert!(n > 5);
+}
+
+#[test]
 fn a_receive_needs_its_base_and_leaves_it_usable() {
     let disk = machine(2, 1, Role::Secondary);
     live(&disk, |volume| async move {
@@ -315,7 +385,7 @@ fn a_receive_needs_its_base_and_leaves_it_usable() {
         for _ in 0..2 {
             let start = incoming(Some((base, "base")));
             let Ok(ReceiveStart::Go(receiving, _)) = volume.receive_begin(&start).await else { panic!() };
-            receiving.data(0, Bytes::from(vec![5; BLOCK as usize])).await.unwrap();
+            receiving.data(0, Bytes::from(vec![5; BYTES])).await.unwrap();
             drop(receiving);
             let busy: Result<(), Error> = volume.set_role(Role::Primary).await;
             assert_eq!(busy.unwrap_err().kind(), ErrorKind::Conflict);
@@ -399,16 +469,47 @@ fn the_first_image_wins_after_an_undone_take() {
 }
 
 #[test]
+fn an_undone_take_leaves_the_tail_as_it_was() {
+    let disk = machine(2, 1, Role::Primary);
+    live(&disk, |volume| async move {
+        put(&volume, 0, 4 * BLOCK, 1).await;
+        take(&volume, "a").await;
+        trim(&volume, 0, BLOCK).await;
+        let mut ticket = volume.prepare_take(request("b")).await.unwrap();
+        ticket.raise();
+        ticket.finish().await.unwrap();
+        // The map of a ends with b, and is sealed.
+        volume.seal_closed().await.unwrap();
+        trim(&volume, BLOCK, BLOCK).await;
+        ticket.undo().await.unwrap();
+        trim(&volume, 2 * BLOCK, BLOCK).await;
+        put(&volume, BLOCK, BLOCK, 2).await;
+        assert_eq!(then(&volume, "a").await[..4], [1; 4]);
+    });
+    disk.crash_process();
+    live(&disk, |volume| async move { assert_eq!(then(&volume, "a").await[..4], [1; 4]) });
+}
+
+#[test]
 fn an_after_image_is_never_put_over_newer_data() {
-    for seed in 0..30 {
+    for seed in 0..120 {
         let disk = machine(seed, 1, Role::Primary);
-        live(&disk, |volume| async move {
+        live(&disk, move |volume| async move {
             put(&volume, 0, 4 * BLOCK, 1).await;
             take(&volume, "a").await;
             put(&volume, 0, 4 * BLOCK, 2).await;
             volume.flush().await.unwrap();
             volume.settled_before(crate::types::Epoch(u64::MAX)).await.unwrap();
-            volume.flush().await.unwrap();
+            let checkpoint = async {
+                for _ in 0..seed % 6 {
+                    volume.io().list(Path::new("/")).await.unwrap();
+                }
+                if !seed.is_multiple_of(5) {
+                    volume.checkpoint().await.unwrap();
+                }
+            };
+            let (flushed, ()) = join(volume.clone_synced(), checkpoint).await;
+            flushed.unwrap();
             put(&volume, 0, 2 * BLOCK, 3).await;
             volume.flush().await.unwrap();
         });
@@ -421,17 +522,106 @@ fn an_after_image_is_never_put_over_newer_data() {
 }
 
 #[test]
-fn old_data_never_shows_under_a_lost_write() {
-    let disk = machine(2, 1, Role::Primary);
-    live(&disk, |volume| async move {
-        put(&volume, 0, 4 * BLOCK, 1).await;
+fn a_flush_during_a_checkpoint_keeps_what_is_staged() {
+    for delay in 0..30 {
+        let disk = machine(delay, 1, Role::Primary);
+        live(&disk, |volume| async move {
+            put(&volume, 0, 4 * BLOCK, 1).await;
+            take(&volume, "a").await;
+            volume.close().await.unwrap();
+        });
+        disk.crash_process();
+        let machine = disk.clone();
+        on_sim(&disk, move |io| async move {
+            let tuning = Tuning { groups_in_flight_max: 0, ..tuning(4096) };
+            let opened = Volume::open(&io, Path::new(DIR), "vol", tuning, &BTreeSet::new()).await;
+            let (volume, _) = opened.unwrap();
+            put(&volume, 0, 3 * BLOCK, 2).await;
+            let flush = async {
+                for _ in 0..delay / 2 {
+                    io.list(Path::new("/")).await.unwrap();
+                }
+                volume.flush().await.unwrap();
+                machine.crash_after(0);
+            };
+            let (checkpoint, ()) = join(volume.checkpoint(), flush).await;
+            checkpoint.unwrap();
+        });
+        disk.power_cut(Loss::All);
+        live(&disk, |volume| async move { assert_eq!(now(&volume).await[..4], [2, 2, 2, 1]) });
+    }
+}
+
+#[test]
+fn a_staged_block_is_saved_though_the_queue_changed_meanwhile() {
+    let disk = machine(3, 1, Role::Primary);
+    on_sim(&disk, |io| async move {
+        let tuning = Tuning { groups_in_flight_max: 1, ..tuning(4096) };
+        let opened = Volume::open(&io, Path::new(DIR), "vol", tuning, &BTreeSet::new()).await;
+        let (volume, _) = opened.unwrap();
+        put(&volume, 0, SIZE, 1).await;
         take(&volume, "a").await;
-        // The snapshot keeps the old data in its place.
-        trim(&volume, 0, 4 * BLOCK).await;
-        volume.flush().await.unwrap();
-        delete(&volume, "a").await;
-        put(&volume, 0, 2 * BLOCK, 2).await;
+        // Only a needs it; the next snapshot does not use it.
+        trim(&volume, 20 * BLOCK, BLOCK).await;
+        take(&volume, "b").await;
+        put(&volume, 0, 8 * BLOCK, 2).await;
+        put(&volume, 20 * BLOCK, BLOCK, 2).await;
+        let mut ticket = volume.prepare_take(request("c")).await.unwrap();
+        ticket.raise();
+        drop(ticket);
+        volume.settled_before(crate::types::Epoch(u64::MAX)).await.unwrap();
+        assert_eq!(then(&volume, "a").await, [1; 24]);
     });
+}
+
+#[test]
+fn a_segment_is_scanned_for_its_youngest_group() {
+    for seed in 0..60 {
+        let disk = machine(seed * 2 + 1, 1, Role::Primary);
+        live(&disk, move |volume| async move {
+            put(&volume, 0, SIZE, 1).await;
+            take(&volume, "a").await;
+            put(&volume, 0, BLOCK, 2).await;
+            take(&volume, "b").await;
+            // The deletion of the tail begins an epoch; groups of both are in flight.
+            let old = put(&volume, 4 * BLOCK, BLOCK, 3);
+            let new = async {
+                for _ in 0..seed % 8 {
+                    volume.io().yield_now().await;
+                }
+                put(&volume, 8 * BLOCK, BLOCK, 3).await;
+            };
+            join(old, join(delete(&volume, "b"), new)).await;
+        });
+        for _ in 0..2 {
+            disk.crash_process();
+            live(&disk, |volume| async move { assert_eq!(then(&volume, "a").await, [1; 24]) });
+        }
+    }
+}
+
+#[test]
+fn old_data_never_shows_under_a_lost_write() {
+    for punched in [false, true] {
+        let disk = machine(2, 1, Role::Primary);
+        live(&disk, move |volume| async move {
+            put(&volume, 0, 4 * BLOCK, 1).await;
+            take(&volume, "a").await;
+            // The snapshot keeps the old data in its place.
+            trim(&volume, 0, 4 * BLOCK).await;
+            volume.flush().await.unwrap();
+            delete(&volume, "a").await;
+            if punched {
+                // Holes, but not durable ones.
+                volume.io().sleep(std::time::Duration::from_secs(1)).await;
+            }
+            put(&volume, 0, 2 * BLOCK, 2).await;
+        });
+        never_ones(&disk);
+    }
+}
+
+fn never_ones(disk: &SimDisk) {
     for lost in 0..disk.unsynced() {
         for loss in [Loss::AllBut(lost), Loss::Alone(lost), Loss::Random] {
             let disk = disk.fork();
@@ -489,7 +679,7 @@ fn damage_in_a_segment_is_an_error_and_a_torn_group_is_not() {
     live(&image, |volume| async move {
         let reader = volume.open_snapshot("a").unwrap();
         assert_eq!(reader.read(0, BLOCK).await.unwrap_err().kind(), ErrorKind::Corrupt);
-        assert_eq!(bytes_of(reader.read(BLOCK, 7 * BLOCK).await.unwrap()), vec![1; 7 * BLOCK as usize]);
+        assert_eq!(bytes_of(reader.read(BLOCK, 7 * BLOCK).await.unwrap()), vec![1; 7 * BYTES]);
         assert_eq!(volume.verify(true).await.unwrap().found.len(), 1);
     });
     // Its header, below the durable mark: nothing behind it can be found.
@@ -585,7 +775,7 @@ fn a_full_disk_is_met_as_the_policy_says() {
                 let mut written = 0;
                 for round in 0..4 {
                     for block in 0..24 {
-                        let data = Bytes::from(vec![3 + round; BLOCK as usize]);
+                        let data = Bytes::from(vec![3 + round; BYTES]);
                         match volume.write(Who::Client, block * BLOCK, data, false).await {
                             Ok(()) => written += 1,
                             Err(error) => {
