@@ -248,7 +248,7 @@ fn regions_stay_until_their_size_changes() {
 fn sleeps_end_in_order() {
     on_every_driver(|io, _| async move {
         let order = Rc::new(std::cell::RefCell::new(Vec::new()));
-        let sleepers = [30, 10, 20].map(|millis| {
+        let sleepers = [400, 100, 250].map(|millis| {
             let (io, order) = (io.clone(), Rc::clone(&order));
             async move {
                 io.sleep(Duration::from_millis(millis)).await;
@@ -256,7 +256,7 @@ fn sleeps_end_in_order() {
             }
         });
         futures::future::join_all(sleepers).await;
-        assert_eq!(*order.borrow(), [10, 20, 30]);
+        assert_eq!(*order.borrow(), [100, 250, 400]);
     });
 }
 

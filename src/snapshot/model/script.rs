@@ -95,6 +95,7 @@ impl Script {
 
     /// One step: a batch of concurrent operations, or one that stands alone.
     pub async fn step(self: &Rc<Self>) {
+        self.alive().await;
         let roll = self.rng.borrow_mut().u32(0..40);
         match roll {
             0 | 1 => self.resize().await,
@@ -460,12 +461,16 @@ impl Script {
         self.count();
     }
 
+    /// Goes no further in a process that is dead: what needs no operation would still run.
+    async fn alive(&self) {
+        if self.is_dead() {
+            std::future::pending().await
+        }
+    }
+
     /// Compares production and every snapshot.
     pub async fn check(&self) {
-        if self.is_dead() {
-            // What needs no operation would be compared as if the process lived.
-            return;
-        }
+        self.alive().await;
         let found = production(&self.volume).await;
         {
             let oracle = self.oracle.borrow();
