@@ -185,6 +185,7 @@ impl Volume {
             punched_syncing: BTreeMap::new(),
             frozen,
             taking: None,
+            unconfirmed: None,
             retained,
             chain,
             slots,

@@ -58,8 +58,13 @@ impl Volume {
             };
             let Some(epochs) = closed else { return Ok(()) };
             self.settled_before(epochs.end).await?;
-            // While a snapshot is being taken its frozen map is not final.
-            if self.s.borrow().taking == Some(epochs.end) {
+            // While a snapshot is being taken its frozen map is not final, and until it is
+            // confirmed the one before it may become the tail again.
+            let open = {
+                let s = self.s.borrow();
+                [s.taking, s.unconfirmed].contains(&Some(epochs.end))
+            };
+            if open {
                 return Ok(());
             }
             self.seal_one(epochs).await?;

@@ -137,6 +137,7 @@ impl TakeTicket {
         let snapshot = {
             let mut s = volume.s.borrow_mut();
             s.taking = None;
+            s.unconfirmed = Some(epoch);
             s.hidden.insert(self.request.uuid);
             let in_use = s.frozen.get(&epoch).map_or(0, crate::map::BitMap::count);
             SnapshotRecord {
@@ -184,6 +185,7 @@ impl TakeTicket {
 
 impl Drop for TakeTicket {
     fn drop(&mut self) {
+        self.volume.s.borrow_mut().unconfirmed = None;
         // Raised and not recorded: the new epoch belongs to the snapshot before it.
         if let Some(epoch) = self.epoch.take() {
             let mut s = self.volume.s.borrow_mut();

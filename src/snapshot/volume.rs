@@ -81,6 +81,9 @@ pub(super) struct State {
     pub frozen: BTreeMap<Epoch, BitMap>,
     /// The snapshot that is being taken.
     pub taking: Option<Epoch>,
+    /// The snapshot whose record is written and which may still be undone: the one before
+    /// it may be the tail again, so its map stays.
+    pub unconfirmed: Option<Epoch>,
     pub retained: Retained,
     pub chain: LayerChain,
     pub slots: Slots,

@@ -210,9 +210,13 @@ fn crashes_of_both_kinds() {
     println!("{total:?}");
 }
 
-/// Runs that once failed: a deletion made the retained map unknown while a write waited,
-/// and the rest of its granule was punched though a snapshot needed it.
+/// Runs that once failed.
 #[test]
 fn runs_that_failed_once() {
+    // A deletion made the retained map unknown while a write waited, and the rest of its
+    // granule was punched though a snapshot needed it.
     crashes(100_620, |_| false);
+    // The layer before a take that was undone was sealed meanwhile, and the tail had no
+    // map any more.
+    crashes(301_822, fastrand::Rng::bool);
 }
