@@ -580,27 +580,23 @@ fn a_segment_is_scanned_for_its_youngest_group() {
         put(&volume, 0, SIZE, 1).await;
         take(&volume, "a").await;
         let epoch = volume.s.borrow().epoch;
+        volume.raise_epoch();
         // Two groups in flight, of which the older one is placed last.
         for (epoch, block) in [(epoch.next(), 7), (epoch, 3)] {
             let data = Bytes::from(vec![1; BYTES]);
             let image = crate::store::save::Image { block: crate::types::Block(block), data, damaged: false };
             volume.save.append(&volume.journal, epoch, &[image]).await.unwrap();
-            put(&volume, 10 * BLOCK, 1, 1).await;
         }
+        volume.seal_closed().await.unwrap();
         volume.flush().await.unwrap();
-        volume.clone_volume.write(crate::types::Block(7), vec![Bytes::from(vec![2; BYTES])]).await.unwrap();
+        let newer = vec![Bytes::from(vec![2; BYTES])];
+        volume.clone_volume.write(crate::types::Block(7), newer).await.unwrap();
+        volume.close().await.unwrap();
     });
-    disk.crash_process();
-    for n in 0.. {
-        let disk = disk.fork();
-        disk.crash_after(n);
-        // The segment is closed before its layer is sealed.
-        let ended = live(&disk, |_| async {});
+    // An open after a close in good order closes the segment and seals nothing.
+    for _ in 0..2 {
         disk.crash_process();
         live(&disk, |volume| async move { assert_eq!(then(&volume, "a").await, [1; 24]) });
-        if ended.is_some() {
-            break;
-        }
     }
 }
 
