@@ -1,0 +1,298 @@
+//! What a crash may leave, and what the next open makes of it.
+
+use super::*;
+
+#[test]
+fn slots_and_trims_keep_their_order_over_a_crash() {
+    for seed in 0..20 {
+        for checkpoint in [false, true] {
+            let disk = machine(seed, 1, Role::Primary);
+            live(&disk, move |volume| async move {
+                put(&volume, 0, 4 * BLOCK, 1).await;
+                take(&volume, "a").await;
+                put(&volume, 0, 4 * BLOCK, 2).await;
+                if checkpoint {
+                    // Journaled slots outlive their trim.
+                    volume.flush().await.unwrap();
+                }
+                trim(&volume, 0, 2 * BLOCK).await;
+                put(&volume, 0, BLOCK, 3).await;
+                if checkpoint {
+                    volume.checkpoint().await.unwrap();
+                }
+            });
+            let cut = disk.fork();
+            disk.crash_process();
+            live(&disk, |volume| async move {
+                assert_eq!(now(&volume).await[..4], [3, 0, 2, 2]);
+                assert_eq!(then(&volume, "a").await[..4], [1; 4]);
+            });
+            if checkpoint {
+                cut.power_cut(Loss::All);
+                live(&cut, |volume| async move {
+                    assert_eq!(now(&volume).await[..4], [3, 0, 2, 2]);
+                    assert_eq!(then(&volume, "a").await[..4], [1; 4]);
+                });
+            }
+        }
+    }
+}
+
+#[test]
+fn a_trimmed_slot_does_not_come_back_after_a_checkpoint() {
+    let disk = machine(2, 1, Role::Primary);
+    live(&disk, |volume| async move {
+        put(&volume, 0, 4 * BLOCK, 1).await;
+        take(&volume, "a").await;
+        volume.close().await.unwrap();
+    });
+    disk.crash_process();
+    on_sim(&disk, |io| async move {
+        // Nothing is ever settled.
+        let tuning = Tuning { groups_in_flight_max: 0, ..tuning(4096) };
+        let opened = Volume::open(&io, Path::new(DIR), "vol", tuning, &BTreeSet::new()).await;
+        let (volume, _) = opened.unwrap();
+        put(&volume, 0, 3 * BLOCK, 2).await;
+        volume.flush().await.unwrap();
+        trim(&volume, 0, 2 * BLOCK).await;
+        // The record of the trim is in no journal from here on.
+        volume.checkpoint().await.unwrap();
+    });
+    disk.crash_process();
+    live(&disk, |volume| async move {
+        assert_eq!(now(&volume).await[..4], [0, 0, 2, 1]);
+        assert_eq!(then(&volume, "a").await[..4], [1; 4]);
+    });
+}
+
+#[test]
+fn a_write_that_was_never_recorded_is_never_seen() {
+    let mut cut = 0;
+    for n in 0..40 {
+        let disk = machine(n, 4, Role::Primary);
+        let machine = disk.clone();
+        let ended = live(&disk, move |volume| async move {
+            machine.crash_after(n / 5);
+            put(&volume, 0, BLOCK, 9).await;
+        });
+        cut += u32::from(ended.is_none());
+        if n.is_multiple_of(2) {
+            disk.crash_process();
+        } else {
+            disk.power_cut(Loss::Random);
+        }
+        live(&disk, |volume| async move {
+            let before = now(&volume).await;
+            put(&volume, BLOCK, BLOCK, 2).await;
+            assert_eq!(now(&volume).await[..4], [before[0], 2, 0, 0]);
+        });
+    }
+    assert!(cut > 1);
+}
+
+#[test]
+fn an_after_image_is_never_put_over_newer_data() {
+    for seed in 0..120 {
+        let disk = machine(seed, 1, Role::Primary);
+        live(&disk, move |volume| async move {
+            put(&volume, 0, 4 * BLOCK, 1).await;
+            take(&volume, "a").await;
+            put(&volume, 0, 4 * BLOCK, 2).await;
+            volume.flush().await.unwrap();
+            volume.settled_before(crate::types::Epoch(u64::MAX)).await.unwrap();
+            let checkpoint = async {
+                for _ in 0..seed % 6 {
+                    volume.io().list(Path::new("/")).await.unwrap();
+                }
+                if !seed.is_multiple_of(5) {
+                    volume.checkpoint().await.unwrap();
+                }
+            };
+            let (flushed, ()) = join(volume.clone_synced(), checkpoint).await;
+            flushed.unwrap();
+            put(&volume, 0, 2 * BLOCK, 3).await;
+            volume.flush().await.unwrap();
+        });
+        disk.power_cut(Loss::All);
+        live(&disk, |volume| async move {
+            assert_eq!(now(&volume).await[..4], [3, 3, 2, 2]);
+            assert_eq!(then(&volume, "a").await[..4], [1; 4]);
+        });
+    }
+}
+
+#[test]
+fn a_flush_during_a_checkpoint_keeps_what_is_staged() {
+    for delay in 0..30 {
+        let disk = machine(delay, 1, Role::Primary);
+        live(&disk, |volume| async move {
+            put(&volume, 0, 4 * BLOCK, 1).await;
+            take(&volume, "a").await;
+            volume.close().await.unwrap();
+        });
+        disk.crash_process();
+        let machine = disk.clone();
+        on_sim(&disk, move |io| async move {
+            let tuning = Tuning { groups_in_flight_max: 0, ..tuning(4096) };
+            let opened = Volume::open(&io, Path::new(DIR), "vol", tuning, &BTreeSet::new()).await;
+            let (volume, _) = opened.unwrap();
+            put(&volume, 0, 3 * BLOCK, 2).await;
+            let flush = async {
+                for _ in 0..delay / 2 {
+                    io.list(Path::new("/")).await.unwrap();
+                }
+                volume.flush().await.unwrap();
+                machine.crash_after(0);
+            };
+            let (checkpoint, ()) = join(volume.checkpoint(), flush).await;
+            checkpoint.unwrap();
+        });
+        disk.power_cut(Loss::All);
+        live(&disk, |volume| async move { assert_eq!(now(&volume).await[..4], [2, 2, 2, 1]) });
+    }
+}
+
+#[test]
+fn a_segment_is_scanned_for_its_youngest_group() {
+    let disk = machine(2, 1, Role::Primary);
+    live(&disk, |volume| async move {
+        put(&volume, 0, SIZE, 1).await;
+        take(&volume, "a").await;
+        let epoch = volume.s.borrow().epoch;
+        volume.raise_epoch();
+        // Two groups in flight, of which the older one is placed last.
+        for (epoch, block) in [(epoch.next(), 7), (epoch, 3)] {
+            let data = Bytes::from(vec![1; BYTES]);
+            let image = crate::store::save::Image { block: crate::types::Block(block), data, damaged: false };
+            volume.save.append(&volume.journal, epoch, &[image]).await.unwrap();
+        }
+        volume.seal_closed().await.unwrap();
+        volume.flush().await.unwrap();
+        let newer = vec![Bytes::from(vec![2; BYTES])];
+        volume.clone_volume.write(crate::types::Block(7), newer).await.unwrap();
+        volume.close().await.unwrap();
+    });
+    // An open after a close in good order closes the segment and seals nothing.
+    for _ in 0..2 {
+        disk.crash_process();
+        live(&disk, |volume| async move { assert_eq!(then(&volume, "a").await, [1; 24]) });
+    }
+}
+
+#[test]
+fn old_data_never_shows_under_a_lost_write() {
+    for punched in [false, true] {
+        let disk = machine(2, 1, Role::Primary);
+        live(&disk, move |volume| async move {
+            put(&volume, 0, 4 * BLOCK, 1).await;
+            take(&volume, "a").await;
+            // The snapshot keeps the old data in its place.
+            trim(&volume, 0, 4 * BLOCK).await;
+            volume.flush().await.unwrap();
+            delete(&volume, "a").await;
+            if punched {
+                // Holes, but not durable ones.
+                volume.io().sleep(std::time::Duration::from_secs(1)).await;
+            }
+            put(&volume, 0, 2 * BLOCK, 2).await;
+        });
+        never_ones(&disk);
+    }
+}
+
+fn never_ones(disk: &SimDisk) {
+    for lost in 0..disk.unsynced() {
+        for loss in [Loss::AllBut(lost), Loss::Alone(lost), Loss::Random] {
+            let disk = disk.fork();
+            disk.power_cut(loss);
+            live(&disk, move |volume| async move {
+                let now = now(&volume).await;
+                assert!(!now.contains(&1), "{loss:?}: {now:?}");
+            });
+        }
+    }
+}
+
+#[test]
+fn a_torn_tail_is_cut_off_and_damage_is_refused() {
+    let disk = machine(2, 1, Role::Primary);
+    live(&disk, |volume| async move {
+        for block in 0..6 {
+            put(&volume, block * BLOCK, BLOCK, 1).await;
+            volume.flush().await.unwrap();
+        }
+        put(&volume, 8 * BLOCK, BLOCK, 2).await;
+    });
+    let torn = disk.fork();
+    torn.power_cut(Loss::All);
+    live(&torn, |volume| async move { assert_eq!(now(&volume).await[..6], [1; 6]) });
+    disk.crash_process();
+    let bytes = disk.contents("/v/journal").unwrap();
+    let frames: Vec<usize> = (0..bytes.len() - 4).filter(|at| bytes[*at..].starts_with(b"SVJF")).collect();
+    // A frame that was durable when a later one was written.
+    disk.flip_bit("/v/journal", frames[frames.len() - 5] as u64 + 45, 1);
+    let refused = on_sim(&disk, |io| async move {
+        let opened = Volume::open(&io, Path::new(DIR), "vol", tuning(4096), &BTreeSet::new()).await;
+        opened.err().map(|e| e.kind())
+    });
+    assert_eq!(refused, Some(Some(ErrorKind::Corrupt)));
+}
+
+#[test]
+fn damage_in_a_segment_is_an_error_and_a_torn_group_is_not() {
+    let disk = machine(2, 1, Role::Primary);
+    live(&disk, |volume| async move {
+        put(&volume, 0, 8 * BLOCK, 1).await;
+        take(&volume, "a").await;
+        put(&volume, 0, BLOCK, 2).await;
+        volume.settled_before(crate::types::Epoch(u64::MAX)).await.unwrap();
+        put(&volume, 4 * BLOCK, BLOCK, 2).await;
+        volume.settled_before(crate::types::Epoch(u64::MAX)).await.unwrap();
+        volume.flush().await.unwrap();
+    });
+    disk.crash_process();
+    let path = "/v/save/00000001";
+    // The image of the first group: read, it is an error; the rest is as it was.
+    let image = disk.fork();
+    image.flip_bit(path, 4096 + 512 + 100, 3);
+    live(&image, |volume| async move {
+        let reader = volume.open_snapshot("a").unwrap();
+        assert_eq!(reader.read(0, BLOCK).await.unwrap_err().kind(), ErrorKind::Corrupt);
+        assert_eq!(bytes_of(reader.read(BLOCK, 7 * BLOCK).await.unwrap()), vec![1; 7 * BYTES]);
+        assert_eq!(volume.verify(true).await.unwrap().found.len(), 1);
+    });
+    // Its header, below the durable mark: nothing behind it can be found.
+    disk.flip_bit(path, 4096 + 70, 3);
+    let refused = on_sim(&disk, |io| async move {
+        let opened = Volume::open(&io, Path::new(DIR), "vol", tuning(4096), &BTreeSet::new()).await;
+        opened.err().map(|e| e.kind())
+    });
+    assert_eq!(refused, Some(Some(ErrorKind::Corrupt)));
+}
+
+#[test]
+fn files_that_no_record_names_are_removed() {
+    let disk = machine(2, 1, Role::Primary);
+    live(&disk, |volume| async move {
+        put(&volume, 0, 4 * BLOCK, 1).await;
+        take(&volume, "a").await;
+        put(&volume, 0, 2 * BLOCK, 2).await;
+        take(&volume, "b").await;
+        volume.seal_closed().await.unwrap();
+        for path in ["/v/save/00000099", "/v/snapshots/000000000077-1", "/v/snapshots/tail-1"] {
+            let how = crate::io::OpenHow::CreateNew;
+            let file = volume.io().open(Path::new(path), how).await.unwrap();
+            volume.io().close(file);
+        }
+    });
+    disk.crash_process();
+    live(&disk, |volume| async move {
+        let io = volume.io();
+        let save = io.list(Path::new("/v/save")).await.unwrap();
+        assert!(save.contains(&"00000001".to_owned()) && !save.contains(&"00000099".to_owned()));
+        let layers = io.list(Path::new("/v/snapshots")).await.unwrap();
+        assert!(!layers.iter().any(|name| name.contains("77-1") || name == "tail-1"), "{layers:?}");
+        assert_eq!(then(&volume, "a").await[..4], [1; 4]);
+        assert_eq!(then(&volume, "b").await[..4], [2, 2, 1, 1]);
+    });
+}
