@@ -25,6 +25,11 @@ pub(super) fn sync_dir(dir: &Path) -> Result<()> {
     File::open(dir).and_then(|d| d.sync_all()).map_err(os("sync", dir))
 }
 
+/// Whether an entry is whole.
+fn checks(entry: &[u8]) -> bool {
+    crc32c::crc32c(&entry[..16]).to_le_bytes() == entry[16..]
+}
+
 /// The batches that were committed. A torn last entry was promised to nobody.
 pub(super) fn committed(path: &Path) -> Result<BTreeSet<Uuid>> {
     let mut bytes = Vec::new();
@@ -36,10 +41,8 @@ pub(super) fn committed(path: &Path) -> Result<BTreeSet<Uuid>> {
     let mut all = BTreeSet::new();
     let count = bytes.len() / ENTRY_SIZE;
     for (index, entry) in bytes.chunks_exact(ENTRY_SIZE).enumerate() {
-        let mut fields = Fields(entry);
-        let (uuid, crc) = (fields.uuid()?, fields.u32()?);
-        if crc32c::crc32c(&entry[..16]) == crc {
-            all.insert(uuid);
+        if checks(entry) {
+            all.insert(Fields(entry).uuid()?);
         } else if index + 1 < count {
             return Err(Error::corrupt(format!("{}: entry {index} is damaged", path.display())).hint(
                 "a snapshot of several volumes may hang on it; if none was being taken at the last crash, remove the file",
@@ -53,10 +56,12 @@ pub(super) fn committed(path: &Path) -> Result<BTreeSet<Uuid>> {
 pub(super) fn commit(path: &Path, batch: Uuid) -> Result<()> {
     let new = !path.exists();
     let mut file = OpenOptions::new().append(true).create(true).open(path).map_err(os("open", path))?;
-    // A torn entry from before a crash must not shift this one.
-    let len = file.metadata().map_err(os("read", path))?.len();
-    let whole = len - len % ENTRY_SIZE as u64;
-    if whole != len {
+    // A torn entry from before a crash must neither shift this one nor stand before it: only
+    // the last one may be bad.
+    let bytes = std::fs::read(path).map_err(os("read", path))?;
+    let count = bytes.chunks_exact(ENTRY_SIZE).rposition(checks).map_or(0, |last| last + 1);
+    let whole = (count * ENTRY_SIZE) as u64;
+    if whole != bytes.len() as u64 {
         file.set_len(whole).map_err(os("mend", path))?;
     }
     let mut entry = Put::default();
@@ -152,6 +157,13 @@ mod tests {
         assert_eq!(committed(&path).unwrap(), BTreeSet::from([a]));
         commit(&path, b).unwrap();
         assert_eq!(committed(&path).unwrap(), BTreeSet::from([a, b]));
+        // A power cut may leave an entry's length without its bytes.
+        let mut file = OpenOptions::new().append(true).open(&path).unwrap();
+        file.write_all(&[0; ENTRY_SIZE]).unwrap();
+        assert_eq!(committed(&path).unwrap(), BTreeSet::from([a, b]));
+        let c = Uuid::new_v4();
+        commit(&path, c).unwrap();
+        assert_eq!(committed(&path).unwrap(), BTreeSet::from([a, b, c]));
         let mut bytes = std::fs::read(&path).unwrap();
         bytes[3] ^= 1;
         std::fs::write(&path, bytes).unwrap();
