@@ -216,7 +216,10 @@ impl Volume {
                 }
             }
         }
-        let needs_space = !staged.is_empty();
+        let needs_space = !staged.is_empty() || {
+            let s = self.s.borrow();
+            s.production.runs(s.granules(range)).any(|(_, used)| !used)
+        };
         let write = async {
             if needs_space {
                 self.space_for_staging(&staged).await?;
@@ -238,19 +241,21 @@ impl Volume {
             s.untidy = true;
             return Err(error);
         }
-        let fresh = self.bring_into_use(&asked, epoch).await?;
-        if needs_space || fresh {
+        self.bring_into_use(&asked, epoch).await?;
+        if needs_space {
             self.found_space();
         }
         Ok(())
     }
 
-    /// Space that must be there before blocks are staged, besides that for their
-    /// before-images and after-images: in the clone volume, where a block may be a hole, and
-    /// in the reserve.
+    /// Space that must be there before anything takes more: in the reserve, and, for blocks
+    /// that are to be staged, in the clone volume, where one may be a hole.
     async fn space_for_staging(self: &Rc<Self>, staged: &[Part]) -> Result<()> {
         if self.reserve.is_lent() {
             return Err(Error::new(ErrorKind::Full, "the last space is lent to a deletion"));
+        }
+        if self.s.borrow().slots.stage.is_none() {
+            return Ok(());
         }
         self.fill_reserve(staged.len() as u64).await?;
         let holes: Vec<Block> = {
@@ -291,8 +296,7 @@ impl Volume {
     }
 
     /// The granules of written blocks come into use, in the journal and in the maps.
-    /// Whether there are any.
-    async fn bring_into_use(&self, asked: &[Range<u64>], epoch: Epoch) -> Result<bool> {
+    async fn bring_into_use(&self, asked: &[Range<u64>], epoch: Epoch) -> Result<()> {
         let last = {
             let mut records: [Vec<(u64, u64)>; 2] = Default::default();
             {
@@ -326,9 +330,9 @@ impl Volume {
         match last {
             Some(seq) => {
                 let result = self.journal.written(seq).await;
-                self.latch_on(result).map(|()| true)
+                self.latch_on(result)
             }
-            None => Ok(false),
+            None => Ok(()),
         }
     }
 

@@ -15,6 +15,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+/// What it makes do with, in bytes, and the unit of that.
+const LEAST_BYTES: u64 = 64 << 10;
 /// Bytes by which it grows.
 const STEP_BYTES: u64 = 1 << 20;
 
@@ -152,9 +154,15 @@ impl Reserve {
             Ok(file) => file,
             Err(_) => self.io.open(&path, OpenHow::CreateEmpty).await?,
         };
-        let result = self.resize(file, bytes).await;
+        let result = async {
+            self.resize(file, bytes).await?;
+            // A power cut on a full disk must not take it.
+            self.io.sync(file).await
+        };
+        let result = result.await;
         self.io.close(file);
-        result
+        result?;
+        self.io.sync_dir(&self.paths.0).await
     }
 
     async fn resize(&self, file: FileId, bytes: u64) -> Result<()> {
@@ -179,6 +187,7 @@ impl Reserve {
         self.has.set(0);
         if exists(&self.io, &self.paths).await? {
             self.io.remove(&self.paths.reserve()).await?;
+            self.io.sync_dir(&self.paths.0).await?;
         }
         Ok(lent)
     }
@@ -186,9 +195,17 @@ impl Reserve {
     /// The work is done: takes the space back before anybody else can, if there is as much.
     pub async fn take_back(&self, mut lent: Lent) {
         lent.give_back();
-        // What is missing is asked for again before anything more is staged.
-        if let Err(error) = self.fill().await {
-            tracing::debug!("{}: {error}", self.paths.reserve().display());
+        let Err(error) = self.fill().await else { return };
+        tracing::debug!("{}: {error}", self.paths.reserve().display());
+        // As much as there is; what is missing is asked for again before anything more is
+        // staged.
+        let mut bytes = self.wants.get();
+        while error.kind() == ErrorKind::Full && bytes > LEAST_BYTES && self.out.get() == 0 {
+            bytes = (bytes - bytes / 8) / LEAST_BYTES * LEAST_BYTES;
+            if self.allocate(bytes).await.is_ok() {
+                self.has.set(bytes);
+                return;
+            }
         }
     }
 }

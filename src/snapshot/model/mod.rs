@@ -8,6 +8,7 @@ mod crash;
 mod drivers;
 
 mod exhaustive;
+mod full;
 mod oracle;
 mod receive;
 mod rules;
