@@ -43,7 +43,9 @@ impl Store {
                 Err(_) => infos.push(damaged(name)),
             }
         }
-        Ok(StoreInfo { store: self.dir.display().to_string(), volumes: infos })
+        let reserved = infos.iter().map(|v| v.reserved).sum();
+        let space = self.space(reserved);
+        Ok(StoreInfo { store: self.dir.display().to_string(), space, volumes: infos })
     }
 
     /// Verifies a store that nobody has open: structure and metadata checksums. With
@@ -118,7 +120,7 @@ impl Store {
             ..Status::default()
         };
         for handle in &self.handles {
-            let (clients, transfers) = handle.call(|engine| async move {
+            let (clients, transfers, volumes) = handle.call(|engine| async move {
                 let clients: Vec<ClientInfo> = engine
                     .clients
                     .all()
@@ -135,11 +137,14 @@ impl Store {
                     .collect();
                 let mut transfers = engine.sends.transfers();
                 transfers.extend(engine.receives.transfers());
-                Ok((clients, transfers))
+                Ok((clients, transfers, volumes::statuses(&engine)))
             })?;
+            status.volumes.extend(volumes);
             status.clients.extend(clients);
             status.transfers.extend(transfers);
         }
+        status.volumes.sort_by(|a, b| a.name.cmp(&b.name));
+        status.space = self.space(status.volumes.iter().map(|v| v.reserved).sum());
         Ok(status)
     }
 }
@@ -157,6 +162,9 @@ fn damaged(name: String) -> VolumeInfo {
         granularity: 0,
         in_use: 0,
         saved: 0,
+        reserved: 0,
+        waiting_writes: 0,
+        dropped_snapshots: 0,
         snapshots: Vec::new(),
     }
 }

@@ -12,11 +12,12 @@ use crate::format::store::StoreHeader;
 use crate::io::DriverKind;
 use crate::snapshot::{DeleteCheck, Volume};
 use crate::store::paths;
+use crate::store::reserve::Lending;
 use crate::types::{Name, OnFull, Role};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions as FileOptions};
 use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -112,8 +113,10 @@ impl Store {
         } else {
             std::thread::available_parallelism().map_or(1, usize::from)
         };
-        let engines =
-            (0..count).map(|n| EngineThread::start(n, options.driver)).collect::<Result<Vec<_>>>()?;
+        let lending = Lending::default();
+        let engines = (0..count)
+            .map(|n| EngineThread::start(n, options.driver, lending.clone()))
+            .collect::<Result<Vec<_>>>()?;
         let handles: Vec<Handle> = engines.iter().map(|e| e.handle.clone()).collect();
         let io_engine = handles[0].call(|engine| async move { Ok(engine.io.driver_name()) })?;
         let store = Self {
@@ -176,6 +179,10 @@ impl Store {
                 continue;
             };
             let result = engine.call(move |engine| async move {
+                if let Ok(volume) = engine.volume(&name) {
+                    // Requests that wait for space would keep their clients connected.
+                    volume.stop_waiting();
+                }
                 engine.clients.disconnect(&name, true).await;
                 let volume = engine.volumes.borrow_mut().remove(&name);
                 match volume {
@@ -203,6 +210,13 @@ impl Store {
     #[must_use]
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// The device and inode of the lock that is held.
+    pub(super) fn locked(&self) -> Option<(u64, u64)> {
+        let lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let metadata = lock.as_ref()?.metadata().ok()?;
+        Some((metadata.dev(), metadata.ino()))
     }
 
     pub(super) fn admin(&self) -> MutexGuard<'_, ()> {

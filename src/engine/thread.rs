@@ -9,6 +9,7 @@ use super::send::Sends;
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::{DriverKind, Io, Reactor, Wake, driver};
 use crate::snapshot::{TakeTicket, Volume};
+use crate::store::reserve::Lending;
 use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -25,6 +26,8 @@ pub(super) struct Engine {
     pub clients: Rc<Clients>,
     pub sends: Sends,
     pub receives: Receives,
+    /// Whether a volume of the store, on whatever thread, works with its reserve.
+    pub lending: Lending,
     /// Takes over several volumes that are between their steps.
     pub tickets: RefCell<BTreeMap<String, TakeTicket>>,
     stopping: Cell<bool>,
@@ -112,7 +115,7 @@ impl EngineThread {
     ///
     /// # Errors
     /// `Io` when there is no ring, descriptor or thread to be had.
-    pub fn start(number: usize, kind: DriverKind) -> Result<Self> {
+    pub fn start(number: usize, kind: DriverKind, lending: Lending) -> Result<Self> {
         let (jobs, inbox) = unbounded();
         let (ready, started) = bounded(1);
         let join = std::thread::Builder::new()
@@ -121,7 +124,7 @@ impl EngineThread {
                 Ok(driver) => {
                     let mut reactor = Reactor::new(driver);
                     let _ = ready.send(Ok(reactor.waker()));
-                    run(&mut reactor, &inbox);
+                    run(&mut reactor, &inbox, lending);
                 }
                 Err(error) => {
                     let _ = ready.send(Err(Error::os("cannot start an engine", error)));
@@ -154,13 +157,14 @@ impl Drop for EngineThread {
     }
 }
 
-fn run(reactor: &mut Reactor, inbox: &Receiver<Job>) {
+fn run(reactor: &mut Reactor, inbox: &Receiver<Job>, lending: Lending) {
     let engine = Rc::new(Engine {
         io: reactor.io(),
         volumes: RefCell::default(),
         clients: Rc::default(),
         sends: Sends::default(),
         receives: Receives::default(),
+        lending,
         tickets: RefCell::default(),
         stopping: Cell::new(false),
     });

@@ -1,6 +1,6 @@
 //! The volumes of a store: made, opened, described, removed.
 
-use super::api::{CreateOptions, SnapshotInfo, VolumeInfo};
+use super::api::{CreateOptions, SnapshotInfo, VolumeInfo, VolumeStatus};
 use super::batch::sync_dir;
 use super::thread::{Engine, Handle};
 use crate::error::{Error, Result};
@@ -72,6 +72,7 @@ pub(super) fn open(engine: &Handle, store: &Path, name: &str, committed: &BTreeS
         if !opened.clean {
             tracing::info!("volume {name}: recovered, {} staged writes taken up again", opened.staged);
         }
+        volume.share_lending(&engine.lending);
         engine.volumes.borrow_mut().insert(name, volume);
         Ok(())
     })
@@ -128,6 +129,23 @@ fn entries(store: &Path) -> Result<Vec<(String, PathBuf)>> {
     Ok(all)
 }
 
+/// How the volumes of an engine stand with the space around them.
+pub(super) fn statuses(engine: &Engine) -> Vec<VolumeStatus> {
+    let volumes = engine.volumes.borrow();
+    let status = |(name, volume): (&String, &Rc<Volume>)| {
+        let space = volume.space();
+        VolumeStatus {
+            name: name.clone(),
+            state: volume.state_word().to_owned(),
+            on_full: volume.on_full_policy(),
+            reserved: space.reserved,
+            waiting_writes: space.waiting,
+            dropped_snapshots: space.dropped,
+        }
+    };
+    volumes.iter().map(status).collect()
+}
+
 /// Describes a volume.
 pub(super) async fn describe(engine: Rc<Engine>, name: String) -> Result<VolumeInfo> {
     let volume = engine.volume(&name)?;
@@ -157,6 +175,9 @@ pub(super) async fn describe(engine: Rc<Engine>, name: String) -> Result<VolumeI
         granularity: summary.geometry.granularity,
         in_use: summary.in_use,
         saved: summary.saved,
+        reserved: summary.space.reserved,
+        waiting_writes: summary.space.waiting,
+        dropped_snapshots: summary.space.dropped,
         snapshots,
     })
 }

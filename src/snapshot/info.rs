@@ -80,9 +80,12 @@ impl Volume {
         })
     }
 
-    fn state_word(&self) -> &'static str {
+    /// What it is doing, in a word or two.
+    #[must_use]
+    pub fn state_word(&self) -> &'static str {
+        let latched = self.writable(Who::Store).is_err();
         let s = self.s.borrow();
-        if s.latched.is_some() {
+        if latched {
             "read-only"
         } else if self.space().waiting > 0 {
             "frozen"
@@ -125,6 +128,12 @@ impl Volume {
             .filter(|r| !r.is_internal() && !s.hidden.contains(&r.uuid))
             .cloned()
             .collect()
+    }
+
+    /// What happens when space runs out.
+    #[must_use]
+    pub fn on_full_policy(&self) -> OnFull {
+        self.s.borrow().durable.on_full
     }
 
     /// Changes what happens when space runs out.
