@@ -51,7 +51,7 @@ fn text(status: &Status) -> String {
 }
 
 /// What is worth saying of the file system; nothing if there is enough space.
-pub(super) fn space_line(space: &SpaceInfo) -> String {
+fn space_line(space: &SpaceInfo) -> String {
     let word = match space.level {
         SpaceLevel::Ok => return String::new(),
         SpaceLevel::Low => "low",

@@ -25,9 +25,6 @@ pub struct CreateOptions {
 pub struct StoreInfo {
     /// The store's directory.
     pub store: String,
-    /// The file system that it lies in.
-    #[serde(default)]
-    pub space: SpaceInfo,
     /// Sorted by name.
     pub volumes: Vec<VolumeInfo>,
 }
@@ -86,15 +83,6 @@ pub struct VolumeInfo {
     pub in_use: u64,
     /// Bytes of before-images, all snapshots together.
     pub saved: u64,
-    /// Bytes kept back so that deletions work on a full disk.
-    #[serde(default)]
-    pub reserved: u64,
-    /// Requests of writers that wait for space.
-    #[serde(default)]
-    pub waiting_writes: usize,
-    /// Snapshots deleted to make room, since the volume was opened.
-    #[serde(default)]
-    pub dropped_snapshots: u64,
     /// Oldest first.
     pub snapshots: Vec<SnapshotInfo>,
 }

@@ -43,9 +43,7 @@ impl Store {
                 Err(_) => infos.push(damaged(name)),
             }
         }
-        let reserved = infos.iter().map(|v| v.reserved).sum();
-        let space = self.space(reserved);
-        Ok(StoreInfo { store: self.dir.display().to_string(), space, volumes: infos })
+        Ok(StoreInfo { store: self.dir.display().to_string(), volumes: infos })
     }
 
     /// Verifies a store that nobody has open: structure and metadata checksums. With
@@ -162,9 +160,6 @@ fn damaged(name: String) -> VolumeInfo {
         granularity: 0,
         in_use: 0,
         saved: 0,
-        reserved: 0,
-        waiting_writes: 0,
-        dropped_snapshots: 0,
         snapshots: Vec::new(),
     }
 }

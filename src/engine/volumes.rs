@@ -175,9 +175,6 @@ pub(super) async fn describe(engine: Rc<Engine>, name: String) -> Result<VolumeI
         granularity: summary.geometry.granularity,
         in_use: summary.in_use,
         saved: summary.saved,
-        reserved: summary.space.reserved,
-        waiting_writes: summary.space.waiting,
-        dropped_snapshots: summary.space.dropped,
         snapshots,
     })
 }

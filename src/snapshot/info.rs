@@ -1,6 +1,5 @@
 //! What a volume says of itself, and its small settings.
 
-use super::full::SpaceSummary;
 use super::volume::{Volume, Who};
 use crate::error::{Error, Result};
 use crate::format::journal::Record;
@@ -26,8 +25,6 @@ pub struct VolumeSummary {
     pub in_use: u64,
     /// Before-images in all.
     pub saved: u64,
-    /// How it stands with the space around it.
-    pub space: SpaceSummary,
     /// Oldest first, those that users see.
     pub snapshots: Vec<SnapshotSummary>,
 }
@@ -75,7 +72,6 @@ impl Volume {
             geometry: durable.geometry,
             in_use: (s.production.count() * granule).min(durable.geometry.size),
             saved: self.save.live_bytes(),
-            space: self.space(),
             snapshots,
         })
     }

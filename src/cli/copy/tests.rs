@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::cli::receive::far_end;
-use crate::engine::api::{HalfReceived, SpaceInfo, StoreInfo, VolumeInfo};
+use crate::engine::api::{HalfReceived, StoreInfo, VolumeInfo};
 use crate::types::OnFull;
 use std::io::{BufReader, Read};
 use std::os::unix::net::UnixStream;
@@ -130,12 +130,9 @@ impl Shipping for Memory {
             granularity: 1,
             in_use: 0,
             saved: 0,
-            reserved: 0,
-            waiting_writes: 0,
-            dropped_snapshots: 0,
             snapshots: self.snapshots.clone(),
         }];
-        Ok(StoreInfo { store: "/s".to_owned(), space: SpaceInfo::default(), volumes })
+        Ok(StoreInfo { store: "/s".to_owned(), volumes })
     }
     fn send(&self, _: &SendRequest) -> Result<Box<dyn Read + Send>> {
         let end = self.break_at.unwrap_or(self.stream.len());

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test module uses its part")]
 
+pub mod mount;
 pub mod server;
 pub mod sshd;
 pub mod vm;
