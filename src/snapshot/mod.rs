@@ -13,8 +13,8 @@ mod flush;
 mod info;
 mod locks;
 mod maps;
-#[cfg(test)]
-mod model;
+#[cfg(any(test, feature = "simulation"))]
+pub mod model;
 mod open;
 mod punch;
 mod read;

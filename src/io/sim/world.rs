@@ -5,6 +5,7 @@
 
 use super::super::region::{Mapped, Region};
 use super::content::{Change, Content, index};
+use super::faults::Faults;
 use super::{SimOptions, crash};
 use crate::io::{FileId, Op, OpId, OpenHow, Outcome, Output};
 use bytes::{Bytes, BytesMut};
@@ -12,7 +13,7 @@ use rustix::io::Errno;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -104,7 +105,9 @@ pub(super) struct Flying {
     /// What had completed when it was submitted.
     pub(super) sequence: u64,
     /// When it ends, for a sleep.
-    wakes: Option<Duration>,
+    pub(super) wakes: Option<Duration>,
+    /// It stalls until so many operations have completed.
+    pub(super) held_until: u64,
 }
 
 /// A machine.
@@ -128,6 +131,9 @@ pub(super) struct World {
     /// The process died between two stores; what it does from now on never happened.
     pub(super) dead: bool,
     pub(super) failures: BTreeMap<u64, i32>,
+    pub(super) faults: Option<Faults>,
+    /// Failures that chance gave.
+    pub(super) injected: u64,
     pub(super) syncs_fail: bool,
     /// Bytes that files may occupy.
     pub(super) capacity: Option<u64>,
@@ -153,6 +159,8 @@ impl World {
             budget: None,
             dead: false,
             failures: BTreeMap::new(),
+            faults: None,
+            injected: 0,
             syncs_fail: false,
             capacity: None,
             unreadable: BTreeSet::new(),
@@ -217,7 +225,8 @@ impl World {
             Op::Sleep { time } => Some(self.now.saturating_add(*time)),
             _ => None,
         };
-        self.flying.push(Flying { id, op, sequence: self.sequence, wakes });
+        let held_until = self.stall(&op);
+        self.flying.push(Flying { id, op, sequence: self.sequence, wakes, held_until });
         None
     }
 
@@ -236,8 +245,7 @@ impl World {
             if self.is_dead() {
                 return;
             }
-            let ready: Vec<usize> =
-                (0..self.flying.len()).filter(|i| self.flying[*i].wakes.is_none()).collect();
+            let ready = self.ready();
             let chosen = if self.options.reorder { self.rng.usize(0..ready.len()) } else { 0 };
             let flying = self.flying.remove(ready[chosen]);
             let outcome = self.complete(flying.op, flying.sequence, world);
@@ -263,6 +271,10 @@ impl World {
         self.ops += 1;
         self.budget = self.budget.map(|budget| budget.saturating_sub(1));
         if let Some(errno) = self.failures.remove(&self.ops) {
+            crash::fail(self, op, submitted);
+            return Err(io::Error::from_raw_os_error(errno));
+        }
+        if let Some(errno) = self.fault(&op) {
             crash::fail(self, op, submitted);
             return Err(io::Error::from_raw_os_error(errno));
         }
@@ -568,6 +580,23 @@ impl World {
             }
         }
         Ok(ino)
+    }
+
+    /// The paths of all files that have a name.
+    pub(super) fn files(&self) -> Vec<PathBuf> {
+        let mut found = Vec::new();
+        let mut next = vec![(ROOT, PathBuf::from("/"))];
+        while let Some((ino, path)) = next.pop() {
+            match self.nodes.get(&ino) {
+                Some(Node::Dir(dir)) => {
+                    next.extend(dir.live.iter().map(|(name, ino)| (*ino, path.join(name))));
+                }
+                Some(Node::File(_)) => found.push(path),
+                None => {}
+            }
+        }
+        found.sort();
+        found
     }
 
     fn parent(&self, path: &Path) -> io::Result<(Ino, String)> {
