@@ -55,6 +55,36 @@ impl Volume {
         refusal(&self.name(), snapshot, check)
     }
 
+    /// Hides snapshots that are about to be deleted, all or none: from here on nobody opens
+    /// or holds them, so nothing but a failure keeps them from going.
+    ///
+    /// # Errors
+    /// `NotFound`; `Conflict` when one is held, open or a base.
+    pub fn hide_for_deletion(&self, names: &[String]) -> Result<Vec<Uuid>> {
+        let mut uuids = Vec::new();
+        for name in names {
+            let (uuid, check) = self.can_delete(name)?;
+            if let Some(error) = self.refusal(name, &check) {
+                return Err(error);
+            }
+            uuids.push(uuid);
+        }
+        self.s.borrow_mut().hidden.extend(&uuids);
+        Ok(uuids)
+    }
+
+    /// Hides what is left of a deletion that failed, or shows it again.
+    pub fn set_hidden(&self, snapshots: &[Uuid], hidden: bool) {
+        let s = &mut *self.s.borrow_mut();
+        for uuid in snapshots {
+            if hidden && s.durable.snapshot(*uuid).is_some() {
+                s.hidden.insert(*uuid);
+            } else {
+                s.hidden.remove(uuid);
+            }
+        }
+    }
+
     /// Deletes snapshots, one after the other.
     ///
     /// # Errors

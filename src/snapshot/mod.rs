@@ -41,6 +41,7 @@ pub use open::Opened;
 pub use read::Piece;
 pub use reader::SnapshotReader;
 pub use receive::{Incoming, ReceiveStart, Receiving};
+pub use recover::undecided_takes;
 pub use take::{TakeRequest, TakeTicket};
 pub use verify::{Found, Verified};
 pub use volume::{Volume, Who};

@@ -36,6 +36,8 @@ pub struct TakeTicket {
     request: TakeRequest,
     epoch: Option<Epoch>,
     size: u64,
+    /// Nobody knows whether the batch was committed.
+    undecided: bool,
     _exclusive: Exclusive,
 }
 
@@ -83,7 +85,8 @@ impl Volume {
             }
         };
         self.map_stage().await?;
-        Ok(TakeTicket { volume: Rc::clone(self), request, epoch: None, size, _exclusive: exclusive })
+        let volume = Rc::clone(self);
+        Ok(TakeTicket { volume, request, epoch: None, size, undecided: false, _exclusive: exclusive })
     }
 
     /// Maps the stage, which a volume without snapshots does not need.
@@ -183,8 +186,20 @@ impl TakeTicket {
     }
 }
 
+impl TakeTicket {
+    /// Instead of the last step: nobody knows whether the batch is committed. Nothing is
+    /// built on either answer: the volume takes no writes until it is opened again.
+    pub fn abandon(mut self, error: &Error) {
+        self.undecided = true;
+        let _ = self.volume.latch_on::<()>(Err(error.duplicate()));
+    }
+}
+
 impl Drop for TakeTicket {
     fn drop(&mut self) {
+        if self.undecided {
+            return;
+        }
         self.volume.s.borrow_mut().unconfirmed = None;
         // Raised and not recorded: the new epoch belongs to the snapshot before it.
         if let Some(epoch) = self.epoch.take() {
