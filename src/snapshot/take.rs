@@ -10,10 +10,14 @@ use super::volume::{Exclusive, Volume, Who};
 use crate::error::{Error, Result};
 use crate::format::journal::Record;
 use crate::format::state::SnapshotRecord;
+use crate::store::room::Room;
 use crate::store::stage::Stage;
 use crate::types::Epoch;
 use std::rc::Rc;
 use uuid::Uuid;
+
+/// What the records of a take need in the journal, in bytes.
+const TAKE_BYTES: u64 = 1024;
 
 /// What a snapshot is to be.
 #[derive(Clone, Debug)]
@@ -38,6 +42,7 @@ pub struct TakeTicket {
     size: u64,
     /// Nobody knows whether the batch was committed.
     undecided: bool,
+    _room: Room,
     _exclusive: Exclusive,
 }
 
@@ -85,14 +90,16 @@ impl Volume {
             }
         };
         self.map_stage().await?;
+        let room = self.journal.reserve(TAKE_BYTES).await?;
         let volume = Rc::clone(self);
-        Ok(TakeTicket { volume, request, epoch: None, size, undecided: false, _exclusive: exclusive })
+        let undecided = false;
+        Ok(TakeTicket { volume, request, epoch: None, size, undecided, _room: room, _exclusive: exclusive })
     }
 
     /// Maps the stage, which a volume without snapshots does not need.
     pub(super) async fn map_stage(&self) -> Result<()> {
         if self.s.borrow().slots.stage.is_some() {
-            return Ok(());
+            return self.fill_reserve(0).await;
         }
         let (volume, slots, size) = {
             let s = self.s.borrow();
@@ -102,7 +109,8 @@ impl Volume {
         let (stage, left) = Stage::open(&self.io, &self.paths.stage(), volume, slots, size).await?;
         debug_assert!(left.is_empty(), "an open volume has taken in what was left");
         self.s.borrow_mut().slots.stage = Some(stage);
-        Ok(())
+        self.weigh_layers();
+        self.fill_reserve(0).await
     }
 
     /// Raises the epoch: a new open layer from now on. Nothing else may be raised meanwhile.

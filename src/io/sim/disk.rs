@@ -83,6 +83,11 @@ impl SimDisk {
         world.capacity = bytes_free.map(|free| world.used() + free);
     }
 
+    /// The same, before operation number `n` completes, as [`SimDisk::ops`] counts.
+    pub fn fill_at(&self, n: u64, bytes_free: u64) {
+        self.0.borrow_mut().fills.insert(n, bytes_free);
+    }
+
     /// Turns over one bit of a file, live and durable.
     ///
     /// # Panics

@@ -137,6 +137,8 @@ pub(super) struct World {
     pub(super) syncs_fail: bool,
     /// Bytes that files may occupy.
     pub(super) capacity: Option<u64>,
+    /// Before which operation the disk fills up, and what is left.
+    pub(super) fills: BTreeMap<u64, u64>,
     pub(super) unreadable: BTreeSet<(Ino, u64)>,
 }
 
@@ -163,6 +165,7 @@ impl World {
             failures: BTreeMap::new(),
             syncs_fail: false,
             capacity: None,
+            fills: BTreeMap::new(),
             unreadable: BTreeSet::new(),
         }
     }
@@ -185,6 +188,7 @@ impl World {
             open: self.open.clone(),
             flying: self.flying.clone(),
             failures: self.failures.clone(),
+            fills: self.fills.clone(),
             unreadable: self.unreadable.clone(),
             ..*self
         }
@@ -291,6 +295,9 @@ impl World {
     fn complete(&mut self, op: Op, submitted: u64, world: &Rc<RefCell<World>>) -> Outcome {
         self.ops += 1;
         self.budget = self.budget.map(|budget| budget.saturating_sub(1));
+        if let Some(free) = self.fills.remove(&self.ops) {
+            self.capacity = Some(self.used() + free);
+        }
         if let Some(errno) = self.failures.remove(&self.ops) {
             crash::fail(self, op, submitted);
             return Err(io::Error::from_raw_os_error(errno));

@@ -8,6 +8,7 @@ mod crash;
 mod drivers;
 
 mod exhaustive;
+mod full;
 mod oracle;
 mod receive;
 mod rules;
@@ -43,6 +44,7 @@ fn tuning(block_size: u32) -> Tuning {
         journal_step_bytes: 16 << 10,
         group_bytes_max: block * 4,
         groups_in_flight_max: 2,
+        reserve_bytes: 1 << 20,
     }
 }
 
