@@ -14,8 +14,8 @@ mod full;
 mod info;
 mod locks;
 mod maps;
-#[cfg(test)]
-mod model;
+#[cfg(any(test, feature = "simulation"))]
+pub mod model;
 mod open;
 mod punch;
 mod read;

@@ -24,12 +24,14 @@
 mod content;
 mod crash;
 mod disk;
+mod faults;
 #[cfg(test)]
 mod tests;
 mod world;
 
 pub use crash::Loss;
 pub use disk::{EIO, ENOSPC, SimDisk};
+pub use faults::Faults;
 
 use super::{Driver, FileId, Op, OpId, Outcome, Wake};
 use std::cell::RefCell;

@@ -5,6 +5,7 @@
 
 use super::super::region::{Mapped, Region};
 use super::content::{Change, Content, index};
+use super::faults::Faults;
 use super::{SimOptions, crash};
 use crate::io::{FileId, Op, OpId, OpenHow, Outcome, Output};
 use bytes::{Bytes, BytesMut};
@@ -12,7 +13,7 @@ use rustix::io::Errno;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -101,12 +102,14 @@ pub(super) struct Open {
 #[derive(Clone, Debug)]
 pub(super) struct Flying {
     /// The driver's number, and the operation's there.
-    id: (usize, OpId),
+    pub(super) id: (usize, OpId),
     pub(super) op: Op,
     /// What had completed when it was submitted.
     pub(super) sequence: u64,
     /// When it ends, for a sleep.
-    wakes: Option<Duration>,
+    pub(super) wakes: Option<Duration>,
+    /// It stalls until so many operations have completed.
+    pub(super) held_until: u64,
 }
 
 /// A machine.
@@ -134,6 +137,9 @@ pub(super) struct World {
     /// The process died between two stores; what it does from now on never happened.
     pub(super) dead: bool,
     pub(super) failures: BTreeMap<u64, i32>,
+    pub(super) faults: Option<Faults>,
+    /// Failures that chance gave.
+    pub(super) injected: u64,
     pub(super) syncs_fail: bool,
     /// Bytes that files may occupy.
     pub(super) capacity: Option<u64>,
@@ -163,6 +169,8 @@ impl World {
             budget: None,
             dead: false,
             failures: BTreeMap::new(),
+            faults: None,
+            injected: 0,
             syncs_fail: false,
             capacity: None,
             fills: BTreeMap::new(),
@@ -248,7 +256,8 @@ impl World {
             Op::Sleep { time } => Some(self.now.saturating_add(*time)),
             _ => None,
         };
-        self.flying.push(Flying { id, op, sequence: self.sequence, wakes });
+        let held_until = self.stall(&op);
+        self.flying.push(Flying { id, op, sequence: self.sequence, wakes, held_until });
         None
     }
 
@@ -259,8 +268,8 @@ impl World {
         world: &Rc<RefCell<World>>,
         done: &mut Vec<(OpId, Outcome)>,
     ) {
-        let is_ready = |flying: &Flying| flying.id.0 == port && flying.wakes.is_none();
-        let awake = self.flying.iter().filter(|flying| is_ready(flying)).count();
+        let is_awake = |flying: &Flying| flying.id.0 == port && flying.wakes.is_none();
+        let awake = self.flying.iter().filter(|flying| is_awake(flying)).count();
         if awake == 0 {
             self.pass_time(port, timeout, done);
             return;
@@ -269,7 +278,7 @@ impl World {
             if self.is_dead() {
                 return;
             }
-            let ready: Vec<usize> = (0..self.flying.len()).filter(|i| is_ready(&self.flying[*i])).collect();
+            let ready = self.ready(port);
             let chosen = if self.options.reorder { self.rng.usize(0..ready.len()) } else { 0 };
             let flying = self.flying.remove(ready[chosen]);
             let outcome = self.complete(flying.op, flying.sequence, world);
@@ -299,6 +308,10 @@ impl World {
             self.capacity = Some(self.used() + free);
         }
         if let Some(errno) = self.failures.remove(&self.ops) {
+            crash::fail(self, op, submitted);
+            return Err(io::Error::from_raw_os_error(errno));
+        }
+        if let Some(errno) = self.fault(&op) {
             crash::fail(self, op, submitted);
             return Err(io::Error::from_raw_os_error(errno));
         }
@@ -604,6 +617,23 @@ impl World {
             }
         }
         Ok(ino)
+    }
+
+    /// The paths of all files that have a name.
+    pub(super) fn files(&self) -> Vec<PathBuf> {
+        let mut found = Vec::new();
+        let mut next = vec![(ROOT, PathBuf::from("/"))];
+        while let Some((ino, path)) = next.pop() {
+            match self.nodes.get(&ino) {
+                Some(Node::Dir(dir)) => {
+                    next.extend(dir.live.iter().map(|(name, ino)| (*ino, path.join(name))));
+                }
+                Some(Node::File(_)) => found.push(path),
+                None => {}
+            }
+        }
+        found.sort();
+        found
     }
 
     fn parent(&self, path: &Path) -> io::Result<(Ino, String)> {
