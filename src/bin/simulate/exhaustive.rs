@@ -44,7 +44,9 @@ pub fn run(args: &Args) -> usize {
         let step = usize::try_from(args.stride.max(1)).unwrap_or(1);
         let points = |from: u64| (from..=count).step_by(step).filter(|n| args.at.is_none_or(|at| at == *n));
         jobs.extend(points(0).map(|n| (config, Try::Crash, n)));
-        jobs.extend([EIO, ENOSPC].into_iter().flat_map(|e| points(1).map(move |n| (config, Try::Fail(e), n))));
+        jobs.extend(
+            [EIO, ENOSPC].into_iter().flat_map(|e| points(1).map(move |n| (config, Try::Fail(e), n))),
+        );
     }
     let next = AtomicUsize::new(0);
     let totals: Mutex<BTreeMap<&str, (u64, Counts)>> = Mutex::default();
@@ -57,7 +59,8 @@ pub fn run(args: &Args) -> usize {
                     if violations.load(Ordering::Relaxed) > 0 && !args.keep_going {
                         return;
                     }
-                    let command = format!("tools/simulate --exhaustive --script '{}' --at {n}", config.name());
+                    let command =
+                        format!("tools/simulate --exhaustive --script '{}' --at {n}", config.name());
                     let done = attempt(&command, || match how {
                         Try::Crash => all.crash_after(*config, *n, true),
                         Try::Fail(errno) => all.fail_at(*config, *n, *errno),
@@ -75,7 +78,9 @@ pub fn run(args: &Args) -> usize {
                                 Try::Crash => "crash".to_owned(),
                                 Try::Fail(errno) => format!("error {errno}"),
                             };
-                            println!("violation: {what} at {n} of {config:?}: {message}\n  replay: {command}");
+                            println!(
+                                "violation: {what} at {n} of {config:?}: {message}\n  replay: {command}"
+                            );
                         }
                     }
                 }
@@ -85,7 +90,10 @@ pub fn run(args: &Args) -> usize {
     let mut total = Counts::default();
     let mut points = 0;
     for (name, (tried, counts)) in &*lock(&totals) {
-        println!("{name:40} {tried:6} points, {:7} crashes, {:6} injected failures", counts.crashes, counts.failures);
+        println!(
+            "{name:40} {tried:6} points, {:7} crashes, {:6} injected failures",
+            counts.crashes, counts.failures
+        );
         total.add(*counts);
         points += tried;
     }

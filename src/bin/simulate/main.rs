@@ -75,7 +75,10 @@ impl Args {
             return Ok(KINDS.iter().collect());
         }
         let find = |name: &String| {
-            KINDS.iter().find(|kind| kind.name == name).ok_or(format!("there is no kind of runs called {name}"))
+            KINDS
+                .iter()
+                .find(|kind| kind.name == name)
+                .ok_or(format!("there is no kind of runs called {name}"))
         };
         self.kinds.iter().map(find).collect()
     }
@@ -98,7 +101,8 @@ fn main() -> ExitCode {
         }
     };
     attempt::quieten_panics();
-    let is_replay = args.seed.is_some() && args.minutes.is_none() && args.rounds.is_none() && kinds.len() == 1;
+    let is_replay =
+        args.seed.is_some() && args.minutes.is_none() && args.rounds.is_none() && kinds.len() == 1;
     let violations = if args.exhaustive {
         exhaustive::run(&args)
     } else if is_replay {

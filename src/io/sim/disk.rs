@@ -20,10 +20,13 @@ impl SimDisk {
         Self(Rc::new(RefCell::new(World::new(options))))
     }
 
-    /// The driver of the process that lives now. One reactor uses it.
+    /// A driver of the process that lives now, for one reactor; a process of several
+    /// engines has one for each.
     #[must_use]
     pub fn driver(&self) -> Sim {
-        Sim { world: Rc::clone(&self.0), life: self.0.borrow().life }
+        let world = &mut *self.0.borrow_mut();
+        world.ports += 1;
+        Sim { world: Rc::clone(&self.0), life: world.life, port: world.ports }
     }
 
     /// The process dies: what completed stays, what was under way has happened in full,
@@ -107,6 +110,11 @@ impl SimDisk {
     pub fn fill(&self, bytes_free: Option<u64>) {
         let world = &mut *self.0.borrow_mut();
         world.capacity = bytes_free.map(|free| world.used() + free);
+    }
+
+    /// The same, before operation number `n` completes, as [`SimDisk::ops`] counts.
+    pub fn fill_at(&self, n: u64, bytes_free: u64) {
+        self.0.borrow_mut().fills.insert(n, bytes_free);
     }
 
     /// Turns over one bit of a file, live and durable.

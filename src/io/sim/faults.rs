@@ -33,9 +33,7 @@ impl World {
             Op::Write { .. } | Op::Allocate { .. } => (faults.writes, true),
             Op::Punch { .. } | Op::Truncate { .. } => (faults.writes, false),
             Op::Sync { .. } | Op::SyncDir { .. } => (faults.syncs, false),
-            Op::Open { how, .. } => {
-                (faults.names, matches!(how, OpenHow::CreateNew | OpenHow::CreateEmpty))
-            }
+            Op::Open { how, .. } => (faults.names, matches!(how, OpenHow::CreateNew | OpenHow::CreateEmpty)),
             Op::MapRegion { .. } | Op::MakeDir { .. } => (faults.names, true),
             Op::Rename { .. } | Op::Remove { .. } | Op::RemoveDir { .. } | Op::List { .. } => {
                 (faults.names, false)
@@ -58,19 +56,15 @@ impl World {
     pub(super) fn stall(&mut self, op: &Op) -> u64 {
         match self.faults {
             Some(faults) if faults.stalls > 0 && !matches!(op, Op::Sleep { .. }) => {
-                if self.rng.u32(0..1 << 16) < faults.stalls {
-                    self.ops + self.rng.u64(100..600)
-                } else {
-                    0
-                }
+                if self.rng.u32(0..1 << 16) < faults.stalls { self.ops + self.rng.u64(100..600) } else { 0 }
             }
             _ => 0,
         }
     }
 
-    /// Operations that may complete now: those kept back only when there is nothing else.
-    pub(super) fn ready(&self) -> Vec<usize> {
-        let awake = |i: &usize| self.flying[*i].wakes.is_none();
+    /// Operations of an engine that may complete now: those kept back only when there is nothing else.
+    pub(super) fn ready(&self, port: usize) -> Vec<usize> {
+        let awake = |i: &usize| self.flying[*i].id.0 == port && self.flying[*i].wakes.is_none();
         let all: Vec<usize> = (0..self.flying.len()).filter(awake).collect();
         let free: Vec<usize> =
             all.iter().copied().filter(|i| self.flying[*i].held_until <= self.ops).collect();

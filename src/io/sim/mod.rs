@@ -40,6 +40,7 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
+use uuid::Uuid;
 use world::World;
 
 /// How a simulated disk behaves.
@@ -69,6 +70,9 @@ impl SimOptions {
 pub struct Sim {
     world: Rc<RefCell<World>>,
     life: u64,
+    /// Which of the drivers of this life it is: each sees the completions of its own
+    /// operations.
+    port: usize,
 }
 
 struct Quiet;
@@ -80,7 +84,7 @@ impl Wake for Quiet {
 impl Driver for Sim {
     fn submit(&mut self, id: OpId, op: Op) -> Option<Outcome> {
         let world = &mut *self.world.borrow_mut();
-        if world.life == self.life { world.submit(id, op, &self.world) } else { None }
+        if world.life == self.life { world.submit((self.port, id), op, &self.world) } else { None }
     }
 
     fn adopt(&mut self, _: OwnedFd) -> io::Result<FileId> {
@@ -90,7 +94,7 @@ impl Driver for Sim {
     fn wait(&mut self, timeout: Option<Duration>, done: &mut Vec<(OpId, Outcome)>) {
         let world = &mut *self.world.borrow_mut();
         if world.life == self.life {
-            world.wait(timeout, &self.world, done);
+            world.wait(self.port, timeout, &self.world, done);
         }
     }
 
@@ -105,5 +109,13 @@ impl Driver for Sim {
 
     fn boot_id(&self) -> [u8; 16] {
         self.world.borrow().boot_id()
+    }
+
+    fn identity(&self) -> Uuid {
+        self.world.borrow_mut().identity()
+    }
+
+    fn now_us(&self) -> u64 {
+        self.world.borrow().now_us()
     }
 }

@@ -37,7 +37,8 @@ impl Config {
 #[must_use]
 pub fn configs() -> Vec<Config> {
     let kinds = [(1, true), (4, false)];
-    let all = (0..TAILS.len()).flat_map(|tail| kinds.map(|(granularity, inline)| (tail, granularity, inline)));
+    let all =
+        (0..TAILS.len()).flat_map(|tail| kinds.map(|(granularity, inline)| (tail, granularity, inline)));
     all.map(|(tail, granularity, inline)| Config { tail, granularity, inline }).collect()
 }
 

@@ -17,11 +17,7 @@ pub struct Kind {
 
 /// All kinds.
 pub const KINDS: &[Kind] = &[
-    Kind {
-        name: "calm",
-        what: "nothing goes wrong",
-        run: |run| volume(run, false, false, Trouble::None),
-    },
+    Kind { name: "calm", what: "nothing goes wrong", run: |run| volume(run, false, false, Trouble::None) },
     Kind {
         name: "process",
         what: "the process dies at any operation",

@@ -112,7 +112,9 @@ impl Lives {
             io.sync_dir(Path::new("/")).await.unwrap();
         });
         disk.crash_process();
-        run.note(Id::life(0), || format!("a volume of {geometry:?}, {on_full:?}, inline {inline}, reorder {reorder}"));
+        run.note(Id::life(0), || {
+            format!("a volume of {geometry:?}, {on_full:?}, inline {inline}, reorder {reorder}")
+        });
         Self {
             run,
             profile,
@@ -180,8 +182,7 @@ impl Lives {
             },
             move |io| async move {
                 let committed = oracle.borrow().committed.clone();
-                let opened =
-                    Volume::open(&io, Path::new(DIR), "vol", tuning(block_size), &committed).await;
+                let opened = Volume::open(&io, Path::new(DIR), "vol", tuning(block_size), &committed).await;
                 let volume = match opened {
                     Ok((volume, _)) => volume,
                     Err(error) if flips && names_a_file(&error) => {
@@ -211,18 +212,17 @@ impl Lives {
                     troubled.check().await;
                 }
                 disk.set_faults(None);
-                if matches!(allowed, Allowed::Full | Allowed::Drops) && !script.is_dead() && !script.over.get() {
+                if matches!(allowed, Allowed::Full | Allowed::Drops)
+                    && !script.is_dead()
+                    && !script.over.get()
+                {
                     let writable = script.volume.writable(crate::snapshot::Who::Client);
                     assert!(writable.is_ok(), "space came back, and {:?}", writable.err());
                 }
                 script.check().await;
                 let closed = script.volume.close().await;
                 let closer = if allowed == Allowed::Failures { &troubled } else { &script };
-                if closer.is_done(&closed) && !script.over.get() {
-                    End::Closed
-                } else {
-                    End::Cut
-                }
+                if closer.is_done(&closed) && !script.over.get() { End::Closed } else { End::Cut }
             },
         );
         self.disk.set_faults(None);
@@ -347,7 +347,8 @@ impl Lives {
             let at = if rng.bool() { rng.u64(0..len) } else { rng.u64(0..len.min(24 << 10)) };
             let bit = rng.u8(0..8);
             self.disk.flip_bit(path, at, bit);
-            self.run.note(Id::life(life), || format!("bit {bit} of byte {at} of {} turns over", path.display()));
+            self.run
+                .note(Id::life(life), || format!("bit {bit} of byte {at} of {} turns over", path.display()));
             self.run.count(|counts| counts.failures += 1);
         }
     }

@@ -23,6 +23,8 @@ mod crash;
 #[cfg(test)]
 mod drivers;
 #[cfg(test)]
+mod full;
+#[cfg(test)]
 mod rules;
 #[cfg(test)]
 mod smoke;
@@ -59,6 +61,7 @@ fn tuning(block_size: u32) -> Tuning {
         journal_step_bytes: 16 << 10,
         group_bytes_max: block * 4,
         groups_in_flight_max: 2,
+        reserve_bytes: 1 << 20,
     }
 }
 

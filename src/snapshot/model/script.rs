@@ -457,7 +457,8 @@ impl Script {
             let oracle = self.oracle.borrow();
             let mut expected =
                 oracle.snaps.iter().filter(|s| s.fate == Fate::Must || there.contains(&s.uuid));
-            let same = records.iter().all(|r| expected.next().is_some_and(|s| s.uuid == r.uuid && s.name == r.name));
+            let same =
+                records.iter().all(|r| expected.next().is_some_and(|s| s.uuid == r.uuid && s.name == r.name));
             assert!(same && expected.next().is_none(), "the queue is {there:?}");
         }
         for record in records {

@@ -1,10 +1,10 @@
 //! Short scripts that together reach every write path. Each goes on from the same prepared
 //! volume: a primary with three snapshots, or a replica that received two.
 
-use super::*;
-use super::script::Script;
-use crate::snapshot::{Incoming, ReceiveStart};
 use super::oracle::{Fate, Receiving, Snap};
+use super::script::Script;
+use super::*;
+use crate::snapshot::{Incoming, ReceiveStart};
 use bytes::Bytes;
 use futures::future::{LocalBoxFuture, join};
 
@@ -39,8 +39,12 @@ struct Shipment {
     runs: &'static [(usize, usize, Option<u8>)],
 }
 
-const WHOLE: Shipment =
-    Shipment { target: 1, base: None, size: SIZE, runs: &[(0, 10 * BLOCK, Some(1)), (12 * BLOCK, BLOCK, Some(2))] };
+const WHOLE: Shipment = Shipment {
+    target: 1,
+    base: None,
+    size: SIZE,
+    runs: &[(0, 10 * BLOCK, Some(1)), (12 * BLOCK, BLOCK, Some(2))],
+};
 const SECOND: Shipment = Shipment {
     target: 2,
     base: Some(1),
@@ -55,8 +59,12 @@ const THIRD: Shipment = Shipment {
 };
 const SMALLER: Shipment =
     Shipment { target: 4, base: Some(2), size: 9 * BLOCK, runs: &[(2 * BLOCK, 3 * BLOCK, Some(7))] };
-const ANEW: Shipment =
-    Shipment { target: 5, base: None, size: 20 * BLOCK, runs: &[(BLOCK, 4 * BLOCK, Some(8)), (10 * BLOCK, BLOCK, Some(8))] };
+const ANEW: Shipment = Shipment {
+    target: 5,
+    base: None,
+    size: 20 * BLOCK,
+    runs: &[(BLOCK, 4 * BLOCK, Some(8)), (10 * BLOCK, BLOCK, Some(8))],
+};
 
 /// Writes `len` bytes of `byte`.
 pub(super) async fn put(script: &Script, at: usize, len: usize, byte: u8) {
