@@ -13,6 +13,7 @@ mod flush;
 mod info;
 mod locks;
 mod maps;
+mod mend;
 #[cfg(test)]
 mod model;
 mod open;

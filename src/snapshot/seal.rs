@@ -2,7 +2,9 @@
 //!
 //! The file is whole and durable before the record that names it is written; the record
 //! need not be durable, since without it the layer is rebuilt from the segments' headers
-//! and the frozen map from the journal. What is no longer needed in memory goes then.
+//! and the frozen map from the journal. What is no longer needed in memory goes then. The
+//! before-pages, which can't be rebuilt from anything once the journal starts anew, are in
+//! a second file too.
 
 use super::volume::Volume;
 use crate::error::Result;
@@ -139,6 +141,12 @@ impl Volume {
         };
         let path = self.paths.layer(contents.epochs.start, version);
         self.write_layer_file(&path, contents).await?;
+        let pages = u32::try_from(contents.meta_pages.len()).unwrap_or(u32::MAX);
+        if pages > 0 {
+            let second = self.paths.layer_pages(contents.epochs.start, version);
+            self.write_layer_file(&second, &pages_only(contents)).await?;
+        }
+        self.io.sync_dir(&self.paths.snapshots()).await?;
         let mapped = self.io.map(&path).await?;
         let sealed = SealedLayer::open(mapped, contents.volume, contents.epochs.clone())?;
         let record = LayerRecord {
@@ -147,22 +155,32 @@ impl Volume {
             entries: contents.entries.len() as u64,
             live: live_by_segment(&contents.entries),
             version,
+            pages,
         };
         Ok((record, Rc::new(sealed)))
     }
 
+    /// Writes and syncs a file of that form; the caller syncs the directory.
     pub(super) async fn write_layer_file(&self, path: &Path, contents: &LayerContents) -> Result<()> {
         let file = self.io.open(path, OpenHow::CreateEmpty).await?;
         let mut at = 0;
-        for piece in layer::encode(contents) {
-            let len = piece.len() as u64;
-            self.io.write(file, at, piece).await?;
-            at += len;
+        let result = async {
+            for piece in layer::encode(contents) {
+                let len = piece.len() as u64;
+                self.io.write(file, at, piece).await?;
+                at += len;
+            }
+            self.io.sync(file).await
         }
-        self.io.sync(file).await?;
+        .await;
         self.io.close(file);
-        self.io.sync_dir(&self.paths.snapshots()).await
+        result
     }
+}
+
+/// The before-pages of a layer alone: nothing else has them, so they are stored twice.
+pub(super) fn pages_only(contents: &LayerContents) -> LayerContents {
+    LayerContents { bits: BitMap::new(), entries: BlockMap::new(), ..contents.clone() }
 }
 
 /// How many images lie in which segment.

@@ -37,7 +37,7 @@ impl Volume {
     /// `OutOfRange`, `ReadOnly`, `Full` (by policy), `Io`.
     pub async fn write(self: &Rc<Self>, who: Who, offset: u64, data: Bytes, fua: bool) -> Result<()> {
         loop {
-            match self.write_once(who, offset, &data).await {
+            match self.healed(async || self.write_once(who, offset, &data).await).await {
                 Ok(()) => break,
                 Err(error) => self.on_full(error).await.map_err(|e| self.named(e))?,
             }
@@ -135,7 +135,7 @@ impl Volume {
 
     /// Takes care of the other blocks of granules that come into use and are no holes: zeros
     /// for those that a snapshot or a staged write still needs, holes for the rest.
-    async fn clear_rest(&self, range: &Range<u64>, parts: &mut Vec<Part>) -> Result<()> {
+    async fn clear_rest(self: &Rc<Self>, range: &Range<u64>, parts: &mut Vec<Part>) -> Result<()> {
         if self.s.borrow().shift() == 0 {
             return Ok(());
         }
