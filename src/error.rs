@@ -173,6 +173,13 @@ impl Error {
         self.0.kind
     }
 
+    /// What the operating system said, if it was that.
+    #[must_use]
+    pub fn os_kind(&self) -> Option<std::io::ErrorKind> {
+        let source = self.0.source.as_ref()?;
+        source.downcast_ref::<std::io::Error>().map(std::io::Error::kind)
+    }
+
     /// What to do next, where somebody said it.
     #[must_use]
     pub fn hint_text(&self) -> Option<&str> {

@@ -1,4 +1,5 @@
-//! The served volume: engine threads, each with one reactor, and the store over them.
+//! The served volume: engines, each with one reactor, the store's decisions over them, and
+//! the threads that run both.
 
 pub mod api;
 pub mod device;
@@ -7,6 +8,7 @@ pub mod store;
 mod batch;
 mod check;
 mod clients;
+mod core;
 mod export;
 mod production;
 mod receive;

@@ -256,6 +256,14 @@ pub fn encode_frame(number: u64, frame: Frame, record: &Record) -> Vec<Bytes> {
     all
 }
 
+/// Bytes that the frame of a record takes.
+#[must_use]
+pub fn frame_size(record: &Record) -> u64 {
+    let mut payload = Put::default();
+    let images = put_record(&mut payload, record);
+    (FRAME_SIZE + payload.0.len() + images.iter().map(Bytes::len).sum::<usize>()) as u64
+}
+
 /// What stands at one place of a journal.
 #[derive(Debug)]
 pub enum Found {

@@ -15,6 +15,10 @@ use crate::map::{BitMap, BlockMap, LayerContents, checkpoint};
 use crate::types::Seq;
 use bytes::Bytes;
 use std::rc::Rc;
+use std::time::Duration;
+
+/// How long the next checkpoint is put off after one that failed.
+const REST: Duration = Duration::from_secs(1);
 
 /// What the maps and the journal were at one instant.
 struct Cut {
@@ -31,6 +35,7 @@ impl Volume {
     pub(super) fn kick_checkpoint(self: &Rc<Self>) {
         if self.journal.len() < self.tuning.journal_bytes_max
             || self.checkpointing.get()
+            || self.resting.get()
             || self.closing.get()
         {
             return;
@@ -39,6 +44,9 @@ impl Volume {
         self.io.spawn(async move {
             if let Err(error) = volume.checkpoint().await {
                 tracing::warn!("volume {}: no checkpoint: {error}", volume.name());
+                volume.resting.set(true);
+                volume.io.sleep(REST).await;
+                volume.resting.set(false);
             }
         });
     }
@@ -51,7 +59,7 @@ impl Volume {
         while self.checkpointing.replace(true) {
             self.changed.wait().await;
         }
-        let result = self.checkpoint_now().await;
+        let result = self.with_reserve(|| self.checkpoint_now()).await;
         self.checkpointing.set(false);
         self.changed.notify();
         result

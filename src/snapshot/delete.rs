@@ -8,7 +8,7 @@
 
 use super::volume::{State, Volume, Who};
 use crate::error::{Error, Result};
-use crate::format::journal::Record;
+use crate::format::journal::{Record, frame_size};
 use crate::format::state::LayerRecord;
 use crate::map::{BitMap, BlockMap, LayerContents, LayerRef, PAGE_WORDS, Page, SealedLayer, Words};
 use crate::types::Epoch;
@@ -55,6 +55,36 @@ impl Volume {
         refusal(&self.name(), snapshot, check)
     }
 
+    /// Hides snapshots that are about to be deleted, all or none: from here on nobody opens
+    /// or holds them, so nothing but a failure keeps them from going.
+    ///
+    /// # Errors
+    /// `NotFound`; `Conflict` when one is held, open or a base.
+    pub fn hide_for_deletion(&self, names: &[String]) -> Result<Vec<Uuid>> {
+        let mut uuids = Vec::new();
+        for name in names {
+            let (uuid, check) = self.can_delete(name)?;
+            if let Some(error) = self.refusal(name, &check) {
+                return Err(error);
+            }
+            uuids.push(uuid);
+        }
+        self.s.borrow_mut().hidden.extend(&uuids);
+        Ok(uuids)
+    }
+
+    /// Hides what is left of a deletion that failed, or shows it again.
+    pub fn set_hidden(&self, snapshots: &[Uuid], hidden: bool) {
+        let s = &mut *self.s.borrow_mut();
+        for uuid in snapshots {
+            if hidden && s.durable.snapshot(*uuid).is_some() {
+                s.hidden.insert(*uuid);
+            } else {
+                s.hidden.remove(uuid);
+            }
+        }
+    }
+
     /// Deletes snapshots, one after the other.
     ///
     /// # Errors
@@ -87,7 +117,7 @@ impl Volume {
         }
         // From here on nobody opens it.
         self.s.borrow_mut().hidden.insert(uuid);
-        let result = self.delete_hidden(uuid, record.epoch, ends_receive).await;
+        let result = self.with_reserve(|| self.delete_hidden(uuid, record.epoch, ends_receive)).await;
         self.s.borrow_mut().hidden.remove(&uuid);
         result
     }
@@ -116,9 +146,17 @@ impl Volume {
             if is_tail { older.map(|o| self.thaw(o, epoch)).transpose().map_err(older_first)? } else { None };
         let record =
             Record::Delete { snapshots: vec![uuid], removed: removed.clone(), added: records, ends_receive };
+        let room = match self.journal.reserve(frame_size(&record)).await {
+            Ok(room) => room,
+            Err(error) => {
+                self.forget_layer(added.as_ref().map(|(record, _)| record)).await;
+                return Err(error);
+            }
+        };
         // Until it is durable a power cut brings the snapshot back, so it is respected as
         // long. Nobody cuts the journal meanwhile.
         self.journal.push(record.clone());
+        drop(room);
         self.journal_synced().await?;
         {
             let mut s = self.s.borrow_mut();
@@ -136,11 +174,20 @@ impl Volume {
             }
             s.forget_retained();
         }
+        self.weigh_layers();
         self.count_dead(&old_records, added.as_ref().map(|(record, _)| record));
         for record in old_records {
             self.remove_layer(&record).await?;
         }
         Ok(())
+    }
+
+    /// Removes the file of a layer that no record will name. It fails at worst on a disk that
+    /// does so for everything; the next open removes it then.
+    pub(super) async fn forget_layer(&self, layer: Option<&LayerRecord>) {
+        if let Some(layer) = layer {
+            let _ = self.io.remove(&self.paths.layer(layer.first, layer.version)).await;
+        }
     }
 
     /// Sealed layers that begin in a range of epochs.
@@ -266,7 +313,7 @@ impl Volume {
 }
 
 impl State {
-    fn can_delete(&self, uuid: Uuid) -> DeleteCheck {
+    pub(super) fn can_delete(&self, uuid: Uuid) -> DeleteCheck {
         let Some(record) = self.durable.snapshot(uuid) else { return DeleteCheck::Free };
         if !record.holds.is_empty() {
             return DeleteCheck::Held(record.holds.clone());

@@ -14,7 +14,7 @@ use crate::io::{FileId, Io, OpenHow};
 use crate::map::{BitMap, LayerChain, LayerContents, Page, SavedImage, SealedLayer, checkpoint};
 use crate::store::Tuning;
 use crate::store::paths::VolumePaths;
-use crate::store::replay::Replay;
+use crate::store::replay::{self, Replay};
 use crate::store::save::SaveVolume;
 use crate::store::stage::Stage;
 use crate::types::{Block, Epoch, SaveAddr, Seq};
@@ -184,20 +184,44 @@ impl Recovered {
 }
 
 /// Leaves out takes whose batch was never committed.
-fn without_undone(records: Vec<(Seq, Record)>, committed: &BTreeSet<Uuid>) -> Vec<(Seq, Record)> {
-    let mut confirmed = committed.clone();
-    confirmed.extend(
-        records
-            .iter()
-            .filter_map(|(_, r)| if let Record::Confirmed { batch } = r { Some(*batch) } else { None }),
-    );
+fn without_undone(mut records: Vec<(Seq, Record)>, committed: &BTreeSet<Uuid>) -> Vec<(Seq, Record)> {
+    let confirmed = confirmed(&records, committed);
+    records.retain(|(_, record)| match record {
+        Record::Take { batch: Some(batch), .. } => confirmed.contains(batch),
+        _ => true,
+    });
     records
-        .into_iter()
-        .filter(|(_, record)| match record {
-            Record::Take { batch: Some(batch), .. } => confirmed.contains(batch),
-            _ => true,
-        })
-        .collect()
+}
+
+/// The batches that the store or the volume itself knows to be committed.
+fn confirmed(records: &[(Seq, Record)], committed: &BTreeSet<Uuid>) -> BTreeSet<Uuid> {
+    let own = records.iter().filter_map(|(_, record)| match record {
+        Record::Confirmed { batch } => Some(*batch),
+        _ => None,
+    });
+    committed.iter().copied().chain(own).collect()
+}
+
+/// The names of the snapshots of a closed volume that are left out at an open, since
+/// neither `committed` nor the volume itself names their batch.
+///
+/// # Errors
+/// As for an open.
+pub async fn undecided_takes(io: &Io, dir: &Path, committed: &BTreeSet<Uuid>) -> Result<Vec<String>> {
+    let records = replay::read(io, &VolumePaths(dir.to_owned()).journal()).await?.records;
+    let confirmed = confirmed(&records, committed);
+    let mut undecided: BTreeMap<Uuid, String> = BTreeMap::new();
+    for (_, record) in records {
+        match record {
+            Record::Take { snapshot, batch: Some(batch), .. } if !confirmed.contains(&batch) => {
+                undecided.insert(snapshot.uuid, snapshot.name);
+            }
+            // It was undone, or has been deleted since: either way that is known.
+            Record::Delete { snapshots, .. } => undecided.retain(|uuid, _| !snapshots.contains(uuid)),
+            _ => {}
+        }
+    }
+    Ok(undecided.into_values().collect())
 }
 
 async fn make_durable(

@@ -26,6 +26,12 @@ impl VolumePaths {
         self.0.join("journal.new")
     }
 
+    /// The reserve.
+    #[must_use]
+    pub fn reserve(&self) -> PathBuf {
+        self.0.join("reserve")
+    }
+
     /// The stage.
     #[must_use]
     pub fn stage(&self) -> PathBuf {

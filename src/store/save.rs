@@ -22,7 +22,7 @@ use crate::io::{FileId, Io, OpenHow};
 use crate::types::{Block, Epoch, SaveAddr};
 use bytes::{Bytes, BytesMut};
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 use uuid::Uuid;
 
@@ -84,7 +84,8 @@ struct Inner {
     segments: BTreeMap<u32, Segment>,
     open: BTreeMap<u32, Rc<OpenFile>>,
     active: Option<u32>,
-    spare: Option<u32>,
+    /// Segments to go on with when the active one is full, in that order.
+    spares: VecDeque<u32>,
     reusable: BTreeSet<u32>,
     /// Emptied by a deletion, waiting for readers that started before it.
     waiting: Vec<(u64, u32)>,
@@ -248,11 +249,12 @@ impl SaveVolume {
             Rc::new(OpenFile { io: self.io.clone(), file, syncer: Syncer::new(self.io.clone(), file) });
         inner.open.insert(number, Rc::clone(&open));
         if inner.open.len() > OPEN_MAX {
-            let keep = [inner.active, inner.spare, Some(number)];
+            let keep: Vec<u32> =
+                inner.active.into_iter().chain(inner.spares.iter().copied()).chain([number]).collect();
             let idle = inner
                 .open
                 .iter()
-                .find(|(n, f)| !keep.contains(&Some(**n)) && Rc::strong_count(f) == 1 && !f.syncer.is_dirty())
+                .find(|(n, f)| !keep.contains(n) && Rc::strong_count(f) == 1 && !f.syncer.is_dirty())
                 .map(|(n, _)| *n);
             if let Some(idle) = idle {
                 inner.open.remove(&idle);
@@ -295,42 +297,38 @@ impl SaveVolume {
             let result = self.add_room(journal).await;
             self.busy.set(false);
             self.event.notify();
-            if !result? {
-                break;
-            }
+            result?;
         }
         Ok(())
     }
 
     fn room(&self) -> u64 {
         let inner = self.inner.borrow();
-        [inner.active, inner.spare]
-            .iter()
-            .flatten()
+        let numbers = inner.active.iter().chain(&inner.spares);
+        numbers
             .filter_map(|n| inner.segments.get(n))
             .filter(|s| !s.broken)
             .map(|s| s.allocated.saturating_sub(s.end))
             .sum()
     }
 
-    /// Allocates one more step; false when active and spare have all that they may have.
-    async fn add_room(&self, journal: &Journal) -> Result<bool> {
+    /// Allocates one more step, in a new segment if the others have all that they may have.
+    async fn add_room(&self, journal: &Journal) -> Result<()> {
         let growing = {
             let inner = self.inner.borrow();
-            [inner.active, inner.spare].into_iter().flatten().find(|n| {
+            inner.active.iter().chain(&inner.spares).copied().find(|n| {
                 inner.segments.get(n).is_some_and(|s| !s.broken && s.allocated < self.tuning.segment_bytes)
             })
         };
         let number = match growing {
             Some(number) => number,
-            None if self.inner.borrow().spare.is_some() => return Ok(false),
             None => {
                 let number = self.begin_segment(journal).await?;
                 let mut inner = self.inner.borrow_mut();
                 if inner.active.is_none() {
                     inner.active = Some(number);
                 } else {
-                    inner.spare = Some(number);
+                    inner.spares.push_back(number);
                 }
                 number
             }
@@ -348,7 +346,7 @@ impl SaveVolume {
         if let Some(segment) = self.inner.borrow_mut().segments.get_mut(&number) {
             segment.allocated = from + step;
         }
-        Ok(true)
+        Ok(())
     }
 
     /// A new segment, or an empty one in its next generation; durable.
@@ -383,6 +381,11 @@ impl SaveVolume {
                 if !failed {
                     inner.reusable.insert(number);
                 }
+            }
+            drop(inner);
+            if !exists {
+                // Nothing names it; on a full disk there would be one for every attempt.
+                let _ = self.io.remove(&self.paths.segment(number)).await;
             }
             return Err(error);
         }
@@ -506,7 +509,7 @@ impl SaveVolume {
 
     /// Goes on with the spare segment or a new one.
     async fn roll(&self, journal: &Journal) -> Result<()> {
-        let spare = self.inner.borrow_mut().spare.take();
+        let spare = self.inner.borrow_mut().spares.pop_front();
         let next = match spare {
             Some(spare) => spare,
             None => self.begin_segment(journal).await?,
@@ -597,7 +600,7 @@ impl SaveVolume {
         }
         let mut inner = self.inner.borrow_mut();
         inner.active = None;
-        inner.spare = None;
+        inner.spares.clear();
     }
 }
 

@@ -9,6 +9,7 @@ mod copies;
 mod damage;
 mod death;
 mod layers;
+mod power;
 mod readme;
 mod seeds;
 mod ssh;
