@@ -186,6 +186,12 @@ impl Error {
         self.0.hint.as_deref()
     }
 
+    /// The number of the operating system's error, where it is the source.
+    #[must_use]
+    pub fn os_code(&self) -> Option<i32> {
+        self.0.source.as_ref()?.downcast_ref::<std::io::Error>()?.raw_os_error()
+    }
+
     /// A second error that says the same, for every waiter of one failed operation.
     #[must_use]
     pub fn duplicate(&self) -> Self {

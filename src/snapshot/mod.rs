@@ -14,6 +14,7 @@ mod full;
 mod info;
 mod locks;
 mod maps;
+mod mend;
 #[cfg(any(test, feature = "simulation"))]
 pub mod model;
 mod open;

@@ -222,7 +222,7 @@ impl Drop for TakeTicket {
 impl Volume {
     /// Takes the youngest snapshot out of the queue before anybody saw it; its layers
     /// belong to the one before it.
-    async fn forget_snapshot(&self, uuid: Uuid) -> Result<()> {
+    async fn forget_snapshot(self: &Rc<Self>, uuid: Uuid) -> Result<()> {
         let Some(epoch) = self.s.borrow().durable.snapshot(uuid).map(|r| r.epoch) else { return Ok(()) };
         let older = self.s.borrow().queue().into_iter().rev().find(|e| *e < epoch);
         self.load_from(older.unwrap_or(epoch)).await?;
