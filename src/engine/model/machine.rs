@@ -349,5 +349,6 @@ fn tuning(block_size: u32) -> Tuning {
         journal_step_bytes: 16 << 10,
         group_bytes_max: block * 4,
         groups_in_flight_max: 2,
+        reserve_bytes: 1 << 20,
     }
 }
