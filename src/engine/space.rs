@@ -9,6 +9,7 @@ use super::store::Store;
 use super::volumes::dir_of;
 use crate::error::{Error, Result};
 use crate::io;
+use futures::executor::block_on;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
@@ -108,12 +109,12 @@ impl Store {
 
     /// A volume whose files are gone takes no more writes either.
     fn watch_volumes(&self) {
-        let names: Vec<String> = self.places().keys().cloned().collect();
+        let names: Vec<String> = self.core.names();
         for name in names {
             let dir = dir_of(self.dir(), &name);
             let gone = fs::metadata(dir.join("journal"))
                 .is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound);
-            let Ok(handle) = self.engine_of(&name) else { continue };
+            let Ok(handle) = self.core.engine_of(&name) else { continue };
             if !gone {
                 continue;
             }
@@ -125,7 +126,7 @@ impl Store {
                 }
                 Ok(())
             });
-            if let Err(error) = failed {
+            if let Err(error) = block_on(failed) {
                 tracing::error!("{error}");
             }
         }
@@ -150,7 +151,7 @@ impl Store {
     }
 
     fn fail_all(&self, error: &Error) {
-        for handle in &self.handles {
+        for handle in &self.core.handles {
             let error = error.duplicate();
             let failed = handle.call(move |engine| async move {
                 for volume in engine.volumes.borrow().values() {
@@ -158,7 +159,7 @@ impl Store {
                 }
                 Ok(())
             });
-            if let Err(error) = failed {
+            if let Err(error) = block_on(failed) {
                 tracing::error!("{error}");
             }
         }

@@ -86,8 +86,10 @@ impl Volume {
             s.written[written] = Some(maps);
         }
         if old.tail_pages {
-            // It may be gone since an earlier crash.
-            let _ = self.io.remove(&self.paths.tail_pages(old.seq.0)).await;
+            for path in [self.paths.tail_pages(old.seq.0), self.paths.second_tail_pages(old.seq.0)] {
+                // It may be gone since an earlier crash.
+                let _ = self.io.remove(&path).await;
+            }
         }
         Ok(())
     }
@@ -144,7 +146,10 @@ impl Volume {
         result?;
         self.io.sync_dir(&self.paths.0).await?;
         if let Some(contents) = &cut.tail {
-            self.write_layer_file(&self.paths.tail_pages(cut.seq.0), contents).await?;
+            for path in [self.paths.tail_pages(cut.seq.0), self.paths.second_tail_pages(cut.seq.0)] {
+                self.write_layer_file(&path, contents).await?;
+            }
+            self.io.sync_dir(&self.paths.snapshots()).await?;
         }
         self.journal.rotate((cut.seq, Record::State(Box::new(cut.state))), cut.images).await
     }

@@ -91,6 +91,8 @@ impl Volume {
             "rolling-back"
         } else if s.durable.receive.is_some() {
             "receiving"
+        } else if s.chain.youngest_lost().is_some() {
+            "damaged"
         } else {
             "ok"
         }
@@ -108,7 +110,7 @@ impl Volume {
             saved += match layer {
                 crate::map::LayerRef::Open(open) => open.borrow().blocks.len() as u64,
                 crate::map::LayerRef::Loaded(sealed) => sealed.entry_count(),
-                crate::map::LayerRef::Unloaded(_) => 0,
+                crate::map::LayerRef::Unloaded(_) | crate::map::LayerRef::Lost(_) => 0,
             };
         }
         Ok(saved)

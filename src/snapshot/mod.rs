@@ -14,8 +14,9 @@ mod full;
 mod info;
 mod locks;
 mod maps;
-#[cfg(test)]
-mod model;
+mod mend;
+#[cfg(any(test, feature = "simulation"))]
+pub mod model;
 mod open;
 mod punch;
 mod read;
@@ -43,6 +44,7 @@ pub use open::Opened;
 pub use read::Piece;
 pub use reader::SnapshotReader;
 pub use receive::{Incoming, ReceiveStart, Receiving};
+pub use recover::undecided_takes;
 pub use take::{TakeRequest, TakeTicket};
 pub use verify::{Found, Verified};
 pub use volume::{Volume, Who};

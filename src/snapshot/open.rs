@@ -92,6 +92,13 @@ impl Volume {
             return Err(Error::corrupt(format!("{} is missing", paths.journal().display()))
                 .hint("restore the volume's directory from a copy"));
         }
+        // Without them every single file in them would be called lost.
+        for dir in [paths.save(), paths.snapshots()] {
+            io.list(&dir).await.map_err(|e| {
+                Error::corrupt(format!("{} is missing or can't be read: {e}", dir.display()))
+                    .hint("the volume was copied in part; restore its directory from a whole copy")
+            })?;
+        }
         let replay = replay::read(io, &paths.journal()).await?;
         let (number, end, clean) = (replay.header.number, replay.end, replay.clean);
         let recovered = Recovered::load(io, &paths, tuning, replay, committed).await?;
@@ -119,6 +126,7 @@ impl Volume {
         volume.journal_synced().await?;
         volume.save.deleted();
         volume.save.reclaim(&volume.journal).await?;
+        volume.kick_mender();
         volume.finish_pending().await?;
         volume.refill().await?;
         volume.kick_settler();
@@ -134,8 +142,8 @@ impl Volume {
         journal: Journal,
         recovered: Recovered,
     ) -> Result<Self> {
-        let Recovered { state, production, stale, frozen, chain, save, clone_file, clone_len, epoch, .. } =
-            recovered;
+        let Recovered { state, production, stale, frozen, chain, save, .. } = recovered;
+        let Recovered { clone_file, clone_len, mended, epoch, .. } = recovered;
         let clone_volume = CloneVolume::new(io.clone(), clone_file, state.geometry, clone_len);
         let reserve = Reserve::open(io.clone(), paths.clone()).await?;
         let mut slots = Slots::new(journal.ledger(), state.geometry.block_size);
@@ -200,6 +208,7 @@ impl Volume {
             unconfirmed: None,
             retained,
             chain,
+            mended,
             slots,
             admitted: BTreeMap::new(),
             paused: 0,

@@ -2,7 +2,9 @@
 //!
 //! The file is whole and durable before the record that names it is written; the record
 //! need not be durable, since without it the layer is rebuilt from the segments' headers
-//! and the frozen map from the journal. What is no longer needed in memory goes then.
+//! and the frozen map from the journal. What is no longer needed in memory goes then. The
+//! before-pages, which can't be rebuilt from anything once the journal starts anew, are in
+//! a second file too.
 
 use super::volume::Volume;
 use crate::error::Result;
@@ -150,6 +152,12 @@ impl Volume {
         };
         let path = self.paths.layer(contents.epochs.start, version);
         self.write_layer_file(&path, contents).await?;
+        let pages = u32::try_from(contents.meta_pages.len()).unwrap_or(u32::MAX);
+        if pages > 0 {
+            let second = self.paths.layer_pages(contents.epochs.start, version);
+            self.write_layer_file(&second, &pages_only(contents)).await?;
+        }
+        self.io.sync_dir(&self.paths.snapshots()).await?;
         let mapped = self.io.map(&path).await?;
         let sealed = SealedLayer::open(mapped, contents.volume, contents.epochs.clone())?;
         let record = LayerRecord {
@@ -158,10 +166,12 @@ impl Volume {
             entries: contents.entries.len() as u64,
             live: live_by_segment(&contents.entries),
             version,
+            pages,
         };
         Ok((record, Rc::new(sealed)))
     }
 
+    /// Writes and syncs a file of that form; the caller syncs the directory.
     pub(super) async fn write_layer_file(&self, path: &Path, contents: &LayerContents) -> Result<()> {
         let file = self.io.open(path, OpenHow::CreateEmpty).await?;
         let written = async {
@@ -175,13 +185,17 @@ impl Volume {
         };
         let result = written.await;
         self.io.close(file);
-        if let Err(error) = result {
+        if result.is_err() {
             // A part of it would stand in the way of the next attempt on a full disk.
             let _ = self.io.remove(path).await;
-            return Err(error);
         }
-        self.io.sync_dir(&self.paths.snapshots()).await
+        result
     }
+}
+
+/// The before-pages of a layer alone: nothing else has them, so they are stored twice.
+pub(super) fn pages_only(contents: &LayerContents) -> LayerContents {
+    LayerContents { bits: BitMap::new(), entries: BlockMap::new(), ..contents.clone() }
 }
 
 /// How many images lie in which segment.

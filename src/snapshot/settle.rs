@@ -69,6 +69,9 @@ impl Volume {
     }
 
     async fn settle_group(self: &Rc<Self>, indices: &[usize], epoch: Epoch) -> Result<()> {
+        if self.s.borrow().chain.is_alarmed() {
+            self.heal().await?;
+        }
         let mut blocks: Vec<(Block, usize)> = {
             let s = self.s.borrow();
             indices.iter().map(|i| (s.slots.get(*i).block, *i)).collect()

@@ -40,6 +40,8 @@ pub struct TakeTicket {
     request: TakeRequest,
     epoch: Option<Epoch>,
     size: u64,
+    /// Nobody knows whether the batch was committed.
+    undecided: bool,
     _room: Room,
     _exclusive: Exclusive,
 }
@@ -89,14 +91,9 @@ impl Volume {
         };
         self.map_stage().await?;
         let room = self.journal.reserve(TAKE_BYTES).await?;
-        Ok(TakeTicket {
-            volume: Rc::clone(self),
-            request,
-            epoch: None,
-            size,
-            _room: room,
-            _exclusive: exclusive,
-        })
+        let volume = Rc::clone(self);
+        let undecided = false;
+        Ok(TakeTicket { volume, request, epoch: None, size, undecided, _room: room, _exclusive: exclusive })
     }
 
     /// Maps the stage, which a volume without snapshots does not need.
@@ -197,8 +194,20 @@ impl TakeTicket {
     }
 }
 
+impl TakeTicket {
+    /// Instead of the last step: nobody knows whether the batch is committed. Nothing is
+    /// built on either answer: the volume takes no writes until it is opened again.
+    pub fn abandon(mut self, error: &Error) {
+        self.undecided = true;
+        let _ = self.volume.latch_on::<()>(Err(error.duplicate()));
+    }
+}
+
 impl Drop for TakeTicket {
     fn drop(&mut self) {
+        if self.undecided {
+            return;
+        }
         self.volume.s.borrow_mut().unconfirmed = None;
         // Raised and not recorded: the new epoch belongs to the snapshot before it.
         if let Some(epoch) = self.epoch.take() {
@@ -213,7 +222,7 @@ impl Drop for TakeTicket {
 impl Volume {
     /// Takes the youngest snapshot out of the queue before anybody saw it; its layers
     /// belong to the one before it.
-    async fn forget_snapshot(&self, uuid: Uuid) -> Result<()> {
+    async fn forget_snapshot(self: &Rc<Self>, uuid: Uuid) -> Result<()> {
         let Some(epoch) = self.s.borrow().durable.snapshot(uuid).map(|r| r.epoch) else { return Ok(()) };
         let older = self.s.borrow().queue().into_iter().rev().find(|e| *e < epoch);
         self.load_from(older.unwrap_or(epoch)).await?;

@@ -16,7 +16,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::journal::Record;
 use crate::format::state::{SnapshotRecord, VolumeState};
 use crate::io::Io;
-use crate::map::{BitMap, LayerChain, PAGE_BITS};
+use crate::map::{BitMap, LayerChain, LayerContents, PAGE_BITS};
 use crate::store::Tuning;
 use crate::store::clone_volume::CloneVolume;
 use crate::store::event::Event;
@@ -91,6 +91,8 @@ pub(super) struct State {
     pub unconfirmed: Option<Epoch>,
     pub retained: Retained,
     pub chain: LayerChain,
+    /// Layers that were made again from redundant copies and have no whole file yet.
+    pub mended: BTreeMap<Epoch, LayerContents>,
     pub slots: Slots,
     /// Writes under way, by epoch.
     pub admitted: BTreeMap<Epoch, usize>,

@@ -57,7 +57,7 @@ impl Volume {
         fua: bool,
     ) -> Result<()> {
         let mut waiting = None;
-        while let Err(error) = self.write_once(who, offset, &data).await {
+        while let Err(error) = self.healed(async || self.write_once(who, offset, &data).await).await {
             self.on_full(error, wanted, &mut waiting).await.map_err(|e| self.named(e))?;
         }
         drop(waiting);
@@ -152,7 +152,7 @@ impl Volume {
 
     /// Takes care of the other blocks of granules that come into use and are no holes: zeros
     /// for those that a snapshot or a staged write still needs, holes for the rest.
-    async fn clear_rest(&self, range: &Range<u64>, parts: &mut Vec<Part>) -> Result<()> {
+    async fn clear_rest(self: &Rc<Self>, range: &Range<u64>, parts: &mut Vec<Part>) -> Result<()> {
         if self.s.borrow().shift() == 0 {
             return Ok(());
         }

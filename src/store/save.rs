@@ -121,13 +121,7 @@ pub struct Image {
     pub damaged: bool,
 }
 
-/// A group found in a segment.
-pub struct FoundGroup {
-    /// Its header.
-    pub header: GroupHeader,
-    /// Where its first image is.
-    pub images: SaveAddr,
-}
+pub use scan::{FoundGroup, Walk};
 
 /// Keeps segments that are read from being used again.
 pub struct Pin {
@@ -196,7 +190,7 @@ impl SaveVolume {
     #[must_use]
     pub fn group_count_max(&self) -> usize {
         let by_bytes = self.tuning.group_bytes_max / u64::from(self.block_size);
-        let room = (self.tuning.segment_bytes - HEADER_SIZE as u64) / 2 / u64::from(self.block_size + 16);
+        let room = (self.tuning.segment_bytes - HEADER_SIZE as u64) / 2 / u64::from(self.block_size + 32);
         usize::try_from(by_bytes.min(room))
             .unwrap_or(usize::MAX)
             .clamp(1, crate::format::segment::GROUP_COUNT_MAX)
@@ -439,6 +433,7 @@ impl SaveVolume {
         let size = group_size(images.len(), self.block_size);
         let (number, at, generation) = self.place(journal, size, epoch, images.len() as u64).await?;
         let header = GroupHeader {
+            volume: self.volume,
             segment: number,
             generation,
             epoch,
@@ -450,6 +445,10 @@ impl SaveVolume {
         };
         let mut data = vec![Bytes::from(header.encode())];
         data.extend(images.iter().map(|i| i.data.clone()));
+        let filled = images_at(images.len()) + images.len() * self.block_size as usize;
+        let tail = header.encode_tail();
+        let padding = usize::try_from(size).unwrap_or(filled).saturating_sub(filled + tail.len());
+        data.push(Bytes::from([vec![0; padding], tail].concat()));
         let result = async {
             let open = self.open_file(number).await?;
             self.io.write_all(open.file, at, data).await?;
@@ -521,19 +520,20 @@ impl SaveVolume {
         };
         let old = self.inner.borrow_mut().active.replace(next);
         if let Some(number) = old {
-            self.close_segment(journal, number);
+            self.close_segment(journal, number, 0);
         }
         Ok(())
     }
 
-    fn close_segment(&self, journal: &Journal, number: u32) {
+    /// No more groups follow; those below `found` are durable.
+    fn close_segment(&self, journal: &Journal, number: u32, found: u64) {
         let youngest = self.inner.borrow_mut().segments.get_mut(&number).map(|segment| {
             segment.closed = true;
             segment.youngest
         });
         if let Some(youngest) = youngest {
             // Groups may still be on their way to the disk: they raise the mark later.
-            self.push(journal, Record::Mark { segment: number, offset: 0, closed: Some(youngest) });
+            self.push(journal, Record::Mark { segment: number, offset: found, closed: Some(youngest) });
         }
     }
 
@@ -584,7 +584,7 @@ impl SaveVolume {
             self.inner.borrow().segments.iter().filter(|(_, s)| !s.closed).map(|(n, _)| *n).collect();
         if let Some((last, others)) = open.split_last() {
             for number in others {
-                self.close_segment(journal, *number);
+                self.close_segment(journal, *number, 0);
             }
             self.inner.borrow_mut().active = Some(*last);
         }
@@ -593,10 +593,14 @@ impl SaveVolume {
     /// Closes every segment that is open for appending; used after a recovery: what a crash
     /// left behind the last whole group must not be taken for a later group.
     pub fn close_all(&self, journal: &Journal) {
-        let open: Vec<u32> =
-            self.inner.borrow().segments.iter().filter(|(_, s)| !s.closed).map(|(n, _)| *n).collect();
-        for number in open {
-            self.close_segment(journal, number);
+        let open: Vec<(u32, u64)> = {
+            let inner = self.inner.borrow();
+            inner.segments.iter().filter(|(_, s)| !s.closed).map(|(n, s)| (*n, s.prefix)).collect()
+        };
+        for (number, found) in open {
+            // The recovery synced the segment before it looked for its groups: the mark may
+            // say so, and an image that rots later does not put its whole group in doubt.
+            self.close_segment(journal, number, found);
         }
         let mut inner = self.inner.borrow_mut();
         inner.active = None;

@@ -10,6 +10,7 @@ mod damage;
 mod death;
 mod full;
 mod layers;
+mod power;
 mod readme;
 mod seeds;
 mod ssh;

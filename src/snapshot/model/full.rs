@@ -1,7 +1,7 @@
 //! Full disks: the disk fills up before any operation, and space returns later. Nothing
 //! acknowledged is lost, no flush fails, and a deletion works whenever it is asked for.
 
-use super::crash::recovered;
+use super::lives::recovered;
 use super::oracle::{Crash, Fate, Oracle};
 use super::script::Script;
 use super::*;
@@ -10,7 +10,6 @@ use crate::io::sim::{Loss, SimOptions};
 use crate::snapshot::Who;
 use bytes::Bytes;
 use futures::future::join;
-use std::cell::Cell;
 use std::time::Duration;
 
 const BLOCK: usize = 4096;
@@ -28,15 +27,9 @@ fn stride() -> u64 {
 async fn opened(io: &Io, disk: &SimDisk, oracle: Oracle) -> Rc<Script> {
     let committed = oracle.committed.clone();
     let volume = open(io, Path::new(DIR), 4096, &committed).await;
-    Rc::new(Script {
-        io: io.clone(),
-        volume,
-        oracle: Rc::new(RefCell::new(oracle)),
-        rng: Rc::new(RefCell::new(fastrand::Rng::with_seed(1))),
-        disk: Some(disk.clone()),
-        counts: Rc::new(Cell::default()),
-        failing: false,
-    })
+    let oracle = Rc::new(RefCell::new(oracle));
+    let script = Script::new(io, volume, oracle, Rc::new(Run::new(1)), 0);
+    Rc::new(Script { disk: Some(disk.clone()), ..script })
 }
 
 /// A change that a full disk may refuse; whether it was taken.

@@ -2,10 +2,14 @@
 
 #![allow(dead_code, reason = "each test module uses its part")]
 
+pub mod ledger;
+pub mod lossy;
 pub mod mount;
+pub mod oracle;
 pub mod server;
 pub mod sshd;
 pub mod vm;
+pub mod writers;
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -19,6 +23,11 @@ pub const SNAPVOL: &str = env!("CARGO_BIN_EXE_snapvol");
 /// stores hold unix sockets and their names are limited to 107 bytes.
 pub fn scratch() -> tempfile::TempDir {
     tempfile::Builder::new().prefix("sv").tempdir().unwrap()
+}
+
+/// A number that the environment sets.
+pub fn number(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
 }
 
 /// Whether all `tools` are there. A test returns early if not, except where

@@ -17,12 +17,39 @@ pub const HOST: &str = "10.0.2.2";
 const BOOT_WITHIN: Duration = Duration::from_secs(90);
 const RUN_WITHIN: Duration = Duration::from_secs(60);
 
+/// A guest's system, to be booted as often as is wanted.
+pub struct System {
+    dir: tempfile::TempDir,
+}
+
+/// What a guest has besides the usual.
+#[derive(Default)]
+pub struct Extras<'a> {
+    /// The unix socket of an NBD server whose default export is the guest's `/dev/vda`.
+    pub disk: Option<&'a Path>,
+    /// Ports of the host's loopback, and which ones of the guest they lead to.
+    pub forwards: &'a [(u16, u16)],
+}
+
 /// A running guest; dropping it switches it off.
 pub struct Vm {
     child: Child,
     input: ChildStdin,
     output: Receiver<String>,
-    dir: tempfile::TempDir,
+    console: PathBuf,
+    /// Kept for as long as its only guest runs.
+    _system: Option<System>,
+}
+
+/// Switches a guest off that another thread talks to.
+#[derive(Clone, Copy)]
+pub struct Switch(rustix::process::Pid);
+
+impl Switch {
+    /// Without a warning. The guest must not have been dropped.
+    pub fn off(self) {
+        rustix::process::kill_process(self.0, rustix::process::Signal::KILL).unwrap();
+    }
 }
 
 /// Whether a guest can be booted here (see [`super::have`]).
@@ -37,22 +64,22 @@ fn tools_dir() -> PathBuf {
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target/test-tools"), PathBuf::from)
 }
 
-impl Vm {
-    /// Boots a guest with nothing but the usual tools.
+impl System {
+    /// A system that has these programs, with their libraries, in its PATH.
     #[track_caller]
-    pub fn boot() -> Self {
-        Self::boot_with(&[])
+    pub fn new(programs: &[&Path]) -> Self {
+        let dir = super::scratch();
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vm/mkinitramfs");
+        let initramfs = dir.path().join("initramfs");
+        super::run(Command::new(script).arg(tools_dir()).arg(&initramfs).args(programs));
+        Self { dir }
     }
 
-    /// Boots a guest that has these programs, with their libraries, in its PATH.
+    /// Boots a guest.
     #[track_caller]
-    pub fn boot_with(programs: &[&Path]) -> Self {
+    pub fn boot(&self, extras: &Extras<'_>) -> Vm {
         let tools = tools_dir();
-        let dir = super::scratch();
-        let initramfs = dir.path().join("initramfs");
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vm/mkinitramfs");
-        super::run(Command::new(script).arg(&tools).arg(&initramfs).args(programs));
-
+        let console = self.dir.path().join("console");
         let qemu = tools.join("qemu");
         let firmware = ["usr/share/qemu", "usr/share/seabios", "usr/lib/ipxe/qemu"];
         let libraries = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"];
@@ -64,15 +91,47 @@ impl Vm {
         command.args(["-machine", "q35", "-accel", "tcg", "-cpu", "max", "-m", "512"]);
         command.args(["-nodefaults", "-display", "none", "-monitor", "none", "-no-reboot"]);
         command.args(["-append", "console=ttyS0 quiet panic=-1 nokaslr mitigations=off"]);
-        command.args(["-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile="]);
-        command.arg("-kernel").arg(kernel(&tools)).arg("-initrd").arg(&initramfs);
-        command.arg("-serial").arg(format!("file:{}", dir.path().join("console").display()));
+        let forwards = extras.forwards.iter();
+        let forwards = forwards.map(|(host, guest)| format!(",hostfwd=tcp:127.0.0.1:{host}-:{guest}"));
+        command.arg("-netdev").arg(format!("user,id=net{}", forwards.collect::<String>()));
+        command.args(["-device", "virtio-net-pci,netdev=net,romfile="]);
+        if let Some(socket) = extras.disk {
+            let socket = socket.display();
+            command.arg("-blockdev").arg(format!(
+                "driver=nbd,node-name=disk,server.type=unix,server.path={socket},cache.direct=on,discard=unmap"
+            ));
+            command.args(["-device", "virtio-blk-pci,drive=disk,write-cache=on"]);
+        }
+        command.arg("-kernel").arg(kernel(&tools)).arg("-initrd").arg(self.dir.path().join("initramfs"));
+        command.arg("-serial").arg(format!("file:{}", console.display()));
         command.args(["-serial", "stdio"]).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let (input, output) = (child.stdin.take().unwrap(), lines_of(&mut child));
-        let mut vm = Self { child, input, output, dir };
-        vm.until("@@READY", BOOT_WITHIN, "boot");
+        let mut vm = Vm { child, input, output, console, _system: None };
+        vm.until("@@READY", BOOT_WITHIN).unwrap_or_else(|why| panic!("boot {why}"));
         vm
+    }
+}
+
+impl Vm {
+    /// Boots a guest with nothing but the usual tools.
+    #[track_caller]
+    pub fn boot() -> Self {
+        Self::boot_with(&[])
+    }
+
+    /// Boots a guest that has these programs, with their libraries, in its PATH.
+    #[track_caller]
+    pub fn boot_with(programs: &[&Path]) -> Self {
+        let system = System::new(programs);
+        let mut vm = system.boot(&Extras::default());
+        vm._system = Some(system);
+        vm
+    }
+
+    /// What switches it off.
+    pub fn switch(&self) -> Switch {
+        Switch(rustix::process::Pid::from_child(&self.child))
     }
 
     /// Runs a shell script in the guest: its exit code and what it printed.
@@ -84,13 +143,22 @@ impl Vm {
     /// As [`Vm::run`] with a time limit.
     #[track_caller]
     pub fn run_within(&mut self, limit: Duration, script: &str) -> (i32, String) {
+        self.try_run(limit, script).unwrap_or_else(|why| panic!("{script} {why}"))
+    }
+
+    /// As [`Vm::run_within`]; why there is no answer, if there is none.
+    ///
+    /// # Errors
+    /// When the time is over, or somebody switched the guest off.
+    pub fn try_run(&mut self, limit: Duration, script: &str) -> Result<(i32, String), String> {
         let start = Instant::now();
-        writeln!(self.input, "{script}\n@@RUN").unwrap();
-        let (end, output) = self.until("@@EXIT ", limit, script);
+        // Into a guest that is off it fails, and then so does what follows.
+        let _ = writeln!(self.input, "{script}\n@@RUN");
+        let (end, output) = self.until("@@EXIT ", limit)?;
         if std::env::var_os("SNAPVOL_TEST_VERBOSE").is_some() {
             eprintln!("guest, {:.2?}: {script}\n{output}", start.elapsed());
         }
-        (end.parse().unwrap(), output)
+        Ok((end.parse().unwrap(), output))
     }
 
     /// Runs a script that must succeed and returns what it printed.
@@ -103,21 +171,20 @@ impl Vm {
 
     /// What the guest's kernel said.
     pub fn console(&self) -> String {
-        std::fs::read(self.dir.path().join("console"))
+        std::fs::read(&self.console)
             .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
             .unwrap_or_default()
     }
 
     /// Reads to the line that begins with `mark`: the rest of that line, and all before.
-    #[track_caller]
-    fn until(&mut self, mark: &str, limit: Duration, what: &str) -> (String, String) {
+    fn until(&mut self, mark: &str, limit: Duration) -> Result<(String, String), String> {
         let start = Instant::now();
         let mut output = String::new();
         loop {
             match self.output.recv_timeout(limit.saturating_sub(start.elapsed())) {
                 Ok(line) => {
                     if let Some(rest) = line.strip_prefix(mark) {
-                        return (rest.trim().to_owned(), output.trim_end().to_owned());
+                        return Ok((rest.trim().to_owned(), output.trim_end().to_owned()));
                     }
                     output.push_str(&line);
                     output.push('\n');
@@ -127,7 +194,7 @@ impl Vm {
                         RecvTimeoutError::Timeout => format!("took longer than {limit:?}"),
                         RecvTimeoutError::Disconnected => "ended the guest".to_owned(),
                     };
-                    panic!("{what} {why}\noutput: {output}\nconsole: {}", self.console());
+                    return Err(format!("{why}\noutput: {output}\nconsole: {}", self.console()));
                 }
             }
         }
