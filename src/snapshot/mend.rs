@@ -181,6 +181,7 @@ impl Sources<'_> {
     pub(super) async fn pages_of(&self, path: &Path, record: &LayerRecord) -> Result<BTreeMap<u64, Page>> {
         let result = async {
             let layer = SealedLayer::open(self.io.map(path).await?, self.volume, record.first..record.end)?;
+            layer.verify()?;
             let mut pages = BTreeMap::new();
             for page in layer.meta_pages() {
                 pages.extend(layer.meta_page(page)?.map(|content| (page, content)));
