@@ -10,6 +10,8 @@ mod check;
 mod clients;
 mod core;
 mod export;
+#[cfg(test)]
+mod model;
 mod production;
 mod receive;
 mod report;

@@ -26,6 +26,11 @@ impl Config {
     pub fn name(&self) -> &'static str {
         TAILS[self.tail].name
     }
+
+    /// What even the death of the process may have cost.
+    fn least(&self) -> Crash {
+        if TAILS[self.tail].start == Start::Cut { Crash::Power } else { Crash::Process }
+    }
 }
 
 /// Every script on every kind of volume and of disk.
@@ -76,8 +81,7 @@ impl Exhaustive {
             survives(&disk, left.oracle.clone(), Crash::Power);
         }
         left.disk.crash_process();
-        let worst = if TAILS[config.tail].start == Start::Cut { Crash::Power } else { Crash::Process };
-        survives(&left.disk, left.oracle, worst);
+        survives(&left.disk, left.oracle, config.least());
         let states = losses.len() as u64 + 1;
         Counts { operations: u64::from(left.has_ended), crashes: states, failures: 0, checks: states }
     }
@@ -90,7 +94,7 @@ impl Exhaustive {
         });
         let process = left.disk.fork();
         process.crash_process();
-        survives(&process, left.oracle.clone(), Crash::Process);
+        survives(&process, left.oracle.clone(), config.least());
         left.disk.power_cut(Loss::Random);
         survives(&left.disk, left.oracle, Crash::Power);
         Counts { operations: 0, crashes: 2, failures: 1, checks: 2 }

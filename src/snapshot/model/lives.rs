@@ -77,11 +77,15 @@ pub(super) fn lives(run: &Rc<Run>, profile: Profile) {
         let budget = lives.budget(life);
         match lives.live(life, crash, STEPS, budget) {
             End::Refused => return,
-            end => crash = Some(lives.end(life, end)),
+            end => {
+                crash = Some(lives.end(life, end));
+                // Of what a crash left, the newest can't be told from what was torn.
+                if end == End::Closed && lives.profile.trouble == Trouble::Flips {
+                    lives.turn_bits_over(life);
+                }
+            }
         }
-        if lives.profile.trouble == Trouble::Flips {
-            lives.turn_bits_over(life);
-        }
+
     }
     lives.live(LIVES, crash, 2, None);
 }
@@ -89,8 +93,17 @@ pub(super) fn lives(run: &Rc<Run>, profile: Profile) {
 impl Lives {
     fn new(run: Rc<Run>, profile: Profile) -> Self {
         let mut rng = run.rng(&[LIFE]);
-        let geometry = geometry(&mut rng);
-        let on_full = [OnFull::Freeze, OnFull::Readonly, OnFull::DropOldest][rng.usize(0..3)];
+        let mut geometry = geometry(&mut rng);
+        let policies = [OnFull::Freeze, OnFull::Readonly, OnFull::DropOldest];
+        let on_full = match profile.trouble {
+            // No snapshot goes because of an error that chance gave.
+            Trouble::Faults => policies[rng.usize(0..2)],
+            _ => policies[rng.usize(0..3)],
+        };
+        if profile.trouble == Trouble::Flips {
+            // What can't be read is read block by block.
+            geometry.size = geometry.size.min(20 * u64::from(geometry.block_size));
+        }
         let (inline, reorder) = (rng.bool(), rng.u32(0..4) > 0);
         let disk = SimDisk::new(SimOptions { seed: run.varied(&[DISK]).u64(..), inline, reorder });
         on_sim(&disk, move |io| async move {
@@ -119,6 +132,9 @@ impl Lives {
             return None;
         }
         let mut rng = self.run.varied(&[BUDGET, u64::from(life)]);
+        if self.profile.trouble == Trouble::Flips && rng.bool() {
+            return None;
+        }
         Some(if rng.bool() { rng.u64(0..300) } else { rng.u64(0..3000) })
     }
 
@@ -151,6 +167,9 @@ impl Lives {
         let damage = self.damage.get();
         let before = disk.injected();
         let mut forks = Vec::new();
+        // What an earlier crash may have cost, until the oracle has seen it.
+        let unseen = Rc::new(Cell::new(crash));
+        let seen = Rc::clone(&unseen);
         let mut rng = self.run.varied(&[FORK, u64::from(life)]);
         let odds = 1 << rng.u32(4..9);
         let may_fork = budget.is_some() && faults.is_none();
@@ -158,7 +177,7 @@ impl Lives {
             &self.disk,
             || {
                 if may_fork && forks.len() < FORKS_MAX && rng.u32(0..odds) == 0 {
-                    forks.push((self.disk.fork(), self.oracle.borrow().clone()));
+                    forks.push((self.disk.fork(), self.oracle.borrow().clone(), unseen.get()));
                 }
             },
             move |io| async move {
@@ -179,6 +198,7 @@ impl Lives {
                 };
                 if let Some(crash) = crash {
                     recovered(&script, crash).await;
+                    seen.set(None);
                 }
                 script.check().await;
                 if let Some(budget) = budget {
@@ -208,9 +228,9 @@ impl Lives {
         self.disk.set_faults(None);
         self.disk.fill(None);
         self.run.count(|counts| counts.failures += self.disk.injected() - before);
-        for (index, (disk, mut oracle)) in forks.into_iter().enumerate() {
+        for (index, (disk, mut oracle, unseen)) in forks.into_iter().enumerate() {
             self.may_drop(&mut oracle);
-            self.survive(life, index as u64, &disk, oracle);
+            self.survive(life, index as u64, &disk, oracle, unseen);
         }
         self.may_drop(&mut self.oracle.borrow_mut());
         ended.unwrap_or(End::Cut)
@@ -226,10 +246,13 @@ impl Lives {
     }
 
     /// Crashes from a state in the middle of a life, and looks at what is left.
-    fn survive(&self, life: u16, index: u64, disk: &SimDisk, oracle: Oracle) {
+    fn survive(&self, life: u16, index: u64, disk: &SimDisk, oracle: Oracle, unseen: Option<Crash>) {
         let mut rng = self.run.varied(&[FORK, u64::from(life), index + 1]);
         disk.fill(None);
-        let crash = self.crash(disk, &mut rng);
+        let crash = match (self.crash(disk, &mut rng), unseen) {
+            (Crash::Process, Some(unseen)) => unseen,
+            (crash, _) => crash,
+        };
         self.run.note(Id::life(life), || format!("beside it: {crash:?}, {} snapshots", oracle.snaps.len()));
         let (run, machine) = (Rc::clone(&self.run), disk.clone());
         let (block_size, damage) = (self.block_size, self.damage.get());

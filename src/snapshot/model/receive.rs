@@ -122,7 +122,9 @@ pub(super) fn secondary(run: &Rc<Run>, crashes: bool, power: bool) {
     let held = Rc::new(Cell::new(0));
     for life in 0..40_u16 {
         if crashes && life < 30 {
-            disk.crash_after(rng.borrow_mut().u64(0..1500));
+            let mut rng = rng.borrow_mut();
+            let most = [40, 200, 1500][rng.usize(0..3)];
+            disk.crash_after(rng.u64(0..most));
         }
         let (streams, rng_now, count) = (streams.clone(), Rc::clone(&rng), Rc::clone(&held));
         let (machine, run_now) = (disk.clone(), Rc::clone(run));
