@@ -11,6 +11,7 @@ mod death;
 mod layers;
 mod power;
 mod readme;
+mod reconnect;
 mod seeds;
 mod ssh;
 mod support;
