@@ -173,10 +173,23 @@ impl Error {
         self.0.kind
     }
 
+    /// What the operating system said, if it was that.
+    #[must_use]
+    pub fn os_kind(&self) -> Option<std::io::ErrorKind> {
+        let source = self.0.source.as_ref()?;
+        source.downcast_ref::<std::io::Error>().map(std::io::Error::kind)
+    }
+
     /// What to do next, where somebody said it.
     #[must_use]
     pub fn hint_text(&self) -> Option<&str> {
         self.0.hint.as_deref()
+    }
+
+    /// The number of the operating system's error, where it is the source.
+    #[must_use]
+    pub fn os_code(&self) -> Option<i32> {
+        self.0.source.as_ref()?.downcast_ref::<std::io::Error>()?.raw_os_error()
     }
 
     /// A second error that says the same, for every waiter of one failed operation.

@@ -1,8 +1,8 @@
 //! The snapshot delta on its way: making and reading the stream.
 //!
 //! [`sender`] makes a stream of a [`Source`]; [`receiver`] applies one to a [`Target`].
-//! Both are blocking and know no store: what they read and write stands behind the two
-//! traits.
+//! Both know no store: what they read and write stands behind the two traits, which they
+//! await.
 
 pub mod decoder;
 pub mod encoder;
@@ -15,7 +15,7 @@ pub use decoder::{Chunk, Decoder};
 pub use encoder::{Encoder, PlainChunk};
 pub use receiver::{Begin, Outcome, Target, receive};
 pub use relay::Relay;
-pub use sender::{SendStream, Source};
+pub use sender::{FrameMaker, SendStream, Source};
 pub use token::ResumeToken;
 
 pub use crate::format::stream::{Extent, ExtentKind, SnapshotId, StreamHeader, Trailer};

@@ -2,7 +2,8 @@
 //!
 //! The target alone decides what is durable and when the snapshot appears; the
 //! receiver promises it that `commit` comes only after the whole stream has been
-//! verified, and that what `progress` covers has been handed over completely.
+//! verified, and that what `progress` covers has been handed over completely. It awaits
+//! the target; its input it reads on the thread that runs it.
 
 use super::decoder::{Chunk, Decoder};
 use crate::error::{Error, ErrorKind, Result};
@@ -35,26 +36,26 @@ pub trait Target {
     /// # Errors
     /// `Conflict` for a missing base, a role, a name taken by another identity, or
     /// another receive under way.
-    fn begin(&mut self, header: &StreamHeader) -> Result<Begin>;
+    fn begin(&mut self, header: &StreamHeader) -> impl Future<Output = Result<Begin>>;
 
     /// Bytes for the volume, whole blocks, ascending.
     ///
     /// # Errors
     /// Whatever writing meets; the receive ends and can be resumed.
-    fn data(&mut self, offset: u64, bytes: Bytes) -> Result<()>;
+    fn data(&mut self, offset: u64, bytes: Bytes) -> impl Future<Output = Result<()>>;
 
     /// The range reads as zeros afterwards; whole blocks, ascending.
     ///
     /// # Errors
     /// As for [`Self::data`].
-    fn discard(&mut self, offset: u64, len: u64) -> Result<()>;
+    fn discard(&mut self, offset: u64, len: u64) -> impl Future<Output = Result<()>>;
 
     /// Everything below byte `below` has been handed over: the target makes it durable
     /// and remembers the number, so that a later stream can start there.
     ///
     /// # Errors
     /// As for [`Self::data`].
-    fn progress(&mut self, below: u64) -> Result<()>;
+    fn progress(&mut self, below: u64) -> impl Future<Output = Result<()>>;
 
     /// What this stream handed over can't be trusted, though every chunk looked good:
     /// only what was below `durable` when it began still counts. As `progress`, but
@@ -62,7 +63,7 @@ pub trait Target {
     ///
     /// # Errors
     /// As for [`Self::data`].
-    fn rewind(&mut self, durable: u64) -> Result<()> {
+    fn rewind(&mut self, durable: u64) -> impl Future<Output = Result<()>> {
         self.progress(durable)
     }
 
@@ -71,7 +72,7 @@ pub trait Target {
     ///
     /// # Errors
     /// As for [`Self::data`].
-    fn commit(&mut self, trailer: &Trailer) -> Result<()>;
+    fn commit(&mut self, trailer: &Trailer) -> impl Future<Output = Result<()>>;
 }
 
 /// How a receive went.
@@ -92,12 +93,12 @@ pub struct Outcome {
 /// # Errors
 /// What is wrong with the stream (see [`Decoder::new`]), or what the target says.
 /// Nothing is committed then; what the target has made durable can be resumed.
-pub fn receive(input: &mut dyn Read, target: &mut dyn Target) -> Result<Outcome> {
+pub async fn receive<T: Target>(input: &mut dyn Read, target: &mut T) -> Result<Outcome> {
     let mut decoder = Decoder::new(input)?;
     let header = decoder.header().clone();
     let mut outcome = Outcome { header, already: false, data_bytes: 0, discard_bytes: 0 };
     let header = &outcome.header;
-    let durable = match target.begin(header)? {
+    let durable = match target.begin(header).await? {
         Begin::Resume { durable } => durable,
         Begin::AlreadyHave => {
             // The sender must not take our closing for a failure.
@@ -117,20 +118,20 @@ pub fn receive(input: &mut dyn Read, target: &mut dyn Target) -> Result<Outcome>
         Apply { target, durable, below: durable, reported: durable, since: 0, data: 0, discards: 0 };
     loop {
         match decoder.next_chunk() {
-            Ok(Some(chunk)) => apply.chunk(&chunk)?,
+            Ok(Some(chunk)) => apply.chunk(&chunk).await?,
             Ok(None) => break,
-            Err(error) => return Err(apply.broken(decoder.whole_is_damaged(), error)),
+            Err(error) => return Err(apply.broken(decoder.whole_is_damaged(), error).await),
         }
     }
     let trailer = decoder.trailer().cloned().unwrap_or_default();
-    apply.target.commit(&trailer)?;
+    apply.target.commit(&trailer).await?;
     (outcome.data_bytes, outcome.discard_bytes) = (apply.data, apply.discards);
     Ok(outcome)
 }
 
 /// The chunks' way to the target.
-struct Apply<'a> {
-    target: &'a mut dyn Target,
+struct Apply<'a, T> {
+    target: &'a mut T,
     /// Below this the target had everything when it began.
     durable: u64,
     /// Below this everything has been handed over.
@@ -143,8 +144,8 @@ struct Apply<'a> {
     discards: u64,
 }
 
-impl Apply<'_> {
-    fn chunk(&mut self, chunk: &Chunk) -> Result<()> {
+impl<T: Target> Apply<'_, T> {
+    async fn chunk(&mut self, chunk: &Chunk) -> Result<()> {
         for (extent, mut bytes) in chunk.pieces() {
             if extent.end() <= self.durable {
                 continue;
@@ -155,12 +156,12 @@ impl Apply<'_> {
                 ExtentKind::Data => {
                     // Less than the piece, which is in memory.
                     let skip = usize::try_from(offset - extent.offset).unwrap_or(usize::MAX);
-                    self.target.data(offset, bytes.split_off(skip))?;
+                    self.target.data(offset, bytes.split_off(skip)).await?;
                     self.data += len;
                     self.since += len;
                 }
                 ExtentKind::Discard => {
-                    self.target.discard(offset, len)?;
+                    self.target.discard(offset, len).await?;
                     self.discards += len;
                 }
             }
@@ -168,14 +169,14 @@ impl Apply<'_> {
             self.below = extent.end();
         }
         if self.since >= PROGRESS_BYTES {
-            self.report()?;
+            self.report().await?;
         }
         Ok(())
     }
 
-    fn report(&mut self) -> Result<()> {
+    async fn report(&mut self) -> Result<()> {
         if self.below > self.reported {
-            self.target.progress(self.below)?;
+            self.target.progress(self.below).await?;
             self.reported = self.below;
         }
         self.since = 0;
@@ -184,8 +185,11 @@ impl Apply<'_> {
 
     /// The stream broke: what arrived is kept if it is good. The error of the stream
     /// is the one that counts, whatever the target says now.
-    fn broken(&mut self, whole_is_damaged: bool, error: Error) -> Error {
-        let kept = if whole_is_damaged { self.target.rewind(self.durable) } else { self.report() };
+    async fn broken(&mut self, whole_is_damaged: bool, error: Error) -> Error {
+        let kept = match whole_is_damaged {
+            true => self.target.rewind(self.durable).await,
+            false => self.report().await,
+        };
         match kept {
             Err(second) if error.kind() == ErrorKind::Interrupted => {
                 error.hint(format!("what arrived last was not kept: {second}"))

@@ -1,13 +1,17 @@
 //! The sender: a source of extents becomes the bytes of a stream, as they are read.
 //!
-//! [`SendStream`] is a `Read`. It makes frames only as fast as somebody reads them;
-//! with [`SendStream::read_ahead`] a thread of its own keeps a few ready, so that
-//! reading the store, compressing and writing to the peer overlap.
+//! [`FrameMaker`] makes one frame after the other and awaits nothing but its source.
+//! [`SendStream`] is a `Read` over it for a thread that waits: it makes frames only as
+//! fast as somebody reads them; with [`SendStream::read_ahead`] a thread of its own keeps
+//! a few ready, so that reading the store, compressing and writing to the peer overlap.
 
 use super::encoder::{Encoder, PlainChunk};
 use crate::error::{Error, Result};
 use crate::format::stream::{EXTENT_LEN_MAX, Extent, ExtentKind, StreamHeader};
 use bytes::Bytes;
+use futures::executor::block_on;
+use futures::future::LocalBoxFuture;
+use std::collections::VecDeque;
 use std::io::Read;
 use std::thread::JoinHandle;
 
@@ -19,84 +23,88 @@ pub trait Source: Send {
     /// The header; `resume_from` says below which byte nothing is to be sent.
     fn header(&self) -> &StreamHeader;
 
-    /// The next extent, ascending and disjoint, of any length, made of whole blocks
-    /// (the last block of the volume may end early); none at the end. Extents below
-    /// `resume_from` may be given or not: the sender drops them.
+    /// The next extents, ascending and disjoint, made of whole blocks (the last block of
+    /// the volume may end early), each with its bytes (none for a discard); no extents at
+    /// the end. A few MiB at a time at most. Extents below `resume_from` may be given or
+    /// not: the sender drops them.
     ///
     /// # Errors
     /// Whatever the source meets; the stream then ends without a trailer.
-    fn next_extent(&mut self) -> Result<Option<Extent>>;
-
-    /// Exactly `len` bytes (at most 1 MiB) at `offset`, all within the last extent of
-    /// kind data.
-    ///
-    /// # Errors
-    /// As for [`Self::next_extent`].
-    fn read(&mut self, offset: u64, len: u64) -> Result<Bytes>;
+    fn next_extents(&mut self) -> LocalBoxFuture<'_, Result<Vec<(Extent, Bytes)>>>;
 }
 
 /// Makes the frames, one after the other.
-struct Producer {
+pub struct FrameMaker {
     source: Box<dyn Source>,
     /// None once the trailer is out.
     encoder: Option<Encoder>,
     first: Option<Vec<u8>>,
-    /// What of the current extent is not in a chunk yet.
-    rest: Option<Extent>,
+    /// What the source gave and is not in a chunk yet.
+    ready: VecDeque<(Extent, Bytes)>,
     chunk: PlainChunk,
     compress: bool,
     resume_from: u64,
 }
 
-impl Producer {
-    fn new(source: Box<dyn Source>) -> Result<Self> {
+impl FrameMaker {
+    /// The frames of what `source` gives.
+    ///
+    /// # Errors
+    /// `Invalid` when the source's header contradicts itself.
+    pub fn new(source: Box<dyn Source>) -> Result<Self> {
         let header = source.header();
         let (encoder, first) = Encoder::new(header)?;
         let (compress, resume_from) = (header.compressed, header.resume_from);
-        let (encoder, first) = (Some(encoder), Some(first));
-        Ok(Self { source, encoder, first, rest: None, chunk: PlainChunk::new(), compress, resume_from })
+        let (encoder, first, ready) = (Some(encoder), Some(first), VecDeque::new());
+        Ok(Self { source, encoder, first, ready, chunk: PlainChunk::new(), compress, resume_from })
     }
 
-    fn next_extent(&mut self) -> Result<Option<Extent>> {
-        if let Some(rest) = self.rest.take() {
-            return Ok(Some(rest));
-        }
-        while let Some(mut extent) = self.source.next_extent()? {
-            if extent.end() <= self.resume_from || extent.len == 0 {
-                continue;
+    async fn next_extent(&mut self) -> Result<Option<(Extent, Bytes)>> {
+        loop {
+            while let Some((extent, bytes)) = self.ready.pop_front() {
+                let skip = self.resume_from.saturating_sub(extent.offset).min(extent.len);
+                if skip < extent.len {
+                    return Ok(Some(after(extent, bytes, skip)));
+                }
             }
-            if extent.offset < self.resume_from {
-                extent.len = extent.end() - self.resume_from;
-                extent.offset = self.resume_from;
+            let batch = self.source.next_extents().await?;
+            if batch.is_empty() {
+                return Ok(None);
             }
-            return Ok(Some(extent));
+            for (extent, bytes) in &batch {
+                let data = if extent.kind == ExtentKind::Data { extent.len } else { 0 };
+                assert_eq!(bytes.len() as u64, data, "the source read another length");
+            }
+            self.ready.extend(batch);
         }
-        Ok(None)
     }
 
     /// The bytes of the next frame; none at the end.
-    fn next_frame(&mut self) -> Result<Option<Vec<u8>>> {
+    ///
+    /// # Errors
+    /// The source's.
+    pub async fn next_frame(&mut self) -> Result<Option<Vec<u8>>> {
         if let Some(first) = self.first.take() {
             return Ok(Some(first));
         }
         let Some(encoder) = &self.encoder else { return Ok(None) };
         let number = encoder.next_number();
         self.chunk.clear();
-        while let Some(extent) = self.next_extent()? {
+        while let Some((extent, bytes)) = self.next_extent().await? {
             let fits = match extent.kind {
                 ExtentKind::Data => extent.len.min(self.chunk.room()),
                 ExtentKind::Discard if self.chunk.has_entry() => extent.len.min(DISCARD_LEN_MAX),
                 ExtentKind::Discard => 0,
             };
             if fits > 0 && extent.kind == ExtentKind::Data {
-                let bytes = self.source.read(extent.offset, fits)?;
-                assert_eq!(bytes.len() as u64, fits, "the source read another length");
-                self.chunk.data(extent.offset, &bytes);
+                // Less than the extent, which is in memory.
+                let len = usize::try_from(fits).unwrap_or(usize::MAX);
+                self.chunk.data(extent.offset, &bytes[..len]);
             } else if fits > 0 {
                 self.chunk.discard(extent.offset, fits);
             }
             if fits < extent.len {
-                self.rest = Some(Extent { offset: extent.offset + fits, len: extent.len - fits, ..extent });
+                self.ready.push_front(after(extent, bytes, fits));
             }
             if fits == 0 {
                 break;
@@ -110,12 +118,20 @@ impl Producer {
     }
 }
 
+/// An extent without its first `skip` bytes.
+fn after(extent: Extent, mut bytes: Bytes, skip: u64) -> (Extent, Bytes) {
+    if extent.kind == ExtentKind::Data {
+        let _ = bytes.split_to(usize::try_from(skip).unwrap_or(usize::MAX));
+    }
+    (Extent { offset: extent.offset + skip, len: extent.len - skip, ..extent }, bytes)
+}
+
 /// The longest discard of one entry, a multiple of every block size.
 const DISCARD_LEN_MAX: u64 = 1 << 40;
 const _: () = assert!(DISCARD_LEN_MAX <= EXTENT_LEN_MAX);
 
 enum Frames {
-    Here(Box<Producer>),
+    Here(Box<FrameMaker>),
     /// The thread ends after an error or the trailer, or when the receiver is dropped.
     Ahead(crossbeam::channel::Receiver<Result<Vec<u8>>>, Option<JoinHandle<()>>),
     Ended,
@@ -129,12 +145,13 @@ pub struct SendStream {
 }
 
 impl SendStream {
-    /// A stream of what `source` gives, made on the thread that reads it.
+    /// A stream of what `source` gives, made on the thread that reads it, which is not one
+    /// that runs tasks.
     ///
     /// # Errors
     /// `Invalid` when the source's header contradicts itself.
     pub fn new(source: Box<dyn Source>) -> Result<Self> {
-        Ok(Self { frames: Frames::Here(Box::new(Producer::new(source)?)), frame: Bytes::new() })
+        Ok(Self { frames: Frames::Here(Box::new(FrameMaker::new(source)?)), frame: Bytes::new() })
     }
 
     /// The same, made ahead of the reader on a thread of its own; dropping the stream
@@ -143,10 +160,10 @@ impl SendStream {
     /// # Errors
     /// As for [`Self::new`]; `Io` when there can be no thread.
     pub fn read_ahead(source: Box<dyn Source>) -> Result<Self> {
-        let mut producer = Producer::new(source)?;
+        let mut maker = FrameMaker::new(source)?;
         let (sender, receiver) = crossbeam::channel::bounded(FRAMES_AHEAD);
         let work = move || {
-            while let Some(frame) = producer.next_frame().transpose() {
+            while let Some(frame) = block_on(maker.next_frame()).transpose() {
                 let failed = frame.is_err();
                 if sender.send(frame).is_err() || failed {
                     return;
@@ -164,7 +181,7 @@ impl SendStream {
 
     fn next_frame(&mut self) -> Result<Vec<u8>> {
         let next = match &mut self.frames {
-            Frames::Here(producer) => producer.next_frame().map(Option::unwrap_or_default),
+            Frames::Here(maker) => block_on(maker.next_frame()).map(Option::unwrap_or_default),
             Frames::Ahead(receiver, _) => receiver.recv().unwrap_or_else(|_| {
                 Err(Error::new(crate::ErrorKind::Interrupted, "the sender stopped unexpectedly"))
             }),

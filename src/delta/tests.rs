@@ -6,6 +6,9 @@ use super::*;
 use crate::error::{Error, ErrorKind, Result};
 use crate::types::Geometry;
 use bytes::Bytes;
+use futures::FutureExt;
+use futures::executor::block_on;
+use futures::future::{LocalBoxFuture, ready};
 use std::io::Read;
 use uuid::Uuid;
 
@@ -22,14 +25,16 @@ impl Source for Sent {
     fn header(&self) -> &StreamHeader {
         &self.header
     }
-    fn next_extent(&mut self) -> Result<Option<Extent>> {
-        Ok(self.extents.next())
-    }
-    fn read(&mut self, offset: u64, len: u64) -> Result<Bytes> {
-        if offset + len > self.broken_from {
-            return Err(Error::corrupt("block 7 is damaged"));
-        }
-        Ok(Bytes::copy_from_slice(&self.content[offset as usize..(offset + len) as usize]))
+    fn next_extents(&mut self) -> LocalBoxFuture<'_, Result<Vec<(Extent, Bytes)>>> {
+        let next = self.extents.next().map(|extent| match extent.kind {
+            ExtentKind::Discard => Ok((extent, Bytes::new())),
+            ExtentKind::Data if extent.end() > self.broken_from => Err(Error::corrupt("block 7 is damaged")),
+            ExtentKind::Data => {
+                let range = extent.offset as usize..extent.end() as usize;
+                Ok((extent, Bytes::copy_from_slice(&self.content[range])))
+            }
+        });
+        ready(next.into_iter().collect()).boxed_local()
     }
 }
 
@@ -44,7 +49,7 @@ struct Memory {
 }
 
 impl Target for Memory {
-    fn begin(&mut self, header: &StreamHeader) -> Result<Begin> {
+    async fn begin(&mut self, header: &StreamHeader) -> Result<Begin> {
         if self.committed == Some(header.target.uuid) {
             return Ok(Begin::AlreadyHave);
         }
@@ -54,20 +59,20 @@ impl Target for Memory {
         self.work.resize(header.geometry.size as usize, 0);
         Ok(Begin::Resume { durable: self.durable })
     }
-    fn data(&mut self, offset: u64, bytes: Bytes) -> Result<()> {
+    async fn data(&mut self, offset: u64, bytes: Bytes) -> Result<()> {
         self.work[offset as usize..][..bytes.len()].copy_from_slice(&bytes);
         Ok(())
     }
-    fn discard(&mut self, offset: u64, len: u64) -> Result<()> {
+    async fn discard(&mut self, offset: u64, len: u64) -> Result<()> {
         self.work[offset as usize..][..len as usize].fill(0);
         Ok(())
     }
-    fn progress(&mut self, below: u64) -> Result<()> {
+    async fn progress(&mut self, below: u64) -> Result<()> {
         self.durable = below;
         self.progress.push(below);
         Ok(())
     }
-    fn commit(&mut self, _: &Trailer) -> Result<()> {
+    async fn commit(&mut self, _: &Trailer) -> Result<()> {
         self.view = std::mem::take(&mut self.work);
         self.committed = Some(Uuid::from_u128(2));
         self.durable = 0;
@@ -180,7 +185,7 @@ impl Delta {
 }
 
 fn apply(mut bytes: &[u8], target: &mut Memory) -> Result<Outcome> {
-    receive(&mut bytes, target)
+    block_on(receive(&mut bytes, target))
 }
 
 /// The places where frames begin, the end included.
@@ -377,7 +382,7 @@ fn progress_is_told_now_and_then() {
     let source =
         Sent { header: header(size, 4096), extents, content: vec![7; size as usize], broken_from: u64::MAX };
     let mut target = Memory::default();
-    receive(&mut SendStream::new(Box::new(source)).unwrap(), &mut target).unwrap();
+    block_on(receive(&mut SendStream::read_ahead(Box::new(source)).unwrap(), &mut target)).unwrap();
     assert_eq!(target.progress.len(), 3, "{:?}", target.progress);
 }
 
@@ -393,9 +398,13 @@ fn an_error_of_the_source_comes_through() {
             broken_from: 300_000,
         })
     };
-    for mut stream in [SendStream::new(make()).unwrap(), SendStream::read_ahead(make()).unwrap()] {
-        let error = receive(&mut stream, &mut delta.target()).unwrap_err();
-        assert_eq!(error.to_string(), "block 7 is damaged");
+    let mut ahead = SendStream::read_ahead(make()).unwrap();
+    let error = block_on(receive(&mut ahead, &mut delta.target())).unwrap_err();
+    assert_eq!(error.to_string(), "block 7 is damaged");
+    let mut here = SendStream::new(make()).unwrap();
+    let error = here.read_to_end(&mut Vec::new()).unwrap_err();
+    assert_eq!(error.to_string(), "block 7 is damaged");
+    for mut stream in [ahead, here] {
         assert_eq!(stream.read(&mut [0; 9]).unwrap(), 0);
     }
 }

@@ -4,94 +4,229 @@
 //! `batches` and synced; each volume's record names it, and counts only with it. A
 //! deletion over several volumes is written whole to the file `deleting` before the first
 //! one is begun, and done again at the next open if a crash came in between.
+//!
+//! Why a crash is safe: an open syncs both files and their names before it believes them,
+//! so that no two volumes ever hear different answers, whatever crashes follow. And a
+//! commit that fails is taken back durably before any volume undoes its take; where that
+//! fails too, nobody knows the outcome, and nothing is built on it until an open has read
+//! it from the disk.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, ResultExt};
 use crate::format::codec::{Fields, Put};
-use std::collections::BTreeSet;
-use std::fs::{File, OpenOptions};
-use std::io::{Read, Write};
+use crate::io::{FileId, Io, OpenHow};
+use crate::store::paths;
+use bytes::{Bytes, BytesMut};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::ErrorKind as OsKind;
 use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
-const ENTRY_SIZE: usize = 20;
+/// Bytes of an entry. It divides a sector, so that a power cut leaves all of it or zeros.
+const ENTRY_SIZE: usize = 32;
 
-fn os(what: &str, path: &Path) -> impl FnOnce(std::io::Error) -> Error {
-    let text = format!("cannot {what} {}", path.display());
-    move |e| Error::os(text, e)
+/// The snapshots that are to go, by volume.
+pub(super) type Deletions = BTreeMap<String, Vec<Uuid>>;
+
+/// What the file `batches` says.
+#[derive(Debug, Default)]
+pub(super) struct Batches {
+    /// The batches that were committed.
+    pub committed: BTreeSet<Uuid>,
+    /// An entry can't be read: other batches may have been committed.
+    pub damage: Option<Error>,
 }
 
-/// Makes the names in a directory durable.
-pub(super) fn sync_dir(dir: &Path) -> Result<()> {
-    File::open(dir).and_then(|d| d.sync_all()).map_err(os("sync", dir))
+/// How a commit ended.
+#[derive(Debug)]
+pub(super) enum Commit {
+    /// It is durable.
+    Done,
+    /// It failed, and durably never was.
+    Undone(Error),
+    /// Nobody knows which of the two an open will find.
+    Unknown(Error),
 }
 
-/// Whether an entry is whole.
-fn checks(entry: &[u8]) -> bool {
-    crc32c::crc32c(&entry[..16]).to_le_bytes() == entry[16..]
+/// An entry, as it lies in the file.
+#[derive(PartialEq)]
+enum Entry {
+    Committed(Uuid),
+    /// It never came to be.
+    Torn,
+    Damaged,
 }
 
-/// The batches that were committed. A torn last entry was promised to nobody.
-pub(super) fn committed(path: &Path) -> Result<BTreeSet<Uuid>> {
-    let mut bytes = Vec::new();
-    match File::open(path) {
-        Ok(mut file) => file.read_to_end(&mut bytes).map_err(os("read", path))?,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
-        Err(error) => return Err(os("open", path)(error)),
-    };
-    let mut all = BTreeSet::new();
-    let count = bytes.len() / ENTRY_SIZE;
-    for (index, entry) in bytes.chunks_exact(ENTRY_SIZE).enumerate() {
-        if checks(entry) {
-            all.insert(Fields(entry).uuid()?);
-        } else if index + 1 < count {
-            return Err(Error::corrupt(format!("{}: entry {index} is damaged", path.display())).hint(
-                "a snapshot of several volumes may hang on it; if none was being taken at the last crash, remove the file",
-            ));
+fn entry(bytes: &[u8]) -> Entry {
+    if bytes.len() < ENTRY_SIZE || bytes.iter().all(|byte| *byte == 0) {
+        return Entry::Torn;
+    }
+    let mut fields = Fields(bytes);
+    match (fields.uuid(), fields.u32()) {
+        (Ok(uuid), Ok(crc)) if crc == crc32c::crc32c(&bytes[..16]) && fields.0.iter().all(|b| *b == 0) => {
+            Entry::Committed(uuid)
+        }
+        _ => Entry::Damaged,
+    }
+}
+
+fn encode_entry(batch: Uuid) -> Bytes {
+    let mut out = Put::default();
+    out.uuid(batch);
+    let crc = crc32c::crc32c(&out.0);
+    out.u32(crc);
+    out.0.resize(ENTRY_SIZE, 0);
+    out.0.into()
+}
+
+/// Opens a file that may be missing.
+async fn open(io: &Io, path: &Path, how: OpenHow) -> Result<Option<FileId>> {
+    match io.open(path, how).await {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.os_kind() == Some(OsKind::NotFound) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+async fn read_all(io: &Io, file: FileId) -> Result<BytesMut> {
+    let size = io.size(file).await?;
+    io.read(file, 0, usize::try_from(size).unwrap_or(usize::MAX)).await
+}
+
+/// Reads a small file, if it is there; with `sync` what is read is durable, its name too.
+async fn read(io: &Io, path: &Path, sync: bool) -> Result<Option<BytesMut>> {
+    let Some(file) = open(io, path, OpenHow::Read).await? else { return Ok(None) };
+    let result = async {
+        if sync {
+            io.sync(file).await?;
+        }
+        read_all(io, file).await
+    }
+    .await;
+    io.close(file);
+    let bytes = result.context(|| path.display().to_string())?;
+    if sync && let Some(dir) = path.parent() {
+        io.sync_dir(dir).await?;
+    }
+    Ok(Some(bytes))
+}
+
+/// The batches that were committed. A torn last entry was promised to nobody. With `sync`
+/// the answer is durable.
+pub(super) async fn committed(io: &Io, store: &Path, sync: bool) -> Result<Batches> {
+    let path = paths::batches(store);
+    let bytes = read(io, &path, sync).await?.unwrap_or_default();
+    let mut all = Batches::default();
+    let count = bytes.len().div_ceil(ENTRY_SIZE);
+    for (index, bytes) in bytes.chunks(ENTRY_SIZE).enumerate() {
+        match entry(bytes) {
+            Entry::Committed(batch) => {
+                all.committed.insert(batch);
+            }
+            Entry::Torn if index + 1 == count => {}
+            Entry::Torn | Entry::Damaged => {
+                let error = Error::corrupt(format!("{}: entry {index} is damaged", path.display()));
+                all.damage = Some(error.hint(
+                    "restore the file from a copy; without it, snapshots of several volumes whose taking \
+                     a crash interrupted are gone",
+                ));
+            }
         }
     }
     Ok(all)
 }
 
-/// Commits a batch: durable when this returns.
-pub(super) fn commit(path: &Path, batch: Uuid) -> Result<()> {
-    let new = !path.exists();
-    let mut file = OpenOptions::new().append(true).create(true).open(path).map_err(os("open", path))?;
-    // A torn entry from before a crash must neither shift this one nor stand before it: only
-    // the last one may be bad.
-    let bytes = std::fs::read(path).map_err(os("read", path))?;
-    let count = bytes.chunks_exact(ENTRY_SIZE).rposition(checks).map_or(0, |last| last + 1);
-    let whole = (count * ENTRY_SIZE) as u64;
-    if whole != bytes.len() as u64 {
-        file.set_len(whole).map_err(os("mend", path))?;
+/// Commits a batch. The outcome is durable when this returns, unless it is unknown.
+pub(super) async fn commit(io: &Io, store: &Path, batch: Uuid) -> Commit {
+    let path = paths::batches(store);
+    let (file, new) = match open_or_create(io, &path).await {
+        Ok(found) => found,
+        Err(error) => return Commit::Undone(error),
+    };
+    let end = match end_of_entries(io, file).await {
+        Ok(end) => end,
+        Err(error) => {
+            io.close(file);
+            return Commit::Undone(error.context(path.display().to_string()));
+        }
+    };
+    let appended = async {
+        io.write(file, end, encode_entry(batch)).await?;
+        io.sync(file).await?;
+        if new { io.sync_dir(store).await } else { Ok(()) }
     }
-    let mut entry = Put::default();
-    entry.uuid(batch);
-    let crc = crc32c::crc32c(&entry.0);
-    entry.u32(crc);
-    file.write_all(&entry.0).and_then(|()| file.sync_all()).map_err(os("write", path))?;
-    if new && let Some(dir) = path.parent() {
-        sync_dir(dir)?;
+    .await;
+    let outcome = match appended {
+        Ok(()) => Commit::Done,
+        Err(error) => {
+            let error = error.context(path.display().to_string());
+            match cut(io, file, end).await {
+                Ok(()) => Commit::Undone(error),
+                Err(second) => {
+                    tracing::error!("{}: the entry can't be taken back: {second}", path.display());
+                    Commit::Unknown(error)
+                }
+            }
+        }
+    };
+    io.close(file);
+    outcome
+}
+
+async fn open_or_create(io: &Io, path: &Path) -> Result<(FileId, bool)> {
+    match open(io, path, OpenHow::Write).await? {
+        Some(file) => Ok((file, false)),
+        None => Ok((io.open(path, OpenHow::CreateNew).await?, true)),
     }
-    Ok(())
+}
+
+/// Where the next entry goes. What a crash left of one must neither shift it nor stand
+/// before it, since only the last one may be torn.
+async fn end_of_entries(io: &Io, file: FileId) -> Result<u64> {
+    let bytes = read_all(io, file).await?;
+    let torn = bytes.chunks(ENTRY_SIZE).rev().take_while(|bytes| entry(bytes) == Entry::Torn).count();
+    let end = ((bytes.len().div_ceil(ENTRY_SIZE) - torn) * ENTRY_SIZE) as u64;
+    if end != bytes.len() as u64 {
+        io.truncate(file, end).await?;
+    }
+    Ok(end)
+}
+
+/// Cuts a file off, durably.
+async fn cut(io: &Io, file: FileId, end: u64) -> Result<()> {
+    io.truncate(file, end).await?;
+    io.sync(file).await
 }
 
 /// Forgets all batches: every volume has confirmed its own.
-pub(super) fn forget(path: &Path) -> Result<()> {
-    if path.exists() {
-        let file = OpenOptions::new().write(true).open(path).map_err(os("open", path))?;
-        file.set_len(0).and_then(|()| file.sync_all()).map_err(os("empty", path))?;
-    }
-    Ok(())
+pub(super) async fn forget(io: &Io, store: &Path) -> Result<()> {
+    let path = paths::batches(store);
+    let Some(file) = open(io, &path, OpenHow::Write).await? else { return Ok(()) };
+    let result = cut(io, file, 0).await;
+    io.close(file);
+    result.context(|| path.display().to_string())
 }
 
 fn deleting_file(store: &Path) -> PathBuf {
     store.join("deleting")
 }
 
-/// Remembers deletions that are about to be done.
-pub(super) fn intend(store: &Path, deletions: &[(String, Vec<Uuid>)]) -> Result<()> {
+/// Remembers deletions that are about to be done. If that fails, nobody will do them.
+pub(super) async fn intend(io: &Io, store: &Path, deletions: &Deletions) -> Result<()> {
     let path = deleting_file(store);
     let new = path.with_extension("new");
+    let file = io.open(&new, OpenHow::CreateEmpty).await?;
+    let written = async {
+        io.write(file, 0, encode_deletions(deletions)).await?;
+        io.sync(file).await
+    }
+    .await;
+    io.close(file);
+    written.context(|| new.display().to_string())?;
+    io.rename(&new, &path).await?;
+    io.sync_dir(store).await
+}
+
+fn encode_deletions(deletions: &Deletions) -> Bytes {
     let mut out = Put::default();
     out.count(deletions.len());
     for (volume, snapshots) in deletions {
@@ -103,83 +238,44 @@ pub(super) fn intend(store: &Path, deletions: &[(String, Vec<Uuid>)]) -> Result<
     }
     let crc = crc32c::crc32c(&out.0);
     out.u32(crc);
-    let mut file = File::create(&new).map_err(os("make", &new))?;
-    file.write_all(&out.0).and_then(|()| file.sync_all()).map_err(os("write", &new))?;
-    std::fs::rename(&new, &path).map_err(os("rename", &new))?;
-    sync_dir(store)
+    out.0.into()
 }
 
-/// The deletions that a crash may have left undone.
-pub(super) fn intended(store: &Path) -> Result<Vec<(String, Vec<Uuid>)>> {
-    let path = deleting_file(store);
-    let bytes = match std::fs::read(&path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(os("read", &path)(error)),
-    };
-    let parse = || {
-        let (body, sum) = bytes.split_at_checked(bytes.len().saturating_sub(4)).unwrap_or_default();
-        if crc32c::crc32c(body).to_le_bytes() != *sum {
-            return Err(Error::corrupt("wrong checksum"));
-        }
-        let mut from = Fields(body);
-        let mut all = Vec::new();
-        for _ in 0..from.count(8)? {
-            let volume = from.text()?;
-            let snapshots = (0..from.count(16)?).map(|_| from.uuid()).collect::<Result<_>>()?;
-            all.push((volume, snapshots));
-        }
-        from.end()?;
-        Ok(all)
-    };
-    parse().map_err(|e| e.context(path.display().to_string()))
+fn decode_deletions(bytes: &[u8]) -> Result<Deletions> {
+    let (body, sum) = bytes.split_at_checked(bytes.len().saturating_sub(4)).unwrap_or_default();
+    if crc32c::crc32c(body).to_le_bytes() != *sum {
+        return Err(Error::corrupt("wrong checksum").hint(
+            "a deletion over several volumes was interrupted: delete what is left of it, then remove the file",
+        ));
+    }
+    let mut from = Fields(body);
+    let mut all = Deletions::new();
+    for _ in 0..from.count(8)? {
+        let volume = from.text()?;
+        let snapshots = (0..from.count(16)?).map(|_| from.uuid()).collect::<Result<_>>()?;
+        all.insert(volume, snapshots);
+    }
+    from.end()?;
+    Ok(all)
 }
 
-/// The deletions are done.
-pub(super) fn done(store: &Path) -> Result<()> {
+/// The deletions that a crash may have left undone; with `sync` the answer is durable.
+pub(super) async fn intended(io: &Io, store: &Path, sync: bool) -> Result<Deletions> {
     let path = deleting_file(store);
-    std::fs::remove_file(&path).map_err(os("remove", &path))?;
-    sync_dir(store)
+    match read(io, &path, sync).await? {
+        Some(bytes) => decode_deletions(&bytes).context(|| path.display().to_string()),
+        None => Ok(Deletions::new()),
+    }
+}
+
+/// The deletions are done, or will not be.
+pub(super) async fn done(io: &Io, store: &Path) -> Result<()> {
+    match io.remove(&deleting_file(store)).await {
+        Err(error) if error.os_kind() != Some(OsKind::NotFound) => return Err(error),
+        _ => {}
+    }
+    io.sync_dir(store).await
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_torn_entry_is_nobody_s() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("batches");
-        let (a, b) = (Uuid::new_v4(), Uuid::new_v4());
-        commit(&path, a).unwrap();
-        let mut file = OpenOptions::new().append(true).open(&path).unwrap();
-        file.write_all(&[1; 7]).unwrap();
-        assert_eq!(committed(&path).unwrap(), BTreeSet::from([a]));
-        commit(&path, b).unwrap();
-        assert_eq!(committed(&path).unwrap(), BTreeSet::from([a, b]));
-        // A power cut may leave an entry's length without its bytes.
-        let mut file = OpenOptions::new().append(true).open(&path).unwrap();
-        file.write_all(&[0; ENTRY_SIZE]).unwrap();
-        assert_eq!(committed(&path).unwrap(), BTreeSet::from([a, b]));
-        let c = Uuid::new_v4();
-        commit(&path, c).unwrap();
-        assert_eq!(committed(&path).unwrap(), BTreeSet::from([a, b, c]));
-        let mut bytes = std::fs::read(&path).unwrap();
-        bytes[3] ^= 1;
-        std::fs::write(&path, bytes).unwrap();
-        assert_eq!(committed(&path).unwrap_err().kind(), crate::ErrorKind::Corrupt);
-        forget(&path).unwrap();
-        assert!(committed(&path).unwrap().is_empty());
-    }
-
-    #[test]
-    fn intentions_survive() {
-        let dir = tempfile::tempdir().unwrap();
-        let all = vec![("a".to_owned(), vec![Uuid::new_v4()]), ("b".to_owned(), vec![])];
-        assert!(intended(dir.path()).unwrap().is_empty());
-        intend(dir.path(), &all).unwrap();
-        assert_eq!(intended(dir.path()).unwrap(), all);
-        done(dir.path()).unwrap();
-        assert!(intended(dir.path()).unwrap().is_empty());
-    }
-}
+mod tests;

@@ -2,27 +2,58 @@
 
 use super::api::{CheckReport, Finding};
 use super::{batch, volumes};
-use crate::error::Result;
-use crate::io::{DriverKind, Reactor, driver};
+use crate::error::{Error, Result};
+use crate::io::{DriverKind, Io, Reactor, driver};
 use crate::snapshot::{Verified, check_closed};
-use crate::store::paths::{self, VolumePaths};
+use crate::store::paths::VolumePaths;
+use std::collections::BTreeMap;
 use std::path::Path;
+use uuid::Uuid;
 
 /// Checks all volumes of a store that nobody has open.
-pub(super) fn check(store: &Path, names: &[String]) -> Result<CheckReport> {
-    let driver = driver(DriverKind::Plain).map_err(|e| crate::Error::os("cannot start an engine", e))?;
+pub(super) fn check(store: &Path) -> Result<CheckReport> {
+    let driver = driver(DriverKind::Plain).map_err(|e| Error::os("cannot start an engine", e))?;
     let mut reactor = Reactor::new(driver);
+    let (io, store) = (reactor.io(), store.to_owned());
+    reactor.block_on(async move { check_all(&io, &store).await })
+}
+
+async fn check_all(io: &Io, store: &Path) -> Result<CheckReport> {
     let mut report = CheckReport::default();
-    check_batches(store, &mut report);
-    for name in names {
-        let dir = VolumePaths(volumes::dir_of(store, name));
-        let io = reactor.io();
-        let (verified, snapshots) = reactor.block_on(async move { check_closed(&io, &dir).await });
+    let small = [
+        ("batches", batch::committed(io, store, false).await.map_or_else(Some, |found| found.damage)),
+        ("deleting", batch::intended(io, store, false).await.err()),
+    ];
+    for (file, error) in small {
+        report.findings.extend(error.map(|error| finding(None, file.to_owned(), &error)));
+    }
+    let mut owners: BTreeMap<Uuid, String> = BTreeMap::new();
+    for (name, identity) in volumes::listed(io, store).await? {
+        let dir = VolumePaths(volumes::dir_of(store, &name));
+        let (verified, snapshots) = check_closed(io, &dir).await;
+        // A volume that has somebody else's journal is damaged, and no original.
+        if verified.found.is_empty()
+            && let Some(twin) = identity.and_then(|uuid| owners.insert(uuid, name.clone()))
+        {
+            let error = volumes::is_a_copy(&name, &twin);
+            report.findings.push(finding(Some(&name), format!("volumes/{name}"), &error));
+        }
         report.volumes += 1;
         report.snapshots += snapshots;
-        add(&mut report, store, name, verified);
+        add(&mut report, store, &name, verified);
     }
     Ok(report)
+}
+
+fn finding(volume: Option<&str>, file: String, error: &Error) -> Finding {
+    Finding {
+        volume: volume.map(str::to_owned),
+        snapshot: None,
+        file,
+        block: None,
+        problem: error.to_string(),
+        repaired: None,
+    }
 }
 
 /// Adds what was seen of a volume.
@@ -37,24 +68,4 @@ pub(super) fn add(report: &mut CheckReport, store: &Path, volume: &str, verified
         problem: found.problem,
         repaired: None,
     }));
-}
-
-/// The store's own small records.
-fn check_batches(store: &Path, report: &mut CheckReport) {
-    let files = [
-        ("batches", batch::committed(&paths::batches(store)).map(drop)),
-        ("deleting", batch::intended(store).map(drop)),
-    ];
-    for (file, result) in files {
-        if let Err(error) = result {
-            report.findings.push(Finding {
-                volume: None,
-                snapshot: None,
-                file: file.to_owned(),
-                block: None,
-                problem: error.to_string(),
-                repaired: None,
-            });
-        }
-    }
 }

@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::io::Io;
 use crate::snapshot::Volume;
 use crate::types::Role;
+use futures::executor::block_on;
 use std::rc::Rc;
 
 /// An export found by name, and the engine that serves it.
@@ -52,11 +53,12 @@ impl Export {
         Fut: Future<Output = ()> + 'static,
     {
         let (volume, snapshot) = (self.volume.clone(), self.snapshot.clone());
-        self.engine.call(move |engine| async move {
+        let begun = self.engine.call(move |engine| async move {
             let device = device(&engine, &volume, snapshot.as_deref(), peer)?;
             engine.io.spawn(serve(engine.io.clone(), device));
             Ok(())
-        })
+        });
+        block_on(begun)
     }
 
     /// Size, block size and flags for a client that only asks.
@@ -65,7 +67,7 @@ impl Export {
     /// As for [`Self::run`].
     pub fn describe(&self) -> Result<ExportInfo> {
         let (volume, snapshot) = (self.volume.clone(), self.snapshot.clone());
-        self.engine.call(move |engine| async move {
+        let described = self.engine.call(move |engine| async move {
             let device = device(&engine, &volume, snapshot.as_deref(), String::new())?;
             Ok(ExportInfo {
                 size: device.size(),
@@ -74,12 +76,18 @@ impl Export {
                 multi_conn: device.multi_conn(),
                 delta_bases: device.delta_bases(),
             })
-        })
+        });
+        block_on(described)
     }
 }
 
 /// Opens the device of an export.
-fn device(engine: &Engine, volume: &str, snapshot: Option<&str>, peer: String) -> Result<Rc<dyn Device>> {
+pub(super) fn device(
+    engine: &Engine,
+    volume: &str,
+    snapshot: Option<&str>,
+    peer: String,
+) -> Result<Rc<dyn Device>> {
     let found = engine.volume(volume)?;
     let seat = |snapshot: Option<&str>, writable| engine.clients.seat(volume, snapshot, peer, writable);
     if let Some(name) = snapshot {

@@ -1,4 +1,5 @@
-//! The served volume: engine threads, each with one reactor, and the store over them.
+//! The served volume: engines, each with one reactor, the store's decisions over them, and
+//! the threads that run both.
 
 pub mod api;
 pub mod device;
@@ -7,7 +8,10 @@ pub mod store;
 mod batch;
 mod check;
 mod clients;
+mod core;
 mod export;
+#[cfg(test)]
+mod model;
 mod production;
 mod receive;
 mod report;

@@ -1,7 +1,8 @@
-//! Receiving: another thread takes a stream apart, an engine applies it in batches.
+//! Receiving: whoever takes a stream apart hands it to an engine, which applies it in
+//! batches, a few at the same time.
 
 use super::api::{CreateOptions, TransferInfo};
-use super::store::Store;
+use super::core::Core;
 use super::thread::{Engine, Handle, Pending};
 use super::volumes::parse_rfc3339;
 use crate::delta::receiver::{Begin, Target};
@@ -15,7 +16,6 @@ use slab::Slab;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
-use std::sync::Arc;
 
 /// Bytes handed over in one batch, about.
 const BATCH_BYTES: usize = 1 << 20;
@@ -62,52 +62,65 @@ enum Change {
 }
 
 /// Where a stream goes, on whatever thread reads it.
-pub(super) struct EngineTarget {
-    store: Arc<Store>,
-    volume: String,
+pub(super) struct EngineTarget<'a> {
+    core: &'a Core,
+    volume: &'a str,
     engine: Option<(Handle, usize)>,
     batch: Vec<Change>,
     batch_bytes: usize,
     ahead: VecDeque<Pending<()>>,
 }
 
-impl EngineTarget {
-    pub fn new(store: Arc<Store>, volume: &str) -> Self {
-        Self {
-            store,
-            volume: volume.to_owned(),
-            engine: None,
-            batch: Vec::new(),
-            batch_bytes: 0,
-            ahead: VecDeque::new(),
+impl<'a> EngineTarget<'a> {
+    pub fn new(core: &'a Core, volume: &'a str) -> Self {
+        Self { core, volume, engine: None, batch: Vec::new(), batch_bytes: 0, ahead: VecDeque::new() }
+    }
+
+    /// Waits until the engine has let go of the volume, so that the next receive finds it
+    /// idle.
+    pub async fn end(mut self) {
+        while let Some(pending) = self.ahead.pop_front() {
+            // What failed was said before, or is found again by a resumption.
+            let _ = pending.await;
         }
+        if let Some(gone) = self.let_go() {
+            let _ = gone.await;
+        }
+    }
+
+    fn let_go(&mut self) -> Option<Pending<()>> {
+        let (engine, number) = self.engine.take()?;
+        Some(engine.call(move |engine| async move {
+            engine.receives.0.borrow_mut().try_remove(number);
+            Ok(())
+        }))
     }
 
     fn engine(&self) -> Result<(Handle, usize)> {
         self.engine.clone().ok_or_else(|| Error::invalid("the stream has not begun"))
     }
 
-    fn add(&mut self, change: Change, bytes: usize) -> Result<()> {
+    async fn add(&mut self, change: Change, bytes: usize) -> Result<()> {
         self.batch.push(change);
         self.batch_bytes += bytes;
         if self.batch_bytes >= BATCH_BYTES || self.batch.len() >= BATCH_COUNT {
-            self.hand_over(BATCHES_AHEAD)?;
+            self.hand_over(BATCHES_AHEAD).await?;
         }
         Ok(())
     }
 
     /// Hands over the batch and waits until at most `ahead` are under way.
-    fn hand_over(&mut self, ahead: usize) -> Result<()> {
+    async fn hand_over(&mut self, ahead: usize) -> Result<()> {
         let (engine, number) = self.engine()?;
         let batch = std::mem::take(&mut self.batch);
         self.batch_bytes = 0;
         if !batch.is_empty() {
             self.ahead
-                .push_back(engine.start(move |engine| async move { apply(&engine, number, batch).await }));
+                .push_back(engine.call(move |engine| async move { apply(&engine, number, batch).await }));
         }
         while self.ahead.len() > ahead {
             if let Some(pending) = self.ahead.pop_front() {
-                pending.wait()?;
+                pending.await?;
             }
         }
         Ok(())
@@ -133,27 +146,18 @@ async fn apply(engine: &Engine, number: usize, batch: Vec<Change>) -> Result<()>
     join_all(changes).await.into_iter().collect()
 }
 
-impl Drop for EngineTarget {
+impl Drop for EngineTarget<'_> {
     fn drop(&mut self) {
-        while let Some(pending) = self.ahead.pop_front() {
-            // What failed was said before, or is found again by a resumption.
-            let _ = pending.wait();
-        }
-        if let Some((engine, number)) = self.engine.take() {
-            let _ = engine.call(move |engine| async move {
-                engine.receives.0.borrow_mut().try_remove(number);
-                Ok(())
-            });
-        }
+        drop(self.let_go());
     }
 }
 
-impl Target for EngineTarget {
-    fn begin(&mut self, header: &StreamHeader) -> Result<Begin> {
+impl Target for EngineTarget<'_> {
+    async fn begin(&mut self, header: &StreamHeader) -> Result<Begin> {
         let name: Name = header.target.name.parse()?;
         let created_us = parse_rfc3339(&header.created)?;
         self.volume.parse::<Name>()?;
-        if !self.store.has_volume(&self.volume) {
+        if !self.core.has_volume(self.volume) {
             if let Some(base) = &header.base {
                 return Err(Error::conflict(format!(
                     "there is no volume {} with the base {}",
@@ -167,9 +171,9 @@ impl Target for EngineTarget {
                 granularity: header.geometry.granularity,
                 on_full: OnFull::Readonly,
             };
-            self.store.create_as(&self.volume, &options, Role::Secondary)?;
+            self.core.create(self.volume, &options, Role::Secondary).await?;
         }
-        let engine = self.store.engine_of(&self.volume)?;
+        let engine = self.core.engine_of(self.volume)?;
         let incoming = Incoming {
             target: header.target.uuid,
             name: name.to_string(),
@@ -177,7 +181,7 @@ impl Target for EngineTarget {
             size: header.geometry.size,
             base: header.base.as_ref().map(|b| (b.uuid, b.name.clone())),
         };
-        let (volume, total, block) = (self.volume.clone(), header.data_bytes, header.geometry.block_size);
+        let (volume, total, block) = (self.volume.to_owned(), header.data_bytes, header.geometry.block_size);
         let begun = engine.call(move |engine| async move {
             let found = engine.volume(&volume)?;
             if found.geometry().block_size != block {
@@ -195,8 +199,8 @@ impl Target for EngineTarget {
                     Ok(Some((engine.receives.0.borrow_mut().insert(Rc::new(applying)), durable)))
                 }
             }
-        })?;
-        match begun {
+        });
+        match begun.await? {
             None => Ok(Begin::AlreadyHave),
             Some((number, durable)) => {
                 self.engine = Some((engine, number));
@@ -205,24 +209,26 @@ impl Target for EngineTarget {
         }
     }
 
-    fn data(&mut self, offset: u64, bytes: Bytes) -> Result<()> {
+    async fn data(&mut self, offset: u64, bytes: Bytes) -> Result<()> {
         let len = bytes.len();
-        self.add(Change::Data(offset, bytes), len)
+        self.add(Change::Data(offset, bytes), len).await
     }
 
-    fn discard(&mut self, offset: u64, len: u64) -> Result<()> {
-        self.add(Change::Discard(offset, len), 0)
+    async fn discard(&mut self, offset: u64, len: u64) -> Result<()> {
+        self.add(Change::Discard(offset, len), 0).await
     }
 
-    fn progress(&mut self, below: u64) -> Result<()> {
-        self.hand_over(0)?;
+    async fn progress(&mut self, below: u64) -> Result<()> {
+        self.hand_over(0).await?;
         let (engine, number) = self.engine()?;
-        engine.call(move |engine| async move { engine.receives.get(number)?.receiving.progress(below).await })
+        let durable = engine
+            .call(move |engine| async move { engine.receives.get(number)?.receiving.progress(below).await });
+        durable.await
     }
 
-    fn commit(&mut self, _: &Trailer) -> Result<()> {
-        self.hand_over(0)?;
+    async fn commit(&mut self, _: &Trailer) -> Result<()> {
+        self.hand_over(0).await?;
         let (engine, number) = self.engine()?;
-        engine.call(move |engine| async move { engine.receives.get(number)?.receiving.commit().await })
+        engine.call(move |engine| async move { engine.receives.get(number)?.receiving.commit().await }).await
     }
 }

@@ -1,20 +1,16 @@
 //! What a store tells of itself: lists, checks, status.
 
 use super::api::{CheckReport, ClientInfo, Status, StoreInfo, VolumeInfo};
-use super::store::{OpenOptions, Store, lock};
+use super::core::Core;
 use super::thread::no_volume;
 use super::{check, volumes};
 use crate::error::{ErrorKind, Result};
 use crate::types::{OnFull, Role};
-use std::path::Path;
 use uuid::Uuid;
 
-impl Store {
+impl Core {
     /// Volumes and snapshots.
-    ///
-    /// # Errors
-    /// `NotFound`, `Corrupt`, `Io`.
-    pub fn list(&self, volume: Option<&str>) -> Result<StoreInfo> {
+    pub async fn list(&self, volume: Option<&str>) -> Result<StoreInfo> {
         let names: Vec<String> = match volume {
             Some(name) => {
                 if !self.has_volume(name) {
@@ -22,14 +18,14 @@ impl Store {
                 }
                 vec![name.to_owned()]
             }
-            None => self.places().keys().cloned().collect(),
+            None => self.names(),
         };
         let mut infos = Vec::new();
         for name in names {
             match self.engine_of(&name) {
                 Ok(engine) => {
                     let asked = name.clone();
-                    match engine.call(move |engine| volumes::describe(engine, asked)) {
+                    match engine.call(move |engine| volumes::describe(engine, asked)).await {
                         Ok(info) => infos.push(info),
                         Err(error) if volume.is_none() && error.kind() == ErrorKind::Corrupt => {
                             tracing::error!("{error}");
@@ -46,40 +42,11 @@ impl Store {
         Ok(StoreInfo { store: self.dir.display().to_string(), volumes: infos })
     }
 
-    /// Verifies a store that nobody has open: structure and metadata checksums. With
-    /// `repair`, volumes are opened first, which recovers what a crash left.
-    ///
-    /// # Errors
-    /// `Conflict` while somebody has it open.
-    pub fn check(dir: &Path, repair: bool) -> Result<CheckReport> {
-        if repair {
-            let store = Self::open(dir, OpenOptions::default())?;
-            store.close()?;
-        }
-        let _lock = lock(dir)?;
-        check::check(dir, &volumes::listed(dir)?)
-    }
-
-    /// The same for this open store: layers and their checksums.
-    ///
-    /// # Errors
-    /// What keeps it from looking.
-    pub fn check_open(&self) -> Result<CheckReport> {
-        self.verify(None, false)
-    }
-
-    /// Verifies every stored byte that has a checksum.
-    ///
-    /// # Errors
-    /// `NotFound`, or what keeps it from looking.
-    pub fn scrub(&self, volume: Option<&str>) -> Result<CheckReport> {
-        self.verify(volume, true)
-    }
-
-    fn verify(&self, volume: Option<&str>, images: bool) -> Result<CheckReport> {
+    /// Verifies what has a checksum: maps and records, with `images` also before-images.
+    pub async fn verify(&self, volume: Option<&str>, images: bool) -> Result<CheckReport> {
         let names = match volume {
             Some(name) => vec![name.to_owned()],
-            None => self.places().keys().cloned().collect(),
+            None => self.names(),
         };
         let mut report = CheckReport::default();
         for name in names {
@@ -88,7 +55,7 @@ impl Store {
                 let snapshots = volume.snapshots().len() as u64;
                 Ok((volume.verify(images).await?, snapshots))
             });
-            match result {
+            match result.await {
                 Ok((verified, snapshots)) => {
                     report.snapshots += snapshots;
                     check::add(&mut report, &self.dir, &name, verified);
@@ -108,17 +75,10 @@ impl Store {
     }
 
     /// Clients and transfers; what the daemon knows of itself is its to fill in.
-    ///
-    /// # Errors
-    /// `Interrupted` when the store is closing.
-    pub fn status(&self) -> Result<Status> {
-        let mut status = Status {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            io_engine: self.io_engine.to_owned(),
-            ..Status::default()
-        };
+    pub async fn status(&self) -> Result<Status> {
+        let mut status = Status { version: env!("CARGO_PKG_VERSION").to_owned(), ..Status::default() };
         for handle in &self.handles {
-            let (clients, transfers) = handle.call(|engine| async move {
+            let told = handle.call(|engine| async move {
                 let clients: Vec<ClientInfo> = engine
                     .clients
                     .all()
@@ -135,8 +95,10 @@ impl Store {
                     .collect();
                 let mut transfers = engine.sends.transfers();
                 transfers.extend(engine.receives.transfers());
-                Ok((clients, transfers))
-            })?;
+                Ok((engine.io.driver_name(), clients, transfers))
+            });
+            let (driver, clients, transfers) = told.await?;
+            driver.clone_into(&mut status.io_engine);
             status.clients.extend(clients);
             status.transfers.extend(transfers);
         }

@@ -1,5 +1,5 @@
-//! Sending: an engine reads a snapshot or a delta in batches, another thread makes the
-//! stream of them.
+//! Sending: an engine reads a snapshot or a delta in batches; whoever makes the stream of
+//! them asks for one after the other.
 
 use super::api::{SendRequest, TransferInfo};
 use super::thread::{Engine, Handle};
@@ -11,12 +11,11 @@ use crate::error::{Error, Result};
 use crate::snapshot::{Delta, DeltaRun, Piece, SnapshotReader};
 use crate::types::Geometry;
 use bytes::{Bytes, BytesMut};
-use futures::future::join_all;
+use futures::FutureExt;
+use futures::future::{LocalBoxFuture, join_all};
 use slab::Slab;
 use std::cell::RefCell;
-use std::collections::VecDeque;
 use std::rc::Rc;
-use uuid::Uuid;
 
 /// Bytes read in one batch, about.
 const BATCH_BYTES: u64 = 2 << 20;
@@ -58,15 +57,12 @@ pub(super) struct EngineSource {
     number: usize,
     header: StreamHeader,
     cursor: u64,
-    ready: VecDeque<(Extent, Bytes)>,
-    current: Option<(Extent, Bytes)>,
-    done: bool,
 }
 
 impl Drop for EngineSource {
     fn drop(&mut self) {
         let number = self.number;
-        drop(self.engine.start(move |engine| async move {
+        drop(self.engine.call(move |engine| async move {
             engine.sends.0.borrow_mut().try_remove(number);
             Ok(())
         }));
@@ -74,18 +70,10 @@ impl Drop for EngineSource {
 }
 
 /// Opens the snapshots, computes the delta, and makes a source of it.
-pub(super) fn open(engine: &Handle, request: &SendRequest) -> Result<EngineSource> {
+pub(super) async fn open(engine: Handle, request: &SendRequest) -> Result<EngineSource> {
     let asked = request.clone();
-    let (number, header) = engine.call(move |engine| async move { begin(&engine, &asked).await })?;
-    Ok(EngineSource {
-        engine: engine.clone(),
-        number,
-        cursor: header.resume_from,
-        header,
-        ready: VecDeque::new(),
-        current: None,
-        done: false,
-    })
+    let (number, header) = engine.call(move |engine| async move { begin(&engine, &asked).await }).await?;
+    Ok(EngineSource { engine, number, cursor: header.resume_from, header })
 }
 
 async fn begin(engine: &Engine, request: &SendRequest) -> Result<(usize, StreamHeader)> {
@@ -117,7 +105,7 @@ async fn begin(engine: &Engine, request: &SendRequest) -> Result<(usize, StreamH
     let name_of =
         |reader: &SnapshotReader| SnapshotId { uuid: reader.uuid(), name: reader.name().to_owned() };
     let header = StreamHeader {
-        stream: Uuid::new_v4(),
+        stream: engine.io.identity(),
         volume: volume.uuid(),
         volume_name: volume.name(),
         base: base.as_ref().map(name_of),
@@ -195,30 +183,16 @@ impl Source for EngineSource {
         &self.header
     }
 
-    fn next_extent(&mut self) -> Result<Option<Extent>> {
-        if self.ready.is_empty() && !self.done {
+    fn next_extents(&mut self) -> LocalBoxFuture<'_, Result<Vec<(Extent, Bytes)>>> {
+        async move {
             let (number, cursor) = (self.number, self.cursor);
-            let batch =
-                self.engine.call(move |engine| async move { fetch(&engine, number, cursor).await })?;
-            match batch.last() {
-                Some((extent, _)) => self.cursor = extent.offset + extent.len,
-                None => self.done = true,
+            let batch = self.engine.call(move |engine| async move { fetch(&engine, number, cursor).await });
+            let batch = batch.await?;
+            if let Some((extent, _)) = batch.last() {
+                self.cursor = extent.end();
             }
-            self.ready.extend(batch);
+            Ok(batch)
         }
-        self.current = self.ready.pop_front();
-        Ok(self.current.as_ref().map(|(extent, _)| *extent))
-    }
-
-    fn read(&mut self, offset: u64, len: u64) -> Result<Bytes> {
-        let Some((extent, data)) = &self.current else {
-            return Err(Error::invalid("there is no extent to read from"));
-        };
-        let from = usize::try_from(offset - extent.offset).unwrap_or(usize::MAX);
-        let upto = from.saturating_add(usize::try_from(len).unwrap_or(usize::MAX));
-        if upto > data.len() {
-            return Err(Error::invalid("a read outside the extent"));
-        }
-        Ok(data.slice(from..upto))
+        .boxed_local()
     }
 }

@@ -2,23 +2,60 @@
 //! compared.
 
 use super::api::{Diff, DiffExtent, DiffKind};
-use super::store::Store;
-use super::thread::Handle;
-use super::{batch, volumes};
+use super::batch::{self, Commit, Deletions};
+use super::core::{Admin, Core};
+use super::thread::{Handle, Pending};
 use crate::error::{Error, Result};
-use crate::snapshot::TakeRequest;
-use crate::store::paths;
+use crate::snapshot::{TakeRequest, TakeTicket, Volume};
 use crate::types::{Name, SnapName};
+use futures::future::join_all;
 use std::collections::{BTreeMap, BTreeSet};
 use uuid::Uuid;
 
-impl Store {
+/// A take on one of several volumes, between its steps.
+struct Prepared {
+    engine: Handle,
+    volume: String,
+}
+
+impl Prepared {
+    /// Runs a step with the volume's ticket, which is put back.
+    fn step<T, F, Fut>(&self, step: F) -> Pending<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(TakeTicket) -> Fut + Send + 'static,
+        Fut: Future<Output = (TakeTicket, Result<T>)> + 'static,
+    {
+        let volume = self.volume.clone();
+        self.engine.call(move |engine| async move {
+            let ticket = engine.tickets.borrow_mut().remove(&volume);
+            let ticket = ticket.ok_or_else(|| Error::invalid("that take has ended"))?;
+            let (ticket, result) = step(ticket).await;
+            engine.tickets.borrow_mut().insert(volume, ticket);
+            result
+        })
+    }
+
+    /// Runs the last step.
+    fn end<F, Fut>(self, step: F) -> Pending<()>
+    where
+        F: FnOnce(TakeTicket) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<()>> + 'static,
+    {
+        self.engine.call(move |engine| async move {
+            let ticket = engine.tickets.borrow_mut().remove(&self.volume);
+            match ticket {
+                Some(ticket) => step(ticket).await,
+                None => Ok(()),
+            }
+        })
+    }
+}
+
+impl Core {
     /// Takes snapshots, all at one instant: all or none.
-    ///
-    /// # Errors
-    /// `Conflict` when one exists; `Invalid` for two of one volume; `Io`, `Full`.
-    pub fn snapshot(&self, names: &[SnapName]) -> Result<()> {
-        let _admin = self.admin();
+    pub async fn snapshot(&self, names: &[SnapName]) -> Result<()> {
+        let _admin = self.admin().await;
         let volumes: BTreeSet<&Name> = names.iter().map(|n| &n.volume).collect();
         if volumes.len() < names.len() {
             return Err(
@@ -26,33 +63,25 @@ impl Store {
             );
         }
         if let [name] = names {
-            let request = request(name, volumes::now_us(), None);
-            return self.with(name.volume.as_str(), move |volume| async move { volume.take(request).await });
+            let snapshot = name.snapshot.to_string();
+            return self
+                .with(name.volume.as_str(), move |volume| async move {
+                    let now = volume.io().now_us();
+                    volume.take(request(&volume, snapshot, now, None)).await
+                })
+                .await;
         }
-        self.snapshot_batch(names)
+        self.snapshot_batch(names).await
     }
 
-    fn snapshot_batch(&self, names: &[SnapName]) -> Result<()> {
-        let batch_id = Uuid::new_v4();
-        let created = volumes::now_us();
-        let mut prepared: Vec<(Handle, String)> = Vec::new();
+    async fn snapshot_batch(&self, names: &[SnapName]) -> Result<()> {
+        let (batch, now) =
+            self.on_store(|engine, _| async move { Ok((engine.io.identity(), engine.io.now_us())) }).await?;
+        let mut prepared = Vec::new();
         let mut result: Result<()> = Ok(());
         for name in names {
-            let request = request(name, created, Some(batch_id));
-            let volume = name.volume.to_string();
-            let step = self.engine_of(&volume).and_then(|engine| {
-                let key = volume.clone();
-                engine.call(move |engine| async move {
-                    let found = engine.volume(&key)?;
-                    let ticket = found.prepare_take(request).await?;
-                    found.pause();
-                    engine.tickets.borrow_mut().insert(key, ticket);
-                    Ok(())
-                })?;
-                Ok(engine)
-            });
-            match step {
-                Ok(engine) => prepared.push((engine, volume)),
+            match self.prepare(name, now, batch).await {
+                Ok(volume) => prepared.push(volume),
                 Err(error) => {
                     result = Err(error);
                     break;
@@ -61,124 +90,208 @@ impl Store {
         }
         // All clients' writes wait now: this is the instant.
         if result.is_ok() {
-            for (engine, volume) in &prepared {
-                let key = volume.clone();
-                result = result.and(engine.call(move |engine| async move {
-                    if let Some(ticket) = engine.tickets.borrow_mut().get_mut(&key) {
-                        ticket.raise();
-                    }
-                    Ok(())
-                }));
+            for volume in &prepared {
+                let raised = volume.step(|mut ticket| async move {
+                    ticket.raise();
+                    (ticket, Ok(()))
+                });
+                result = result.and(raised.await);
             }
         }
-        for (engine, volume) in &prepared {
-            let key = volume.clone();
-            let _ = engine.call(move |engine| async move {
-                engine.volume(&key)?.resume();
+        for Prepared { engine, volume } in &prepared {
+            let volume = volume.clone();
+            drop(engine.call(move |engine| async move {
+                engine.volume(&volume)?.resume();
                 Ok(())
-            });
+            }));
         }
         if result.is_ok() {
-            let pending: Vec<_> = prepared
-                .iter()
-                .map(|(engine, volume)| {
-                    let key = volume.clone();
-                    engine.start(move |engine| async move {
-                        let ticket = engine.tickets.borrow_mut().remove(&key);
-                        let Some(mut ticket) = ticket else { return Ok(()) };
-                        let result = ticket.finish().await;
-                        engine.tickets.borrow_mut().insert(key, ticket);
-                        result
-                    })
+            let finish = |volume: &Prepared| {
+                volume.step(|mut ticket| async move {
+                    let result = ticket.finish().await;
+                    (ticket, result)
                 })
-                .collect();
-            for answer in pending {
-                result = result.and(answer.wait());
-            }
+            };
+            let finished = join_all(prepared.iter().map(finish)).await;
+            result = finished.into_iter().collect();
         }
-        let committed = result.and_then(|()| batch::commit(&paths::batches(&self.dir), batch_id));
-        let commit = committed.is_ok();
-        for (engine, volume) in prepared {
-            let done = engine.call(move |engine| async move {
-                let ticket = engine.tickets.borrow_mut().remove(&volume);
-                match ticket {
-                    Some(ticket) if commit => {
-                        ticket.publish();
-                        Ok(())
-                    }
-                    Some(ticket) => ticket.undo().await,
-                    None => Ok(()),
-                }
-            });
-            if let Err(error) = done {
-                tracing::error!("{error}");
-            }
-        }
-        committed
+        let outcome = match result {
+            Ok(()) => self
+                .on_store(move |engine, dir| async move { Ok(batch::commit(&engine.io, &dir, batch).await) })
+                .await
+                .unwrap_or_else(Commit::Unknown),
+            Err(error) => Commit::Undone(error),
+        };
+        end(prepared, outcome).await
+    }
+
+    /// First step on one volume of several; its clients' writes wait from here on.
+    async fn prepare(&self, name: &SnapName, now: u64, batch: Uuid) -> Result<Prepared> {
+        let (volume, snapshot) = (name.volume.to_string(), name.snapshot.to_string());
+        let engine = self.engine_of(&volume)?;
+        let key = volume.clone();
+        let ready = engine.call(move |engine| async move {
+            let found = engine.volume(&key)?;
+            let ticket = found.prepare_take(request(&found, snapshot, now, Some(batch))).await?;
+            found.pause();
+            engine.tickets.borrow_mut().insert(key, ticket);
+            Ok(())
+        });
+        ready.await?;
+        Ok(Prepared { engine, volume })
     }
 
     /// Deletes snapshots, all or none.
-    ///
-    /// # Errors
-    /// `NotFound`; `Conflict` when one is held, open or a base; `Io`.
-    pub fn delete_snapshots(&self, names: &[SnapName]) -> Result<()> {
-        let _admin = self.admin();
-        let mut deletions: BTreeMap<String, Vec<Uuid>> = BTreeMap::new();
+    pub async fn delete_snapshots(&self, names: &[SnapName]) -> Result<()> {
+        let mut admin = self.admin().await;
+        if let Err(error) = self.carry_out(&mut admin.unfinished).await {
+            tracing::warn!("an earlier deletion is still not completed: {error}");
+        }
+        let hidden = self.hide(names).await?;
+        if hidden.values().map(Vec::len).sum::<usize>() <= 1 {
+            for (volume, snapshots) in hidden {
+                self.with(&volume, move |volume| async move { volume.delete(&snapshots).await }).await?;
+            }
+            return Ok(());
+        }
+        if let Err(error) = self.intend(&mut admin, &hidden).await {
+            self.set_hidden(&hidden, false).await;
+            return Err(error);
+        }
+        self.carry_out(&mut admin.unfinished).await
+    }
+
+    /// Hides the snapshots of those names, all or none.
+    async fn hide(&self, names: &[SnapName]) -> Result<Deletions> {
+        let mut asked: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
         for name in names {
-            let snapshot = name.snapshot.to_string();
-            let uuid = self.with(name.volume.as_str(), move |volume| async move {
-                let (uuid, check) = volume.can_delete(&snapshot)?;
-                match volume.refusal(&snapshot, &check) {
-                    Some(error) => Err(error),
-                    None => Ok(uuid),
+            asked.entry(name.volume.to_string()).or_default().insert(name.snapshot.to_string());
+        }
+        let mut hidden = Deletions::new();
+        for (volume, names) in asked {
+            let names: Vec<String> = names.into_iter().collect();
+            let found = self.with(&volume, |volume| async move { volume.hide_for_deletion(&names) }).await;
+            match found {
+                Ok(uuids) => hidden.insert(volume, uuids),
+                Err(error) => {
+                    self.set_hidden(&hidden, false).await;
+                    return Err(error);
                 }
-            })?;
-            let list = deletions.entry(name.volume.to_string()).or_default();
-            if !list.contains(&uuid) {
-                list.push(uuid);
+            };
+        }
+        Ok(hidden)
+    }
+
+    async fn set_hidden(&self, snapshots: &Deletions, hidden: bool) {
+        for (volume, uuids) in snapshots {
+            let uuids = uuids.clone();
+            let done = self.with(volume, move |volume| async move {
+                volume.set_hidden(&uuids, hidden);
+                Ok(())
+            });
+            // A volume that is gone has nothing to hide.
+            let _ = done.await;
+        }
+    }
+
+    /// Makes deletions durable as an intention, beside those that are not done yet. An
+    /// error says that they will not be done.
+    async fn intend(&self, admin: &mut Admin, deletions: &Deletions) -> Result<()> {
+        if let Some(damage) = &admin.damage {
+            return Err(damage.duplicate());
+        }
+        let before = admin.unfinished.clone();
+        for (volume, snapshots) in deletions {
+            admin.unfinished.entry(volume.clone()).or_default().extend(snapshots);
+        }
+        let all = admin.unfinished.clone();
+        let intended =
+            self.on_store(move |engine, dir| async move { batch::intend(&engine.io, &dir, &all).await });
+        let Err(error) = intended.await else { return Ok(()) };
+        let old = before.clone();
+        let back = self.on_store(move |engine, dir| async move {
+            match old.is_empty() {
+                true => batch::done(&engine.io, &dir).await,
+                false => batch::intend(&engine.io, &dir, &old).await,
+            }
+        });
+        if let Err(second) = back.await {
+            // Nobody knows which an open would find; doing it agrees with both.
+            tracing::error!("an intention can't be taken back, and is carried out: {second}");
+            return Ok(());
+        }
+        admin.unfinished = before;
+        Err(error)
+    }
+
+    /// Does deletions that were intended; those that fail stay in the list.
+    async fn carry_out(&self, deletions: &mut Deletions) -> Result<()> {
+        if deletions.is_empty() {
+            return Ok(());
+        }
+        let mut result = Ok(());
+        for (volume, snapshots) in std::mem::take(deletions) {
+            if !self.has_volume(&volume) {
+                continue;
+            }
+            let uuids = snapshots.clone();
+            let done = self.with(&volume, |volume| async move {
+                let done = volume.delete(&uuids).await;
+                // What is left is gone at the next open at the latest.
+                volume.set_hidden(&uuids, done.is_err());
+                done
+            });
+            if let Err(error) = done.await {
+                deletions.insert(volume, snapshots);
+                result = result.and(Err(error));
             }
         }
-        let deletions: Vec<(String, Vec<Uuid>)> = deletions.into_iter().collect();
-        let several = deletions.iter().map(|(_, s)| s.len()).sum::<usize>() > 1;
-        if several {
-            batch::intend(&self.dir, &deletions)?;
+        if result.is_ok() {
+            let ended = self.on_store(|engine, dir| async move { batch::done(&engine.io, &dir).await });
+            if let Err(error) = ended.await {
+                tracing::warn!("the list of deletions stays, though they are done: {error}");
+            }
         }
-        for (volume, snapshots) in deletions {
-            self.with(&volume, move |volume| async move { volume.delete(&snapshots).await })?;
+        result.map_err(|error| error.hint("the rest is deleted when the store is opened again"))
+    }
+
+    /// Does again what a crash may have left undone.
+    pub(super) async fn finish_deletions(&self) -> Result<()> {
+        let mut admin = self.admin().await;
+        let intended =
+            self.on_store(|engine, dir| async move { batch::intended(&engine.io, &dir, true).await });
+        match intended.await {
+            Ok(intended) => admin.unfinished = intended,
+            Err(error) => {
+                admin.damage = Some(error.duplicate());
+                return Err(error);
+            }
         }
-        if several { batch::done(&self.dir) } else { Ok(()) }
+        self.carry_out(&mut admin.unfinished).await
     }
 
     /// Holds a snapshot.
-    ///
-    /// # Errors
-    /// `NotFound`, `Conflict`, `Invalid` for the tag.
-    pub fn hold(&self, name: &SnapName, tag: &str) -> Result<()> {
+    pub async fn hold(&self, name: &SnapName, tag: &str) -> Result<()> {
         let tag: Name = tag.parse()?;
         let snapshot = name.snapshot.to_string();
-        self.with(
-            name.volume.as_str(),
-            move |volume| async move { volume.hold(&snapshot, tag.as_str()).await },
-        )
+        let held = self.with(name.volume.as_str(), move |volume| async move {
+            volume.hold(&snapshot, tag.as_str()).await
+        });
+        held.await
     }
 
     /// Lets go of a snapshot.
-    ///
-    /// # Errors
-    /// `NotFound`.
-    pub fn release(&self, name: &SnapName, tag: &str) -> Result<()> {
+    pub async fn release(&self, name: &SnapName, tag: &str) -> Result<()> {
         let (snapshot, tag) = (name.snapshot.to_string(), tag.to_owned());
-        self.with(name.volume.as_str(), move |volume| async move { volume.release(&snapshot, &tag).await })
+        let released = self
+            .with(name.volume.as_str(), move |volume| async move { volume.release(&snapshot, &tag).await });
+        released.await
     }
 
     /// Makes production that snapshot again.
-    ///
-    /// # Errors
-    /// `Conflict` while a client has the volume open, unless forced.
-    pub fn rollback(&self, name: &SnapName, force: bool) -> Result<()> {
-        let (name, snapshot) = (name.volume.to_string(), name.snapshot.to_string());
-        let engine = self.engine_of(&name)?;
-        engine.call(move |engine| async move {
+    pub async fn rollback(&self, name: &SnapName, force: bool) -> Result<()> {
+        let snapshot = name.snapshot.to_string();
+        self.on_engine(name.volume.as_str(), move |engine, name| async move {
             let volume = engine.volume(&name)?;
             let clients = engine.clients.of(&name, false).len();
             if clients > 0 && !force {
@@ -188,17 +301,16 @@ impl Store {
             engine.clients.disconnect(&name, false).await;
             volume.roll_back(&snapshot).await
         })
+        .await
     }
 
     /// What changed from one snapshot to a younger one, or to now.
-    ///
-    /// # Errors
-    /// `NotFound`; `Invalid` when `from` is not the older.
-    pub fn diff(&self, from: &SnapName, to: Option<&str>) -> Result<Diff> {
+    pub async fn diff(&self, from: &SnapName, to: Option<&str>) -> Result<Diff> {
         let (older, younger) = (from.snapshot.to_string(), to.map(str::to_owned));
         let delta = self.with(from.volume.as_str(), move |volume| async move {
             volume.delta(&older, younger.as_deref()).await
-        })?;
+        });
+        let delta = delta.await?;
         let (data_bytes, discard_bytes) = delta.totals();
         let extents = delta.runs(0..delta.size).map(|run| DiffExtent {
             offset: run.bytes.start,
@@ -217,6 +329,40 @@ impl Store {
     }
 }
 
-fn request(name: &SnapName, created_us: u64, batch: Option<Uuid>) -> TakeRequest {
-    TakeRequest { uuid: Uuid::new_v4(), name: name.snapshot.to_string(), created_us, batch, received: false }
+/// The last step of a take over several volumes.
+async fn end(prepared: Vec<Prepared>, outcome: Commit) -> Result<()> {
+    let mut ending = Vec::new();
+    for volume in prepared {
+        ending.push(match &outcome {
+            Commit::Done => volume.end(|ticket| async move {
+                ticket.publish();
+                Ok(())
+            }),
+            Commit::Undone(_) => volume.end(|ticket| async move { ticket.undo().await }),
+            Commit::Unknown(error) => {
+                let error = error.duplicate();
+                volume.end(|ticket| async move {
+                    ticket.abandon(&error);
+                    Ok(())
+                })
+            }
+        });
+    }
+    for ended in join_all(ending).await {
+        if let Err(error) = ended {
+            tracing::error!("{error}");
+        }
+    }
+    match outcome {
+        Commit::Done => Ok(()),
+        Commit::Undone(error) => Err(error),
+        Commit::Unknown(error) => Err(error.hint(
+            "whether the snapshots exist is known when the store is opened again; until then their volumes \
+             are read-only",
+        )),
+    }
+}
+
+fn request(volume: &Volume, name: String, created_us: u64, batch: Option<Uuid>) -> TakeRequest {
+    TakeRequest { uuid: volume.io().identity(), name, created_us, batch, received: false }
 }

@@ -1,25 +1,27 @@
 //! The store as its owner sees it: thread-safe, blocking, every command a method.
 //!
 //! `serve` keeps one open and answers the control socket with it; any other command
-//! opens one for itself when nobody serves. Both do the same work the same way.
+//! opens one for itself when nobody serves. Both do the same work the same way. What a
+//! command does is decided in [`Core`]; here are the threads it runs on, the lock, and
+//! the waiting.
 
-use super::api::CreateOptions;
+use super::api::{CheckReport, CreateOptions, Diff, HalfReceived, Received, SendRequest, Status, StoreInfo};
+use super::check;
+use super::core::Core;
 use super::export::Export;
-use super::thread::{EngineThread, Handle, no_volume};
-use super::{batch, volumes};
+use super::thread::{EngineThread, Handle};
+use crate::delta::sender::SendStream;
 use crate::error::{Error, Result};
 use crate::format::store::StoreHeader;
 use crate::io::DriverKind;
-use crate::snapshot::{DeleteCheck, Volume};
-use crate::store::paths;
-use crate::types::{Name, OnFull, Role};
-use std::collections::{BTreeMap, BTreeSet};
+use crate::store::{Tuning, paths};
+use crate::types::{OnFull, Role, SnapName};
+use futures::executor::block_on;
 use std::fs::{File, OpenOptions as FileOptions};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
-use std::rc::Rc;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 use uuid::Uuid;
 
 /// How a store is opened.
@@ -31,22 +33,10 @@ pub struct OpenOptions {
     pub threads: usize,
 }
 
-/// Where a volume lives.
-pub(super) enum Place {
-    Open(Handle),
-    /// It could not be opened, and why.
-    Broken(Error),
-}
-
 /// An open store: the lock on its directory and the engines of its volumes.
 pub struct Store {
-    pub(super) dir: PathBuf,
-    pub(super) io_engine: &'static str,
+    core: Core,
     engines: Mutex<Vec<EngineThread>>,
-    pub(super) handles: Vec<Handle>,
-    places: RwLock<BTreeMap<String, Place>>,
-    /// Commands over several volumes, and those that make or remove one, take turns.
-    admin: Mutex<()>,
     /// Held as long as the store is open.
     lock: Mutex<Option<File>>,
 }
@@ -90,9 +80,9 @@ impl Store {
             .and_then(|()| file.sync_all())
             .map_err(os)?;
         std::fs::rename(&new, paths::store_file(dir)).map_err(os)?;
-        batch::sync_dir(dir)?;
+        sync_dir(dir).map_err(os)?;
         if let Some(parent) = parents {
-            batch::sync_dir(parent)?;
+            sync_dir(parent).map_err(os)?;
         }
         Ok(())
     }
@@ -105,8 +95,6 @@ impl Store {
     /// `Unsupported` for a newer format.
     pub fn open(dir: &Path, options: OpenOptions) -> Result<Arc<Self>> {
         let lock = lock(dir)?;
-        let committed = batch::committed(&paths::batches(dir))?;
-        let names = volumes::names(dir)?;
         let count = if options.threads > 0 {
             options.threads
         } else {
@@ -115,50 +103,8 @@ impl Store {
         let engines =
             (0..count).map(|n| EngineThread::start(n, options.driver)).collect::<Result<Vec<_>>>()?;
         let handles: Vec<Handle> = engines.iter().map(|e| e.handle.clone()).collect();
-        let io_engine = handles[0].call(|engine| async move { Ok(engine.io.driver_name()) })?;
-        let store = Self {
-            dir: dir.to_owned(),
-            io_engine,
-            engines: Mutex::new(engines),
-            handles,
-            places: RwLock::default(),
-            admin: Mutex::new(()),
-            lock: Mutex::new(Some(lock)),
-        };
-        store.open_volumes(&names, &committed);
-        if let Err(error) = store.finish_deletions() {
-            // The snapshots stay; the file says which were meant.
-            tracing::error!("deletions that a crash interrupted are not completed: {error}");
-        }
-        Ok(Arc::new(store))
-    }
-
-    fn open_volumes(&self, names: &[String], committed: &BTreeSet<Uuid>) {
-        for (index, name) in names.iter().enumerate() {
-            let handle = &self.handles[index % self.handles.len()];
-            let place = match volumes::open(handle, &self.dir, name, committed) {
-                Ok(()) => Place::Open(handle.clone()),
-                Err(error) => {
-                    tracing::error!("volume {name} stays closed: {error}");
-                    Place::Broken(error)
-                }
-            };
-            self.places_mut().insert(name.clone(), place);
-        }
-    }
-
-    /// Does again what a crash may have left undone.
-    fn finish_deletions(&self) -> Result<()> {
-        let intended = batch::intended(&self.dir)?;
-        if intended.is_empty() {
-            return Ok(());
-        }
-        for (volume, snapshots) in intended {
-            if let Ok(engine) = self.engine_of(&volume) {
-                engine.call(move |engine| async move { engine.volume(&volume)?.delete(&snapshots).await })?;
-            }
-        }
-        batch::done(&self.dir)
+        let core = block_on(Core::open(dir, handles, Tuning::default()))?;
+        Ok(Arc::new(Self { core, engines: Mutex::new(engines), lock: Mutex::new(Some(lock)) }))
     }
 
     /// Disconnects clients, settles, marks everything clean, releases the lock.
@@ -166,80 +112,32 @@ impl Store {
     /// # Errors
     /// The first volume's that could not be closed; the others are.
     pub fn close(&self) -> Result<()> {
-        let _admin = self.admin();
-        let places = std::mem::take(&mut *self.places_mut());
-        let mut first = None;
-        let mut all_clean = true;
-        for (name, place) in places {
-            let Place::Open(engine) = place else {
-                all_clean = false;
-                continue;
-            };
-            let result = engine.call(move |engine| async move {
-                engine.clients.disconnect(&name, true).await;
-                let volume = engine.volumes.borrow_mut().remove(&name);
-                match volume {
-                    Some(volume) => volume.close().await,
-                    None => Ok(()),
-                }
-            });
-            if let Err(error) = result {
-                tracing::error!("{error}");
-                all_clean = false;
-                first = first.or(Some(error));
-            }
-        }
+        let closed = block_on(self.core.close());
         for engine in &mut *self.engines.lock().unwrap_or_else(PoisonError::into_inner) {
             engine.stop();
         }
-        if all_clean {
-            batch::forget(&paths::batches(&self.dir))?;
-        }
         self.lock.lock().unwrap_or_else(PoisonError::into_inner).take();
-        first.map_or(Ok(()), Err)
+        closed
     }
 
     /// The store's directory.
     #[must_use]
     pub fn dir(&self) -> &Path {
-        &self.dir
+        &self.core.dir
     }
 
-    pub(super) fn admin(&self) -> MutexGuard<'_, ()> {
-        self.admin.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(super) fn places(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<String, Place>> {
-        self.places.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn places_mut(&self) -> std::sync::RwLockWriteGuard<'_, BTreeMap<String, Place>> {
-        self.places.write().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Whether there is a volume of that name.
-    pub(super) fn has_volume(&self, volume: &str) -> bool {
-        self.places().contains_key(volume)
-    }
-
-    /// The engine of a volume.
-    pub(super) fn engine_of(&self, volume: &str) -> Result<Handle> {
-        match self.places().get(volume) {
-            Some(Place::Open(engine)) => Ok(engine.clone()),
-            Some(Place::Broken(error)) => Err(error.duplicate()),
-            None => Err(no_volume(volume)),
+    /// Verifies a store that nobody has open: structure and metadata checksums. With
+    /// `repair`, volumes are opened first, which recovers what a crash left.
+    ///
+    /// # Errors
+    /// `Conflict` while somebody has it open.
+    pub fn check(dir: &Path, repair: bool) -> Result<CheckReport> {
+        if repair {
+            let store = Self::open(dir, OpenOptions::default())?;
+            store.close()?;
         }
-    }
-
-    /// Runs a task with a volume, on its engine.
-    pub(super) fn with<T, F, Fut>(&self, volume: &str, task: F) -> Result<T>
-    where
-        T: Send + 'static,
-        F: FnOnce(Rc<Volume>) -> Fut + Send + 'static,
-        Fut: Future<Output = Result<T>> + 'static,
-    {
-        let name = volume.to_owned();
-        self.engine_of(volume)?.call(move |engine| async move { task(engine.volume(&name)?).await })
+        let _lock = lock(dir)?;
+        check::check(dir)
     }
 
     /// Makes a volume, sparse.
@@ -248,22 +146,7 @@ impl Store {
     /// `Invalid`, `Conflict` when the name is taken, `Unsupported` when the file system has
     /// no such files.
     pub fn create(&self, volume: &str, options: &CreateOptions) -> Result<()> {
-        self.create_as(volume, options, Role::Primary)
-    }
-
-    /// The same with a role.
-    pub(super) fn create_as(&self, volume: &str, options: &CreateOptions, role: Role) -> Result<()> {
-        volume.parse::<Name>()?;
-        let _admin = self.admin();
-        if self.has_volume(volume) {
-            return Err(Error::conflict(format!("volume {volume} exists already")));
-        }
-        let count = self.places().len();
-        let engine = &self.handles[count % self.handles.len()];
-        volumes::create(engine, &self.dir, volume, options, role)?;
-        volumes::open(engine, &self.dir, volume, &BTreeSet::new())?;
-        self.places_mut().insert(volume.to_owned(), Place::Open(engine.clone()));
-        Ok(())
+        block_on(self.core.create(volume, options, Role::Primary))
     }
 
     /// Changes what happens when space runs out.
@@ -271,7 +154,7 @@ impl Store {
     /// # Errors
     /// `NotFound`, `Io`.
     pub fn set_on_full(&self, volume: &str, on_full: OnFull) -> Result<()> {
-        self.with(volume, move |volume| async move { volume.set_on_full(on_full).await })
+        block_on(self.core.set_on_full(volume, on_full))
     }
 
     /// Sets a volume's size, in bytes.
@@ -279,23 +162,7 @@ impl Store {
     /// # Errors
     /// `Conflict` for a shrink without `force`; as for a write.
     pub fn resize(&self, volume: &str, size: u64, force: bool) -> Result<()> {
-        let name = volume.to_owned();
-        self.engine_of(volume)?.call(move |engine| async move {
-            let volume = engine.volume(&name)?;
-            let old = volume.geometry();
-            crate::types::Geometry::new(size, old.block_size, old.granularity)?;
-            if size < old.size {
-                if !force {
-                    return Err(Error::conflict(format!(
-                        "{size} bytes is less than volume {name} has ({})",
-                        old.size
-                    ))
-                    .hint("--force cuts off what is beyond, and disconnects clients"));
-                }
-                engine.clients.disconnect(&name, false).await;
-            }
-            volume.resize(size).await
-        })
+        block_on(self.core.resize(volume, size, force))
     }
 
     /// Deletes a volume and, with `recursive`, its snapshots.
@@ -303,34 +170,7 @@ impl Store {
     /// # Errors
     /// `Conflict` when it has snapshots, holds or clients.
     pub fn delete_volume(&self, volume: &str, recursive: bool) -> Result<()> {
-        let _admin = self.admin();
-        let name = volume.to_owned();
-        let engine = self.engine_of(volume)?;
-        engine.call(move |engine| async move {
-            let found = engine.volume(&name)?;
-            let clients = engine.clients.of(&name, true).len();
-            if clients > 0 {
-                return Err(Error::conflict(format!("volume {name} has {clients} clients connected"))
-                    .hint("disconnect them first"));
-            }
-            let snapshots = found.snapshots();
-            for record in &snapshots {
-                let (_, check) = found.can_delete(&record.name)?;
-                if check != DeleteCheck::Free
-                    && let Some(error) = found.refusal(&record.name, &check)
-                {
-                    return Err(error);
-                }
-            }
-            if !snapshots.is_empty() && !recursive {
-                return Err(Error::conflict(format!("volume {name} has {} snapshots", snapshots.len()))
-                    .hint("--recursive deletes them with it"));
-            }
-            engine.volumes.borrow_mut().remove(&name);
-            found.close().await
-        })?;
-        self.places_mut().remove(volume);
-        volumes::remove(&self.dir, volume)
+        block_on(self.core.delete_volume(volume, recursive))
     }
 
     /// The names of all exports: volumes, each followed by its snapshots.
@@ -338,49 +178,155 @@ impl Store {
     /// # Errors
     /// `Interrupted` when the store is closing.
     pub fn exports(&self) -> Result<Vec<String>> {
-        let names: Vec<String> = self.places().keys().cloned().collect();
-        let mut exports = Vec::new();
-        for name in names {
-            let snapshots = self.with(&name, |volume| async move { Ok(volume.snapshots()) });
-            if let Ok(snapshots) = snapshots {
-                exports.push(name.clone());
-                exports.extend(snapshots.into_iter().map(|record| format!("{name}@{}", record.name)));
-            }
-        }
-        Ok(exports)
+        block_on(self.core.exports())
     }
 
     /// Finds `VOL` or `VOL@SNAP`; the empty name is the only volume, if there is one.
     ///
     /// # Errors
     /// `NotFound`.
-    pub fn export(self: &Arc<Self>, name: &str) -> Result<Export> {
-        let (volume, snapshot) = match name.split_once('@') {
-            Some((volume, snapshot)) => (volume.to_owned(), Some(snapshot.to_owned())),
-            None if name.is_empty() => {
-                let places = self.places();
-                let mut names = places.keys();
-                match (names.next(), names.next()) {
-                    (Some(only), None) => (only.clone(), None),
-                    _ => {
-                        return Err(Error::not_found("the empty export name means nothing here")
-                            .hint("name a volume: the store does not have just one"));
-                    }
-                }
-            }
-            None => (name.to_owned(), None),
-        };
-        let engine = self.engine_of(&volume)?;
-        if let Some(snapshot) = snapshot.clone() {
-            self.with(&volume, move |volume| async move { volume.open_snapshot(&snapshot).map(drop) })?;
-        }
-        let name = snapshot.as_ref().map_or_else(|| volume.clone(), |s| format!("{volume}@{s}"));
-        Ok(Export { name, volume, snapshot, engine })
+    pub fn export(&self, name: &str) -> Result<Export> {
+        block_on(self.core.export(name))
+    }
+
+    /// Takes snapshots, all at one instant: all or none.
+    ///
+    /// # Errors
+    /// `Conflict` when one exists; `Invalid` for two of one volume; `Io`, `Full`.
+    pub fn snapshot(&self, names: &[SnapName]) -> Result<()> {
+        block_on(self.core.snapshot(names))
+    }
+
+    /// Deletes snapshots, all or none. If that fails half-way, the rest is deleted by the
+    /// next command that deletes, or when the store is opened again.
+    ///
+    /// # Errors
+    /// `NotFound`; `Conflict` when one is held, open or a base; `Io`.
+    pub fn delete_snapshots(&self, names: &[SnapName]) -> Result<()> {
+        block_on(self.core.delete_snapshots(names))
+    }
+
+    /// Holds a snapshot.
+    ///
+    /// # Errors
+    /// `NotFound`, `Conflict`, `Invalid` for the tag.
+    pub fn hold(&self, name: &SnapName, tag: &str) -> Result<()> {
+        block_on(self.core.hold(name, tag))
+    }
+
+    /// Lets go of a snapshot.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn release(&self, name: &SnapName, tag: &str) -> Result<()> {
+        block_on(self.core.release(name, tag))
+    }
+
+    /// Makes production that snapshot again.
+    ///
+    /// # Errors
+    /// `Conflict` while a client has the volume open, unless forced.
+    pub fn rollback(&self, name: &SnapName, force: bool) -> Result<()> {
+        block_on(self.core.rollback(name, force))
+    }
+
+    /// What changed from one snapshot to a younger one, or to now.
+    ///
+    /// # Errors
+    /// `NotFound`; `Invalid` when `from` is not the older.
+    pub fn diff(&self, from: &SnapName, to: Option<&str>) -> Result<Diff> {
+        block_on(self.core.diff(from, to))
+    }
+
+    /// The stream, made while it is read.
+    ///
+    /// # Errors
+    /// `NotFound`, `Invalid`.
+    pub fn send(&self, request: &SendRequest) -> Result<Box<dyn Read + Send>> {
+        let source = block_on(self.core.source(request))?;
+        Ok(Box::new(SendStream::read_ahead(Box::new(source))?))
+    }
+
+    /// Applies a stream; the answer comes when all of it is durable.
+    ///
+    /// # Errors
+    /// `Conflict`, and what `delta::receiver` says of a stream.
+    pub fn receive(&self, volume: &str, input: &mut (dyn Read + Send)) -> Result<Received> {
+        block_on(self.core.receive(volume, input))
+    }
+
+    /// The receive that was begun and not ended.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn receive_status(&self, volume: &str) -> Result<Option<HalfReceived>> {
+        block_on(self.core.receive_status(volume))
+    }
+
+    /// Drops what is half received; the volume is as before.
+    ///
+    /// # Errors
+    /// `NotFound`; `Conflict` while it runs.
+    pub fn receive_abort(&self, volume: &str) -> Result<()> {
+        block_on(self.core.receive_abort(volume))
+    }
+
+    /// Makes a secondary writable.
+    ///
+    /// # Errors
+    /// `Conflict`.
+    pub fn promote(&self, volume: &str) -> Result<()> {
+        block_on(self.core.promote(volume))
+    }
+
+    /// Makes a primary a secondary.
+    ///
+    /// # Errors
+    /// `Conflict` while a writer is connected, unless forced.
+    pub fn demote(&self, volume: &str, force: bool) -> Result<()> {
+        block_on(self.core.demote(volume, force))
+    }
+
+    /// Volumes and snapshots.
+    ///
+    /// # Errors
+    /// `NotFound`, `Corrupt`, `Io`.
+    pub fn list(&self, volume: Option<&str>) -> Result<StoreInfo> {
+        block_on(self.core.list(volume))
+    }
+
+    /// Layers and their checksums.
+    ///
+    /// # Errors
+    /// What keeps it from looking.
+    pub fn check_open(&self) -> Result<CheckReport> {
+        block_on(self.core.verify(None, false))
+    }
+
+    /// Verifies every stored byte that has a checksum.
+    ///
+    /// # Errors
+    /// `NotFound`, or what keeps it from looking.
+    pub fn scrub(&self, volume: Option<&str>) -> Result<CheckReport> {
+        block_on(self.core.verify(volume, true))
+    }
+
+    /// Clients and transfers; what the daemon knows of itself is its to fill in.
+    ///
+    /// # Errors
+    /// `Interrupted` when the store is closing.
+    pub fn status(&self) -> Result<Status> {
+        block_on(self.core.status())
     }
 }
 
+/// Makes the names in a directory durable.
+fn sync_dir(dir: &Path) -> std::io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
 /// Checks that there is a store of a known version, and locks it.
-pub(super) fn lock(dir: &Path) -> Result<File> {
+fn lock(dir: &Path) -> Result<File> {
     let path = paths::store_file(dir);
     let bytes = match std::fs::read(&path) {
         Ok(bytes) => bytes,

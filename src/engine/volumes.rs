@@ -1,24 +1,22 @@
 //! The volumes of a store: made, opened, described, removed.
 
 use super::api::{CreateOptions, SnapshotInfo, VolumeInfo};
-use super::batch::sync_dir;
+use super::batch::Batches;
 use super::thread::{Engine, Handle};
 use crate::error::{Error, Result};
-use crate::snapshot::Volume;
+use crate::io::Io;
+use crate::snapshot::{Volume, undecided_takes};
+use crate::store::paths::VolumePaths;
+use crate::store::replay::identity as journal_identity;
 use crate::store::{Tuning, paths};
 use crate::types::{Geometry, Name, Role};
+use futures::FutureExt;
+use futures::future::LocalBoxFuture;
 use std::collections::BTreeSet;
+use std::io::ErrorKind as OsKind;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::time::{SystemTime, UNIX_EPOCH};
 use uuid::Uuid;
-
-/// Now, in microseconds since 1970.
-pub(super) fn now_us() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |d| u64::try_from(d.as_micros()).unwrap_or(u64::MAX))
-}
 
 /// A time in RFC 3339, to the microsecond.
 pub(super) fn rfc3339(us: u64) -> String {
@@ -39,7 +37,7 @@ pub(super) fn dir_of(store: &Path, volume: &str) -> PathBuf {
 }
 
 /// Makes a volume's files under a hidden name, then gives them their own.
-pub(super) fn create(
+pub(super) async fn create(
     engine: &Handle,
     store: &Path,
     name: &str,
@@ -47,85 +45,145 @@ pub(super) fn create(
     role: Role,
 ) -> Result<()> {
     let geometry = Geometry::new(options.size, options.block_size, options.granularity)?;
-    let volumes = paths::volumes(store);
-    let hidden = volumes.join(format!(".new-{}", Uuid::new_v4()));
-    let (dir, on_full) = (hidden.clone(), options.on_full);
+    let (volumes, dir, on_full) = (paths::volumes(store), dir_of(store, name), options.on_full);
     let made = engine.call(move |engine| async move {
-        Volume::create(&engine.io, &dir, Uuid::new_v4(), geometry, on_full, role).await
+        let io = &engine.io;
+        let hidden = volumes.join(format!(".new-{}", io.identity()));
+        let made = async {
+            Volume::create(io, &hidden, io.identity(), geometry, on_full, role).await?;
+            io.rename(&hidden, &dir).await
+        }
+        .await;
+        let made = match made {
+            Ok(()) => io.sync_dir(&volumes).await,
+            error => error,
+        };
+        if made.is_err() {
+            // It has one of the two names. What can't be removed goes at the next open.
+            let _ = io.rename(&dir, &hidden).await;
+            let _ = remove_tree(io, hidden).await;
+        }
+        made
     });
-    let result = made.and_then(|()| {
-        std::fs::rename(&hidden, volumes.join(name))
-            .map_err(|e| Error::os(format!("cannot name volume {name}"), e))?;
-        sync_dir(&volumes)
-    });
-    if result.is_err() {
-        let _ = std::fs::remove_dir_all(&hidden);
-    }
-    result.map_err(|e| e.context(format!("volume {name}")))
+    made.await.map_err(|e| e.context(format!("volume {name}")))
 }
 
 /// Opens a volume on its engine.
-pub(super) fn open(engine: &Handle, store: &Path, name: &str, committed: &BTreeSet<Uuid>) -> Result<()> {
-    let (dir, name, committed) = (dir_of(store, name), name.to_owned(), committed.clone());
-    engine.call(move |engine| async move {
-        let (volume, opened) = Volume::open(&engine.io, &dir, &name, Tuning::default(), &committed).await?;
+pub(super) async fn open(
+    engine: &Handle,
+    store: &Path,
+    name: &str,
+    tuning: Tuning,
+    batches: &Batches,
+) -> Result<()> {
+    let (dir, name) = (dir_of(store, name), name.to_owned());
+    let committed = batches.committed.clone();
+    let damage = batches.damage.as_ref().map(Error::duplicate);
+    let opened = engine.call(move |engine| async move {
+        if let Some(damage) = damage {
+            check_undecided(&engine.io, &dir, &committed, damage)
+                .await
+                .map_err(|e| e.context(format!("volume {name}")))?;
+        }
+        let (volume, opened) = Volume::open(&engine.io, &dir, &name, tuning, &committed).await?;
         if !opened.clean {
             tracing::info!("volume {name}: recovered, {} staged writes taken up again", opened.staged);
         }
         engine.volumes.borrow_mut().insert(name, volume);
         Ok(())
-    })
+    });
+    opened.await
+}
+
+/// Refuses a volume with a take that hangs on a batch of which nobody knows whether it was
+/// committed.
+async fn check_undecided(io: &Io, dir: &Path, committed: &BTreeSet<Uuid>, damage: Error) -> Result<()> {
+    let undecided = undecided_takes(io, dir, committed).await?;
+    match undecided.first() {
+        None => Ok(()),
+        Some(snapshot) => Err(damage.context(format!("whether snapshot {snapshot} exists is not known"))),
+    }
 }
 
 /// Removes a closed volume's files: it is gone once its name is.
-pub(super) fn remove(store: &Path, name: &str) -> Result<()> {
+pub(super) async fn remove(engine: &Handle, store: &Path, name: &str) -> Result<()> {
+    let (volumes, dir, name) = (paths::volumes(store), dir_of(store, name), name.to_owned());
+    let removed = engine.call(move |engine| async move {
+        let io = &engine.io;
+        let hidden = volumes.join(format!(".gone-{}", io.identity()));
+        io.rename(&dir, &hidden).await?;
+        io.sync_dir(&volumes).await?;
+        if let Err(error) = remove_tree(io, hidden).await {
+            tracing::warn!("what is left of volume {name} goes at the next open: {error}");
+        }
+        Ok(())
+    });
+    removed.await
+}
+
+/// Removes a file, or a directory with all that is in it.
+fn remove_tree(io: &Io, path: PathBuf) -> LocalBoxFuture<'_, Result<()>> {
+    async move {
+        match io.remove(&path).await {
+            Err(error) if error.os_kind() == Some(OsKind::IsADirectory) => {}
+            done => return done,
+        }
+        for name in io.list(&path).await? {
+            remove_tree(io, path.join(name)).await?;
+        }
+        io.remove_dir(&path).await
+    }
+    .boxed_local()
+}
+
+/// Names the copy of a volume that is open under another name.
+pub(super) fn is_a_copy(name: &str, twin: &str) -> Error {
+    Error::conflict(format!("volume {name} is a copy of volume {twin}, with the same identity"))
+        .hint("move its directory out of the store; 'snapvol copy' makes a volume with an own identity")
+}
+
+/// The volumes in a store and, where it can be read, their identities, without touching
+/// anything.
+pub(super) async fn listed(io: &Io, store: &Path) -> Result<Vec<(String, Option<Uuid>)>> {
     let volumes = paths::volumes(store);
-    let hidden = volumes.join(format!(".gone-{}", Uuid::new_v4()));
-    std::fs::rename(volumes.join(name), &hidden)
-        .map_err(|e| Error::os(format!("cannot remove volume {name}"), e))?;
-    sync_dir(&volumes)?;
-    std::fs::remove_dir_all(&hidden)
-        .map_err(|e| Error::os(format!("cannot remove the files of volume {name}"), e))
+    let mut found = Vec::new();
+    for name in io.list(&volumes).await? {
+        if is_half(&name) {
+            continue;
+        }
+        let dir = volumes.join(&name);
+        let no_directory = match io.list(&dir).await {
+            Err(error) => error.os_kind() == Some(OsKind::NotADirectory),
+            Ok(_) => false,
+        };
+        if no_directory || name.parse::<Name>().is_err() {
+            tracing::warn!("{} is no volume and is left alone", dir.display());
+            continue;
+        }
+        // Whoever opens the volume is told why that fails.
+        let identity = journal_identity(io, &VolumePaths(dir).journal()).await.ok();
+        found.push((name, identity));
+    }
+    Ok(found)
 }
 
-/// The names of the volumes in a store, without touching anything.
-pub(super) fn listed(store: &Path) -> Result<Vec<String>> {
-    let mut names: Vec<String> = entries(store)?
-        .into_iter()
-        .filter(|(name, _)| name.parse::<Name>().is_ok())
-        .map(|(name, _)| name)
-        .collect();
-    names.sort();
-    Ok(names)
-}
-
-/// The same; what a crash left half made or half removed goes.
-pub(super) fn names(store: &Path) -> Result<Vec<String>> {
-    for (name, path) in entries(store)? {
-        if name.starts_with(".new-") || name.starts_with(".gone-") {
+/// The same; what a crash left half made or half removed goes. The names are durable then:
+/// one that only the page cache had could vanish, or come back, after it was believed.
+pub(super) async fn found(io: &Io, store: &Path) -> Result<Vec<(String, Option<Uuid>)>> {
+    let volumes = paths::volumes(store);
+    io.sync_dir(&volumes).await?;
+    for name in io.list(&volumes).await? {
+        if is_half(&name) {
             // What can't be removed now is tried again at the next open.
-            let _ = std::fs::remove_dir_all(path);
-        } else if name.parse::<Name>().is_err() {
-            tracing::warn!("{} is no volume and is left alone", path.display());
+            let _ = remove_tree(io, volumes.join(name)).await;
         }
     }
-    listed(store)
+    listed(io, store).await
 }
 
-/// The directories in the directory of volumes.
-fn entries(store: &Path) -> Result<Vec<(String, PathBuf)>> {
-    let volumes = paths::volumes(store);
-    let os = |e| Error::os(format!("cannot list {}", volumes.display()), e);
-    let mut all = Vec::new();
-    for entry in std::fs::read_dir(&volumes).map_err(os)? {
-        let entry = entry.map_err(os)?;
-        if entry.path().is_dir() {
-            all.push((entry.file_name().to_string_lossy().into_owned(), entry.path()));
-        } else {
-            tracing::warn!("{} is no volume and is left alone", entry.path().display());
-        }
-    }
-    Ok(all)
+/// Whether it is half made or half removed.
+fn is_half(name: &str) -> bool {
+    name.starts_with(".new-") || name.starts_with(".gone-")
 }
 
 /// Describes a volume.

@@ -256,6 +256,14 @@ pub fn encode_frame(number: u64, frame: Frame, record: &Record) -> Vec<Bytes> {
     all
 }
 
+/// Bytes that the frame of a record takes.
+#[must_use]
+pub fn frame_size(record: &Record) -> u64 {
+    let mut payload = Put::default();
+    let images = put_record(&mut payload, record);
+    (FRAME_SIZE + payload.0.len() + images.iter().map(Bytes::len).sum::<usize>()) as u64
+}
+
 /// What stands at one place of a journal.
 #[derive(Debug)]
 pub enum Found {
@@ -487,14 +495,14 @@ fn take_record(payload: &Bytes) -> Result<Record> {
         12 => Record::Delete {
             snapshots: (0..from.count(16)?).map(|_| from.uuid()).collect::<Result<_>>()?,
             removed: (0..from.count(8)?).map(|_| Ok(Epoch(from.u64()?))).collect::<Result<_>>()?,
-            added: (0..from.count(36)?).map(|_| take_layer(&mut from)).collect::<Result<_>>()?,
+            added: (0..from.count(40)?).map(|_| take_layer(&mut from)).collect::<Result<_>>()?,
             ends_receive: from.flag()?,
         },
         13 => Record::Hold { snapshot: from.uuid()?, tag: from.text()? },
         14 => Record::Release { snapshot: from.uuid()?, tag: from.text()? },
         15 => Record::Resize { size: from.u64()? },
         16 => Record::Seal {
-            layers: (0..from.count(36)?).map(|_| take_layer(&mut from)).collect::<Result<_>>()?,
+            layers: (0..from.count(40)?).map(|_| take_layer(&mut from)).collect::<Result<_>>()?,
             unsealed: Epoch(from.u64()?),
         },
         17 => Record::Segment { segment: from.u32()?, generation: from.u64()? },

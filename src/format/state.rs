@@ -51,6 +51,8 @@ pub struct LayerRecord {
     pub live: Vec<(u32, u64)>,
     /// Tells apart files that cover the same epochs.
     pub version: u64,
+    /// Before-pages in it, which its second file has too.
+    pub pages: u32,
 }
 
 /// A segment of the save volume.
@@ -218,7 +220,7 @@ impl VolumeState {
         }
         let snapshots =
             (0..from.count(SNAPSHOT_SIZE_MIN)?).map(|_| take_snapshot(from)).collect::<Result<_>>()?;
-        let layers = (0..from.count(36)?).map(|_| take_layer(from)).collect::<Result<_>>()?;
+        let layers = (0..from.count(40)?).map(|_| take_layer(from)).collect::<Result<_>>()?;
         let mut segments = BTreeMap::new();
         for _ in 0..from.count(29)? {
             let number = from.u32()?;
@@ -308,6 +310,7 @@ pub(super) fn put_layer(out: &mut Put, layer: &LayerRecord) {
     out.u64(layer.end.0);
     out.u64(layer.entries);
     out.u64(layer.version);
+    out.u32(layer.pages);
     out.count(layer.live.len());
     for (segment, count) in &layer.live {
         out.u32(*segment);
@@ -317,11 +320,12 @@ pub(super) fn put_layer(out: &mut Put, layer: &LayerRecord) {
 
 pub(super) fn take_layer(from: &mut Fields<'_>) -> Result<LayerRecord> {
     let (first, end, entries, version) = (Epoch(from.u64()?), Epoch(from.u64()?), from.u64()?, from.u64()?);
+    let pages = from.u32()?;
     if first >= end {
         return Err(Error::corrupt("a layer covers no epoch"));
     }
     let live = (0..from.count(12)?).map(|_| Ok((from.u32()?, from.u64()?))).collect::<Result<_>>()?;
-    Ok(LayerRecord { first, end, entries, live, version })
+    Ok(LayerRecord { first, end, entries, live, version, pages })
 }
 
 pub(super) fn put_receive(out: &mut Put, receive: &ReceiveRecord) {

@@ -38,7 +38,8 @@ use std::io;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use uuid::Uuid;
 
 /// An open file or socket, as the driver numbers it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -255,6 +256,17 @@ pub trait Driver {
     /// Which boot of the machine this is: what a dead process left in the page cache
     /// and in a mapped region counts only within the same boot.
     fn boot_id(&self) -> [u8; 16];
+
+    /// An identity that nothing else has.
+    fn identity(&self) -> Uuid {
+        Uuid::new_v4()
+    }
+
+    /// The time of day, in microseconds since 1970.
+    fn now_us(&self) -> u64 {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH);
+        since.map_or(0, |time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX))
+    }
 }
 
 /// Ends a wait from any thread.

@@ -18,6 +18,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
+use uuid::Uuid;
 
 /// An operation under way.
 enum Slot {
@@ -174,6 +175,18 @@ impl Io {
     #[must_use]
     pub fn boot_id(&self) -> [u8; 16] {
         self.0.driver.borrow().boot_id()
+    }
+
+    /// An identity that nothing else has.
+    #[must_use]
+    pub fn identity(&self) -> Uuid {
+        self.0.driver.borrow().identity()
+    }
+
+    /// The time of day, in microseconds since 1970.
+    #[must_use]
+    pub fn now_us(&self) -> u64 {
+        self.0.driver.borrow().now_us()
     }
 
     /// Takes over a descriptor that somebody else opened.

@@ -8,6 +8,11 @@
 //! union of its layers' pages, made page by page when it is asked for. Invariants: a
 //! union is of exactly the layers that are in the group now (whatever changes a group
 //! drops its unions); the directory of meta pages names exactly the loaded layers.
+//!
+//! A layer can be *lost*: its file is damaged, and so is what it could be made from again.
+//! Whoever must know what it held gets an error. Whoever only has to be careful (must this
+//! block be saved? may that one be forgotten?) is told that it held nothing, which makes
+//! him save and keep too much, never too little.
 
 use super::bitmap::BitMap;
 use super::block_map::{BlockMap, SavedImage};
@@ -17,9 +22,11 @@ use crate::error::{Error, Result};
 use crate::types::{Block, Epoch};
 use rustc_hash::FxHashMap;
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use uuid::Uuid;
 
 /// Layers in a group, and groups under one union, at most.
@@ -79,11 +86,25 @@ struct Place {
     first: Epoch,
     end: Epoch,
     layer: Option<Rc<SealedLayer>>,
+    /// Why it is lost, if it is.
+    lost: Option<Rc<str>>,
 }
 
 impl Place {
+    fn new(epochs: Range<Epoch>, layer: Option<Rc<SealedLayer>>) -> Self {
+        Self { first: epochs.start, end: epochs.end, layer, lost: None }
+    }
+
     fn loaded(&self) -> Result<&SealedLayer> {
-        self.layer.as_deref().ok_or_else(|| not_loaded(self.first, self.end))
+        self.layer.as_deref().ok_or_else(|| match &self.lost {
+            Some(why) => lost(self.first, self.end, why),
+            None => not_loaded(self.first, self.end),
+        })
+    }
+
+    /// The layer, unless it is lost.
+    fn known(&self) -> Result<Option<&SealedLayer>> {
+        if self.lost.is_some() { Ok(None) } else { self.loaded().map(Some) }
     }
 }
 
@@ -137,6 +158,8 @@ impl Group {
 pub enum LayerRef {
     /// On disk, not loaded.
     Unloaded(Range<Epoch>),
+    /// Its file is damaged and can't be made again.
+    Lost(Range<Epoch>),
     /// On disk, mapped.
     Loaded(Rc<SealedLayer>),
     /// In memory, still changing.
@@ -154,6 +177,10 @@ pub struct LayerChain {
     meta: FxHashMap<u64, Vec<Epoch>>,
     /// The epochs of the sealed layers that are not loaded: first → end.
     missing: BTreeMap<Epoch, Epoch>,
+    /// First epochs of the lost layers that held meta pages.
+    lost: BTreeSet<Epoch>,
+    /// A loaded layer was found damaged since that was last asked.
+    alarm: Arc<AtomicBool>,
     /// Bytes in all unions, see [`cost`].
     kept: Cell<usize>,
 }
@@ -204,7 +231,7 @@ impl LayerChain {
     /// # Panics
     /// If there is a layer of that first epoch.
     pub fn insert_unloaded(&mut self, epochs: Range<Epoch>) {
-        self.insert(Place { first: epochs.start, end: epochs.end, layer: None });
+        self.insert(Place::new(epochs.clone(), None));
         self.missing.insert(epochs.start, epochs.end);
     }
 
@@ -213,12 +240,12 @@ impl LayerChain {
     /// # Panics
     /// If there is a layer of that first epoch.
     pub fn insert_loaded(&mut self, layer: Rc<SealedLayer>) {
-        self.note_meta(&layer);
-        let epochs = layer.epochs();
-        self.insert(Place { first: epochs.start, end: epochs.end, layer: Some(layer) });
+        self.note(&layer);
+        self.insert(Place::new(layer.epochs(), Some(layer)));
     }
 
-    fn note_meta(&mut self, layer: &SealedLayer) {
+    fn note(&mut self, layer: &SealedLayer) {
+        layer.watch(&self.alarm);
         let first = layer.epochs().start;
         for page in layer.meta_pages() {
             let holders = self.meta.entry(page).or_default();
@@ -279,7 +306,7 @@ impl LayerChain {
     /// # Panics
     /// If there is no such sealed layer, or `layer` is of other epochs.
     pub fn load(&mut self, first: Epoch, layer: Rc<SealedLayer>) {
-        self.note_meta(&layer);
+        self.note(&layer);
         let epochs = layer.epochs();
         let place = self.place_mut(first);
         assert!(
@@ -290,6 +317,69 @@ impl LayerChain {
             place.layer = Some(layer);
         }
         self.missing.remove(&first);
+        // It may stand for one that was found damaged: what was asked of that is forgotten.
+        let group = self.group_of(first);
+        if self.groups.get(group).is_some_and(|group| !group.union.0.borrow().is_empty()) {
+            self.changed(group..group + 1);
+        }
+    }
+
+    /// The layer of that first epoch is lost, and why; `pages` if it held meta pages.
+    pub fn lose(&mut self, first: Epoch, pages: bool, why: &str) {
+        self.forget_meta(first);
+        if let Some(place) = self.place_mut(first) {
+            place.layer = None;
+            place.lost = Some(why.into());
+            if pages {
+                self.lost.insert(first);
+            }
+        }
+        self.missing.remove(&first);
+        let group = self.group_of(first);
+        self.changed(group..group + 1);
+    }
+
+    /// Whether no layer is lost whose first epoch is in `firsts`.
+    ///
+    /// # Errors
+    /// `Corrupt`, saying which.
+    pub fn whole(&self, firsts: Range<Epoch>) -> Result<()> {
+        let lost = self.places_in(firsts).find(|place| place.lost.is_some());
+        lost.map_or(Ok(()), |place| place.loaded().map(drop))
+    }
+
+    /// The first epoch of the youngest lost layer.
+    #[must_use]
+    pub fn youngest_lost(&self) -> Option<Epoch> {
+        self.places_from(Epoch(0)).filter(|place| place.lost.is_some()).map(|place| place.first).last()
+    }
+
+    /// Whether no layer that held meta pages is lost whose first epoch is in `firsts`.
+    ///
+    /// # Errors
+    /// `Corrupt`, saying which.
+    pub fn pages_whole(&self, firsts: Range<Epoch>) -> Result<()> {
+        match self.lost.range(firsts).next() {
+            Some(first) => self.whole(*first..first.next()),
+            None => Ok(()),
+        }
+    }
+
+    /// The loaded layers that were found damaged in part since this was last asked.
+    #[must_use]
+    pub fn take_damaged(&self) -> Vec<Range<Epoch>> {
+        if !self.alarm.swap(false, Ordering::Relaxed) {
+            return Vec::new();
+        }
+        let places = self.groups.iter().flat_map(|group| &group.places);
+        let damaged = places.filter(|place| place.layer.as_ref().is_some_and(|layer| layer.is_damaged()));
+        damaged.map(|place| place.first..place.end).collect()
+    }
+
+    /// Whether [`Self::take_damaged`] has something to say.
+    #[must_use]
+    pub fn is_alarmed(&self) -> bool {
+        self.alarm.load(Ordering::Relaxed)
     }
 
     /// The layers that must be loaded before a query from that epoch on.
@@ -320,20 +410,25 @@ impl LayerChain {
         let index = self.group_of(first);
         let Some(group) = self.groups.get_mut(index) else { return false };
         let Some(at) = group.places.iter().position(|place| place.first == first) else { return false };
-        let place = group.places.remove(at);
+        self.forget_meta(first);
+        self.groups[index].places.remove(at);
         self.missing.remove(&first);
-        if let Some(layer) = place.layer {
-            for page in layer.meta_pages() {
-                if let Some(holders) = self.meta.get_mut(&page) {
-                    holders.retain(|holder| *holder != first);
-                    if holders.is_empty() {
-                        self.meta.remove(&page);
-                    }
+        self.lost.remove(&first);
+        self.shrink(index);
+        true
+    }
+
+    /// The layer of that first epoch holds no meta pages any more.
+    fn forget_meta(&mut self, first: Epoch) {
+        let Some(layer) = self.place_mut(first).and_then(|place| place.layer.clone()) else { return };
+        for page in layer.meta_pages() {
+            if let Some(holders) = self.meta.get_mut(&page) {
+                holders.retain(|holder| *holder != first);
+                if holders.is_empty() {
+                    self.meta.remove(&page);
                 }
             }
         }
-        self.shrink(index);
-        true
     }
 
     /// After a removal: joins a group that got small with the one after it.
@@ -382,8 +477,12 @@ impl LayerChain {
             (Some(place), Some((first, _))) if place.first > *first => open.next().map(open_ref),
             (Some(_), _) => sealed.next().map(|place| {
                 let layer = place.layer.clone();
-                let unloaded = || LayerRef::Unloaded(place.first..place.end);
-                (place.first, layer.map_or_else(unloaded, LayerRef::Loaded))
+                let epochs = place.first..place.end;
+                let other = || match place.lost {
+                    Some(_) => LayerRef::Lost(epochs.clone()),
+                    None => LayerRef::Unloaded(epochs.clone()),
+                };
+                (place.first, layer.map_or_else(other, LayerRef::Loaded))
             }),
             (None, _) => open.next().map(open_ref),
         })
@@ -394,7 +493,11 @@ impl LayerChain {
         group.union.page(page, &self.kept, || {
             let mut words: Words = [0; PAGE_WORDS];
             for place in &group.places {
-                place.loaded()?.bits_page(page)?.or_into(&mut words);
+                match place.known()? {
+                    Some(layer) => layer.bits_page(page)?.or_into(&mut words),
+                    // It may have any block.
+                    None => words = [u64::MAX; PAGE_WORDS],
+                }
             }
             Ok(Page::from_words(&words))
         })
@@ -426,8 +529,9 @@ impl LayerChain {
         Ok(page.get(super::page::index16(block.0 % PAGE_BITS)))
     }
 
-    /// The first sealed layer from an epoch on that has the block.
-    fn find_sealed(&self, block: Block, from: Epoch) -> Result<Option<&Place>> {
+    /// The first sealed layer from an epoch on that has the block. A lost layer that comes
+    /// before it is an error, unless `careful`.
+    fn find_sealed(&self, block: Block, from: Epoch, careful: bool) -> Result<Option<&Place>> {
         if self.kept.get() > UNION_BYTES_MAX {
             let groups = self.groups.iter().map(|group| &group.union);
             groups.chain(&self.supers).for_each(|union| union.forget(&self.kept));
@@ -444,7 +548,10 @@ impl LayerChain {
             if !whole || self.group_has(group, block)? {
                 let start = group.places.partition_point(|place| place.first < from);
                 for place in &group.places[start..] {
-                    if place.loaded()?.bit(block)? {
+                    let layer = if careful { place.known()? } else { Some(place.loaded()?) };
+                    if let Some(layer) = layer
+                        && layer.bit(block)?
+                    {
                         return Ok(Some(place));
                     }
                 }
@@ -460,7 +567,7 @@ impl LayerChain {
     /// # Errors
     /// `Corrupt` for damage; `Conflict` if a layer is not loaded (see [`Self::unloaded`]).
     pub fn find(&self, block: Block, from: Epoch) -> Result<Option<(Epoch, SavedImage)>> {
-        let sealed = self.find_sealed(block, from)?;
+        let sealed = self.find_sealed(block, from, false)?;
         if let Some((first, layer)) = self.find_open(block, from, sealed) {
             let image = layer.borrow().blocks.get(block);
             return image.map(|image| Some((first, image))).ok_or_else(|| no_image(block, first));
@@ -485,7 +592,8 @@ impl LayerChain {
             .find(|(_, layer)| layer.borrow().bits.get(block.0))
     }
 
-    /// Whether a layer from that epoch on has the block.
+    /// Whether a layer from that epoch on has the block, for somebody careful: what is lost
+    /// counts as without it.
     ///
     /// # Errors
     /// As for [`Self::find`].
@@ -493,16 +601,19 @@ impl LayerChain {
         if self.find_open(block, from, None).is_some() {
             return Ok(true);
         }
-        Ok(self.find_sealed(block, from)?.is_some())
+        Ok(self.find_sealed(block, from, true)?.is_some())
     }
 
-    /// Adds to `words` the bits of a page of all layers whose first epoch is in `firsts`.
+    /// Adds to `words` the bits of a page of all layers whose first epoch is in `firsts`,
+    /// for somebody careful: what is lost counts as without any.
     ///
     /// # Errors
     /// As for [`Self::find`].
     pub fn union_bits(&self, page: u64, firsts: Range<Epoch>, words: &mut Words) -> Result<()> {
         for place in self.places_in(firsts.clone()) {
-            place.loaded()?.bits_page(page)?.or_into(words);
+            if let Some(layer) = place.known()? {
+                layer.bits_page(page)?.or_into(words);
+            }
         }
         for layer in self.open_in(firsts) {
             layer.borrow().bits.page(page).or_into(words);
@@ -521,6 +632,8 @@ impl LayerChain {
         }
         let sealed =
             self.meta.get(&page).and_then(|holders| holders.get(holders.partition_point(|h| *h < from)));
+        // What a lost layer before it held is not known.
+        self.pages_whole(from..sealed.copied().unwrap_or(Epoch(u64::MAX)))?;
         for (first, layer) in &self.open {
             if *first >= from
                 && sealed.is_none_or(|sealed| first < sealed)
@@ -545,7 +658,9 @@ impl LayerChain {
     pub fn touched_pages(&self, firsts: Range<Epoch>) -> Result<Vec<u64>> {
         let mut touched = BitMap::new();
         for place in self.places_in(firsts.clone()) {
-            touched.extend(place.loaded()?.bit_pages());
+            if let Some(layer) = place.known()? {
+                touched.extend(layer.bit_pages());
+            }
         }
         for layer in self.open_in(firsts) {
             touched.extend(layer.borrow().bits.pages().map(|(page, _)| page));
@@ -561,7 +676,9 @@ impl LayerChain {
     pub fn touched_meta_pages(&self, firsts: Range<Epoch>) -> Result<Vec<u64>> {
         let mut touched = BitMap::new();
         for place in self.places_in(firsts.clone()) {
-            touched.extend(place.loaded()?.meta_pages());
+            if let Some(layer) = place.known()? {
+                touched.extend(layer.meta_pages());
+            }
         }
         for layer in self.open_in(firsts) {
             touched.extend(layer.borrow().meta_pages.keys().copied());
@@ -576,6 +693,11 @@ fn open_ref((first, layer): &(Epoch, Rc<RefCell<OpenLayer>>)) -> (Epoch, LayerRe
 
 fn not_loaded(first: Epoch, end: Epoch) -> Error {
     Error::conflict(format!("the layer of epochs {first} to {end} is not loaded"))
+}
+
+fn lost(first: Epoch, end: Epoch, why: &str) -> Error {
+    Error::corrupt(format!("the map of epochs {first} to {end} is lost: {why}"))
+        .hint("restore the snapshot from a copy; younger snapshots and the volume itself are not affected")
 }
 
 fn no_image(block: Block, first: Epoch) -> Error {

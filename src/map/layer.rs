@@ -19,8 +19,8 @@ use crate::types::{Block, Epoch, SaveAddr};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use uuid::Uuid;
 
 const _: () = assert!(crate::format::layer::PAGE_BITS as u64 == PAGE_BITS);
@@ -183,6 +183,10 @@ pub struct SealedLayer {
     /// Bit pages first, then meta pages.
     pages_checked: Checked,
     buckets_checked: Checked,
+    /// A page or a bucket was found damaged.
+    damaged: AtomicBool,
+    /// Set when that happens.
+    alarm: OnceLock<Arc<AtomicBool>>,
 }
 
 #[allow(clippy::cast_possible_truncation, reason = "offsets were checked against the length of the mapping")]
@@ -242,7 +246,28 @@ impl SealedLayer {
             header,
             pages_checked: Checked::new(pages),
             buckets_checked: Checked::new(buckets),
+            damaged: AtomicBool::new(false),
+            alarm: OnceLock::new(),
         })
+    }
+
+    /// From now on `alarm` is set when a page or a bucket is found damaged.
+    pub fn watch(&self, alarm: &Arc<AtomicBool>) {
+        // Watched by two, the first one hears of it: a layer is in one chain.
+        let _ = self.alarm.set(Arc::clone(alarm));
+    }
+
+    /// Whether a page or a bucket was found damaged.
+    #[must_use]
+    pub fn is_damaged(&self) -> bool {
+        self.damaged.load(Ordering::Relaxed)
+    }
+
+    fn hurt(&self) {
+        self.damaged.store(true, Ordering::Relaxed);
+        if let Some(alarm) = self.alarm.get() {
+            alarm.store(true, Ordering::Relaxed);
+        }
     }
 
     /// The epochs whose before-images are here.
@@ -305,6 +330,7 @@ impl SealedLayer {
                 _ => body.iter().map(|byte| byte.count_ones()).sum::<u32>() == entry.count,
             };
         if !sound {
+            self.hurt();
             return Err(Error::corrupt(format!("the checksum of page {} does not match", entry.page)))
                 .context(|| self.name());
         }
@@ -388,7 +414,7 @@ impl SealedLayer {
         let start = self.header.hash_offset + u64::from(number) * BUCKET_LEN as u64;
         let bucket = within(&self.file, start..start + BUCKET_LEN as u64);
         if !self.buckets_checked.has(number as usize) {
-            check_bucket(bucket, number).context(|| self.name())?;
+            check_bucket(bucket, number).inspect_err(|_| self.hurt()).context(|| self.name())?;
             self.buckets_checked.mark(number as usize);
         }
         Ok(bucket)

@@ -1,18 +1,14 @@
 //! Admission: every write belongs to the epoch in which it was let in, and a take waits
-//! for those of older epochs. What a full disk does to writers is decided here too.
+//! for those of older epochs.
 
 use super::volume::{Volume, Who};
-use crate::error::{Error, ErrorKind, Result};
-use crate::types::{Epoch, OnFull};
+use crate::error::Result;
+use crate::types::Epoch;
 use std::rc::Rc;
 use std::time::Duration;
 
-/// How long a writer that waits for space sleeps before it looks again.
-const FULL_RETRY: Duration = Duration::from_millis(200);
-
-/// Bytes of journal that must have space before a write is let in, so that its record does
-/// not meet a full disk, which latches.
-const JOURNAL_ROOM: u64 = 32 << 10;
+/// How long a writer sleeps while a deletion works with the last space there is.
+const LENT_RETRY: Duration = Duration::from_millis(10);
 
 /// A write that is under way.
 pub(super) struct Admitted {
@@ -38,8 +34,11 @@ impl Drop for Admitted {
 impl Volume {
     /// Lets a write in.
     pub(super) async fn admit(self: &Rc<Self>, who: Who) -> Result<Admitted> {
-        self.journal.reserve(JOURNAL_ROOM).await?;
         loop {
+            if self.reserve.is_lent() {
+                self.io.sleep(LENT_RETRY).await;
+                continue;
+            }
             if self.s.borrow().paused == 0 || who == Who::Store {
                 self.writable(who)?;
                 let mut s = self.s.borrow_mut();
@@ -62,6 +61,11 @@ impl Volume {
                 }
             }
             self.writable(Who::Store)?;
+            if self.closing.get()
+                && let Some(error) = &*self.space.unsettled.borrow()
+            {
+                return Err(error.duplicate());
+            }
             self.kick_settler();
             self.changed.wait().await;
         }
@@ -78,54 +82,5 @@ impl Volume {
         s.paused = s.paused.saturating_sub(1);
         drop(s);
         self.changed.notify();
-    }
-
-    /// What becomes of a write that met a full disk: `Ok` when it is to be tried again.
-    pub(super) async fn on_full(self: &Rc<Self>, error: Error) -> Result<()> {
-        // No space that comes back unlatches a volume.
-        let hopeless = self.closing.get() || self.writable(Who::Store).is_err();
-        if error.kind() != ErrorKind::Full || hopeless {
-            return Err(error);
-        }
-        let policy = self.s.borrow().durable.on_full;
-        if policy == OnFull::Readonly {
-            return Err(error);
-        }
-        if policy == OnFull::DropOldest && !self.busy.get() && self.drop_oldest().await {
-            return Ok(());
-        }
-        if !std::mem::replace(&mut self.s.borrow_mut().frozen_full, true) {
-            tracing::warn!("volume {}: writers wait for space: {error}", self.name());
-        }
-        self.io.sleep(FULL_RETRY).await;
-        Ok(())
-    }
-
-    /// Deletes the oldest snapshot that nobody needs; false if there is none.
-    async fn drop_oldest(self: &Rc<Self>) -> bool {
-        let oldest = {
-            let s = self.s.borrow();
-            let base = s.durable.receive.as_ref().and_then(|r| r.base);
-            s.durable
-                .snapshots
-                .iter()
-                .find(|r| {
-                    r.holds.is_empty()
-                        && !r.is_internal()
-                        && !s.opened.contains_key(&r.uuid)
-                        && !s.hidden.contains(&r.uuid)
-                        && base != Some(r.uuid)
-                })
-                .map(|r| (r.uuid, r.name.clone()))
-        };
-        let Some((uuid, name)) = oldest else { return false };
-        tracing::warn!("volume {}: no space left, deleting the oldest snapshot {name}", self.name());
-        match self.delete(&[uuid]).await {
-            Ok(()) => true,
-            Err(error) => {
-                tracing::error!("volume {}: cannot delete snapshot {name}: {error}", self.name());
-                false
-            }
-        }
     }
 }

@@ -15,6 +15,10 @@ use crate::map::{BitMap, BlockMap, LayerContents, checkpoint};
 use crate::types::Seq;
 use bytes::Bytes;
 use std::rc::Rc;
+use std::time::Duration;
+
+/// How long the next checkpoint is put off after one that failed.
+const REST: Duration = Duration::from_secs(1);
 
 /// What the maps and the journal were at one instant.
 struct Cut {
@@ -31,6 +35,7 @@ impl Volume {
     pub(super) fn kick_checkpoint(self: &Rc<Self>) {
         if self.journal.len() < self.tuning.journal_bytes_max
             || self.checkpointing.get()
+            || self.resting.get()
             || self.closing.get()
         {
             return;
@@ -39,6 +44,9 @@ impl Volume {
         self.io.spawn(async move {
             if let Err(error) = volume.checkpoint().await {
                 tracing::warn!("volume {}: no checkpoint: {error}", volume.name());
+                volume.resting.set(true);
+                volume.io.sleep(REST).await;
+                volume.resting.set(false);
             }
         });
     }
@@ -51,7 +59,7 @@ impl Volume {
         while self.checkpointing.replace(true) {
             self.changed.wait().await;
         }
-        let result = self.checkpoint_now().await;
+        let result = self.with_reserve(|| self.checkpoint_now()).await;
         self.checkpointing.set(false);
         self.changed.notify();
         result
@@ -78,8 +86,10 @@ impl Volume {
             s.written[written] = Some(maps);
         }
         if old.tail_pages {
-            // It may be gone since an earlier crash.
-            let _ = self.io.remove(&self.paths.tail_pages(old.seq.0)).await;
+            for path in [self.paths.tail_pages(old.seq.0), self.paths.second_tail_pages(old.seq.0)] {
+                // It may be gone since an earlier crash.
+                let _ = self.io.remove(&path).await;
+            }
         }
         Ok(())
     }
@@ -136,7 +146,10 @@ impl Volume {
         result?;
         self.io.sync_dir(&self.paths.0).await?;
         if let Some(contents) = &cut.tail {
-            self.write_layer_file(&self.paths.tail_pages(cut.seq.0), contents).await?;
+            for path in [self.paths.tail_pages(cut.seq.0), self.paths.second_tail_pages(cut.seq.0)] {
+                self.write_layer_file(&path, contents).await?;
+            }
+            self.io.sync_dir(&self.paths.snapshots()).await?;
         }
         self.journal.rotate((cut.seq, Record::State(Box::new(cut.state))), cut.images).await
     }

@@ -8,7 +8,7 @@
 
 use super::volume::{State, Volume, Who};
 use crate::error::{Error, Result};
-use crate::format::journal::Record;
+use crate::format::journal::{Record, frame_size};
 use crate::format::state::LayerRecord;
 use crate::map::{BitMap, BlockMap, LayerContents, LayerRef, PAGE_WORDS, Page, SealedLayer, Words};
 use crate::types::Epoch;
@@ -55,6 +55,36 @@ impl Volume {
         refusal(&self.name(), snapshot, check)
     }
 
+    /// Hides snapshots that are about to be deleted, all or none: from here on nobody opens
+    /// or holds them, so nothing but a failure keeps them from going.
+    ///
+    /// # Errors
+    /// `NotFound`; `Conflict` when one is held, open or a base.
+    pub fn hide_for_deletion(&self, names: &[String]) -> Result<Vec<Uuid>> {
+        let mut uuids = Vec::new();
+        for name in names {
+            let (uuid, check) = self.can_delete(name)?;
+            if let Some(error) = self.refusal(name, &check) {
+                return Err(error);
+            }
+            uuids.push(uuid);
+        }
+        self.s.borrow_mut().hidden.extend(&uuids);
+        Ok(uuids)
+    }
+
+    /// Hides what is left of a deletion that failed, or shows it again.
+    pub fn set_hidden(&self, snapshots: &[Uuid], hidden: bool) {
+        let s = &mut *self.s.borrow_mut();
+        for uuid in snapshots {
+            if hidden && s.durable.snapshot(*uuid).is_some() {
+                s.hidden.insert(*uuid);
+            } else {
+                s.hidden.remove(uuid);
+            }
+        }
+    }
+
     /// Deletes snapshots, one after the other.
     ///
     /// # Errors
@@ -62,7 +92,8 @@ impl Volume {
     pub async fn delete(self: &Rc<Self>, snapshots: &[Uuid]) -> Result<()> {
         let _exclusive = self.exclusive().await;
         for uuid in snapshots {
-            self.delete_one(*uuid, false).await.map_err(|e| self.named(e))?;
+            let result = self.healed(async || self.delete_one(*uuid, false).await).await;
+            result.map_err(|e| self.named(e))?;
         }
         self.reclaim().await
     }
@@ -86,7 +117,7 @@ impl Volume {
         }
         // From here on nobody opens it.
         self.s.borrow_mut().hidden.insert(uuid);
-        let result = self.delete_hidden(uuid, record.epoch, ends_receive).await;
+        let result = self.with_reserve(|| self.delete_hidden(uuid, record.epoch, ends_receive)).await;
         self.s.borrow_mut().hidden.remove(&uuid);
         result
     }
@@ -97,6 +128,10 @@ impl Volume {
         self.seal_closed().await?;
         self.load_from(Epoch(0)).await?;
         let older = self.s.borrow().queue().into_iter().rev().find(|e| *e < epoch);
+        if older.is_some() {
+            // What the older one would take over is not known.
+            self.s.borrow().chain.whole(epoch..end).map_err(older_first)?;
+        }
         let (removed, old_records) = self.layers_in(&(epoch..end));
         let kept = match older {
             Some(older) => self.kept(older, epoch..end).await?,
@@ -107,12 +142,21 @@ impl Volume {
             None => None,
         };
         let records: Vec<LayerRecord> = added.iter().map(|(record, _)| record.clone()).collect();
-        let new_tail = if is_tail { older.map(|o| self.thaw(o, epoch)).transpose()? } else { None };
+        let new_tail =
+            if is_tail { older.map(|o| self.thaw(o, epoch)).transpose().map_err(older_first)? } else { None };
         let record =
             Record::Delete { snapshots: vec![uuid], removed: removed.clone(), added: records, ends_receive };
+        let room = match self.journal.reserve(frame_size(&record)).await {
+            Ok(room) => room,
+            Err(error) => {
+                self.forget_layer(added.as_ref().map(|(record, _)| record)).await;
+                return Err(error);
+            }
+        };
         // Until it is durable a power cut brings the snapshot back, so it is respected as
         // long. Nobody cuts the journal meanwhile.
         self.journal.push(record.clone());
+        drop(room);
         self.journal_synced().await?;
         {
             let mut s = self.s.borrow_mut();
@@ -123,17 +167,27 @@ impl Volume {
             if let Some((_, sealed)) = &added {
                 s.chain.insert_loaded(Rc::clone(sealed));
             }
+            s.mended.retain(|first, _| !removed.contains(first));
             s.frozen.remove(&epoch);
             if let (Some(older), Some(map)) = (older, new_tail) {
                 s.frozen.insert(older, map);
             }
             s.forget_retained();
         }
+        self.weigh_layers();
         self.count_dead(&old_records, added.as_ref().map(|(record, _)| record));
         for record in old_records {
-            self.io.remove(&self.paths.layer(record.first, record.version)).await?;
+            self.remove_layer(&record).await?;
         }
         Ok(())
+    }
+
+    /// Removes the file of a layer that no record will name. It fails at worst on a disk that
+    /// does so for everything; the next open removes it then.
+    pub(super) async fn forget_layer(&self, layer: Option<&LayerRecord>) {
+        if let Some(layer) = layer {
+            let _ = self.io.remove(&self.paths.layer(layer.first, layer.version)).await;
+        }
     }
 
     /// Sealed layers that begin in a range of epochs.
@@ -259,7 +313,7 @@ impl Volume {
 }
 
 impl State {
-    fn can_delete(&self, uuid: Uuid) -> DeleteCheck {
+    pub(super) fn can_delete(&self, uuid: Uuid) -> DeleteCheck {
         let Some(record) = self.durable.snapshot(uuid) else { return DeleteCheck::Free };
         if !record.holds.is_empty() {
             return DeleteCheck::Held(record.holds.clone());
@@ -283,7 +337,7 @@ impl State {
         for snapshot in self.queue().into_iter().rev().filter(|e| *e <= older) {
             let mut bits = [0; PAGE_WORDS];
             self.chain.union_bits(page, snapshot..end, &mut bits)?;
-            let used = self.frozen_words(snapshot, page)?;
+            let used = self.frozen_words_or_all(snapshot, page)?;
             let mut open = 0;
             for i in 0..PAGE_WORDS {
                 undecided[i] &= !bits[i];
@@ -298,6 +352,11 @@ impl State {
         }
         Ok(kept)
     }
+}
+
+/// A lost layer is in the way, but not to the deletion of the oldest.
+fn older_first(error: Error) -> Error {
+    error.hint("delete the older snapshots first: they depend on what is lost")
 }
 
 /// Why it is refused, as an error.

@@ -124,6 +124,15 @@ impl Volume {
         to: Option<uuid::Uuid>,
         bytes: Range<u64>,
     ) -> Result<Delta> {
+        self.healed(async || self.delta_once(from, to, bytes.clone()).await).await
+    }
+
+    async fn delta_once(
+        self: &Rc<Self>,
+        from: Option<uuid::Uuid>,
+        to: Option<uuid::Uuid>,
+        bytes: Range<u64>,
+    ) -> Result<Delta> {
         self.seal_closed().await?;
         let record = |uuid: uuid::Uuid| {
             let found = self.s.borrow().durable.snapshot(uuid).map(|r| (r.epoch, r.size));
@@ -178,6 +187,8 @@ impl Volume {
 impl State {
     /// Pages of blocks that some map touched from `from` up to `end`.
     fn touched(&self, from: Epoch, end: Epoch, now: &Now) -> Result<BTreeSet<u64>> {
+        // What a lost layer held may have changed.
+        self.chain.whole(from..end)?;
         let mut pages: BTreeSet<u64> = self.chain.touched_pages(from..end)?.into_iter().collect();
         let mut granule_pages: BTreeSet<u64> =
             self.chain.touched_meta_pages(from..end)?.into_iter().collect();

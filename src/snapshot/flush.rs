@@ -30,7 +30,7 @@ impl Volume {
     /// Makes everything acknowledged before durable.
     ///
     /// # Errors
-    /// `Io`; the volume is read-only from then on. `Full` when the journal can't grow.
+    /// `Io`; the volume is read-only from then on.
     pub async fn flush(self: &Rc<Self>) -> Result<()> {
         let gate = &self.flushing;
         let mine = gate.wanted.get() + 1;
@@ -62,8 +62,8 @@ impl Volume {
 
     async fn flush_round(self: &Rc<Self>) -> Result<()> {
         self.writable(Who::Store)?;
-        let staged = self.s.borrow().slots.len() as u64;
-        self.journal.reserve(staged * (u64::from(self.geometry().block_size) + 64) + 4096).await?;
+        // What is staged has its space, but for what an open on a full disk took over.
+        self.wait_for_journal().await?;
         let (guarded, images) = {
             let mut s = self.s.borrow_mut();
             let fresh = s.slots.journal_all();

@@ -1,5 +1,6 @@
 //! What a volume says of itself, and its small settings.
 
+use super::full::SpaceSummary;
 use super::volume::{Volume, Who};
 use crate::error::{Error, Result};
 use crate::format::journal::Record;
@@ -25,6 +26,8 @@ pub struct VolumeSummary {
     pub in_use: u64,
     /// Before-images in all.
     pub saved: u64,
+    /// How it stands with the space around it.
+    pub space: SpaceSummary,
     /// Oldest first, those that users see.
     pub snapshots: Vec<SnapshotSummary>,
 }
@@ -72,6 +75,7 @@ impl Volume {
             geometry: durable.geometry,
             in_use: (s.production.count() * granule).min(durable.geometry.size),
             saved: self.save.live_bytes(),
+            space: self.space(),
             snapshots,
         })
     }
@@ -80,12 +84,16 @@ impl Volume {
         let s = self.s.borrow();
         if s.latched.is_some() {
             "read-only"
-        } else if s.frozen_full {
+        } else if self.space().waiting > 0 {
             "frozen"
+        } else if self.space().refused {
+            "read-only (disk full)"
         } else if s.durable.rollback.is_some() {
             "rolling-back"
         } else if s.durable.receive.is_some() {
             "receiving"
+        } else if s.chain.youngest_lost().is_some() {
+            "damaged"
         } else {
             "ok"
         }
@@ -103,7 +111,7 @@ impl Volume {
             saved += match layer {
                 crate::map::LayerRef::Open(open) => open.borrow().blocks.len() as u64,
                 crate::map::LayerRef::Loaded(sealed) => sealed.entry_count(),
-                crate::map::LayerRef::Unloaded(_) => 0,
+                crate::map::LayerRef::Unloaded(_) | crate::map::LayerRef::Lost(_) => 0,
             };
         }
         Ok(saved)

@@ -1,13 +1,16 @@
 //! Pages of blocks out of maps of granules and frozen maps out of layers.
 
 use super::volume::{State, Volume};
-use crate::error::Result;
-use crate::map::{BitMap, PAGE_BITS, PAGE_WORDS, Page, SealedLayer, Words};
+use crate::error::{ErrorKind, Result};
+use crate::map::{BitMap, PAGE_BITS, PAGE_WORDS, Page, Words};
 use crate::types::Epoch;
 use bitvec::order::Lsb0;
 use bitvec::view::BitView;
 use std::ops::Range;
 use std::rc::Rc;
+
+/// After every epoch.
+const MAX: Epoch = Epoch(u64::MAX);
 
 /// A page of blocks from the page of granules that holds it.
 pub(super) fn expand(granule_page: &Page, page: u64, shift: u32) -> Words {
@@ -75,6 +78,18 @@ impl State {
         Ok(younger.unwrap_or(&self.production).page(granule_page))
     }
 
+    /// The same for somebody careful: all, where that is not known any more.
+    pub fn frozen_words_or_all(&self, epoch: Epoch, page: u64) -> Result<Words> {
+        match self.frozen_words(epoch, page) {
+            Err(error)
+                if error.kind() == ErrorKind::Corrupt && self.chain.pages_whole(epoch..MAX).is_err() =>
+            {
+                Ok([u64::MAX; PAGE_WORDS])
+            }
+            done => done,
+        }
+    }
+
     /// Which blocks of a page are in use in the snapshot taken at `epoch`.
     pub fn frozen_words(&self, epoch: Epoch, page: u64) -> Result<Words> {
         Ok(expand(&self.frozen_page(epoch, page >> self.shift())?, page, self.shift()))
@@ -103,8 +118,8 @@ impl State {
     /// Blocks of a page that some snapshot needs in the clone volume; `older` is known.
     fn needed_words(&self, tail: Epoch, page: u64) -> Result<Words> {
         let mut bits = [0; PAGE_WORDS];
-        self.chain.union_bits(page, tail..Epoch(u64::MAX), &mut bits)?;
-        let used = self.frozen_words(tail, page)?;
+        self.chain.union_bits(page, tail..MAX, &mut bits)?;
+        let used = self.frozen_words_or_all(tail, page)?;
         let mut needed = self.retained.older.page(page).to_words();
         for i in 0..PAGE_WORDS {
             needed[i] = (needed[i] | used[i]) & !bits[i];
@@ -123,17 +138,17 @@ impl State {
             return Ok(());
         };
         let result: Result<()> = (|| {
-            self.chain.union_bits(page, *tail..Epoch(u64::MAX), &mut bits)?;
+            self.chain.union_bits(page, *tail..MAX, &mut bits)?;
             let mut end = *tail;
             for epoch in rest.iter().rev() {
                 self.chain.union_bits(page, *epoch..end, &mut bits)?;
-                let used = self.frozen_words(*epoch, page)?;
+                let used = self.frozen_words_or_all(*epoch, page)?;
                 for i in 0..PAGE_WORDS {
                     older[i] |= used[i] & !bits[i];
                 }
                 end = *epoch;
             }
-            let used = self.frozen_words(*tail, page)?;
+            let used = self.frozen_words_or_all(*tail, page)?;
             for i in 0..PAGE_WORDS {
                 older[i] &= !used[i];
             }
@@ -155,8 +170,12 @@ impl State {
 }
 
 impl Volume {
-    /// Loads every sealed layer from an epoch on, so that maps can be asked.
-    pub(super) async fn load_from(&self, epoch: Epoch) -> Result<()> {
+    /// Loads every sealed layer from an epoch on, so that maps can be asked. One whose file
+    /// is damaged is made again, or counts as lost.
+    pub(super) async fn load_from(self: &Rc<Self>, epoch: Epoch) -> Result<()> {
+        if self.s.borrow().chain.is_alarmed() {
+            self.heal().await?;
+        }
         loop {
             let missing = self.s.borrow().chain.unloaded(epoch);
             if missing.is_empty() {
@@ -165,32 +184,26 @@ impl Volume {
             for epochs in missing {
                 self.load_layer(epochs).await?;
             }
+            self.kick_mender();
         }
     }
 
     async fn load_layer(&self, epochs: Range<Epoch>) -> Result<()> {
-        let (version, volume) = {
-            let s = self.s.borrow();
-            let record = s.durable.layers.iter().find(|l| l.first == epochs.start);
-            let Some(record) = record else { return Ok(()) };
-            (record.version, s.durable.uuid)
-        };
-        let path = self.paths.layer(epochs.start, version);
-        let mapped = self.io.map(&path).await?;
-        let layer = SealedLayer::open(mapped, volume, epochs.clone())
-            .map_err(|e| e.context(format!("layer {}", path.display())))?;
+        let record = self.s.borrow().durable.layers.iter().find(|l| l.first == epochs.start).cloned();
+        let Some(record) = record else { return Ok(()) };
+        let loaded = self.sources().load(&record).await?;
         let mut s = self.s.borrow_mut();
         // Meanwhile somebody else may have loaded it, or a deletion replaced it.
-        let current = s.durable.layers.iter().any(|l| l.first == epochs.start && l.version == version);
+        let current = s.durable.layers.contains(&record);
         let wanted = s.chain.unloaded(epochs.start).contains(&epochs);
         if current && wanted {
-            s.chain.load(epochs.start, Rc::new(layer));
+            s.take_in(&record, loaded, &self.name());
         }
         Ok(())
     }
 
     /// Makes the retained maps known over a range.
-    pub(super) async fn know_retained(&self, blocks: &Range<u64>) -> Result<()> {
+    pub(super) async fn know_retained(self: &Rc<Self>, blocks: &Range<u64>) -> Result<()> {
         while self.s.borrow().retained.unknown_in(blocks).is_some() {
             self.load_from(Epoch(0)).await?;
             let mut s = self.s.borrow_mut();

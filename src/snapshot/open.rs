@@ -4,7 +4,7 @@ use super::recover::Recovered;
 use super::retained::Retained;
 use super::slots::{Slot, SlotState, Slots};
 use super::volume::{State, Volume, Who};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::journal::Record;
 use crate::format::state::VolumeState;
 use crate::io::{Io, OpenHow};
@@ -12,6 +12,8 @@ use crate::store::clone_volume::{CloneVolume, too_long};
 use crate::store::event::Event;
 use crate::store::journal::{self, Journal};
 use crate::store::paths::VolumePaths;
+use crate::store::reserve::Reserve;
+use crate::store::stage::Stage;
 use crate::store::{Tuning, replay};
 use crate::types::{Epoch, Geometry, OnFull, Role};
 use std::cell::{Cell, RefCell};
@@ -90,6 +92,13 @@ impl Volume {
             return Err(Error::corrupt(format!("{} is missing", paths.journal().display()))
                 .hint("restore the volume's directory from a copy"));
         }
+        // Without them every single file in them would be called lost.
+        for dir in [paths.save(), paths.snapshots()] {
+            io.list(&dir).await.map_err(|e| {
+                Error::corrupt(format!("{} is missing or can't be read: {e}", dir.display()))
+                    .hint("the volume was copied in part; restore its directory from a whole copy")
+            })?;
+        }
         let replay = replay::read(io, &paths.journal()).await?;
         let (number, end, clean) = (replay.header.number, replay.end, replay.clean);
         let recovered = Recovered::load(io, &paths, tuning, replay, committed).await?;
@@ -112,11 +121,14 @@ impl Volume {
             volume.checkpoint().await?;
             volume.remove_leftovers().await?;
         }
+        volume.settle_space().await?;
         volume.record(Record::Open { boot: io.boot_id() });
         volume.journal_synced().await?;
         volume.save.deleted();
         volume.save.reclaim(&volume.journal).await?;
+        volume.kick_mender();
         volume.finish_pending().await?;
+        volume.refill().await?;
         volume.kick_settler();
         volume.kick_puncher();
         Ok((volume, opened))
@@ -130,17 +142,25 @@ impl Volume {
         journal: Journal,
         recovered: Recovered,
     ) -> Result<Self> {
-        let Recovered { state, production, stale, frozen, chain, save, clone_file, clone_len, epoch, .. } =
-            recovered;
+        let Recovered { state, production, stale, frozen, chain, save, .. } = recovered;
+        let Recovered { clone_file, clone_len, mended, epoch, .. } = recovered;
         let clone_volume = CloneVolume::new(io.clone(), clone_file, state.geometry, clone_len);
-        let mut slots = Slots::default();
+        let reserve = Reserve::open(io.clone(), paths.clone()).await?;
+        let mut slots = Slots::new(journal.ledger(), state.geometry.block_size);
         let mut stage = recovered.stage;
         if stage.is_none() && (!state.snapshots.is_empty() || !recovered.staged.is_empty()) {
             let count = Slots::capacity(&state, tuning.stage_bytes).max(recovered.staged.len());
             let size = state.geometry.block_size;
-            let (opened, left) =
-                crate::store::stage::Stage::open(io, &paths.stage(), state.uuid, count, size).await?;
-            let mut opened = opened;
+            let path = paths.stage();
+            let open = || Stage::open(io, &path, state.uuid, count, size);
+            let (mut opened, left) = match open().await {
+                // A power cut may have taken the file with its name, on a disk that is full.
+                Err(error) if error.kind() == ErrorKind::Full => {
+                    let _lent = reserve.lend().await?;
+                    open().await?
+                }
+                other => other?,
+            };
             // Slots of this boot that no record needs any more.
             for slot in left {
                 opened.release(slot.index);
@@ -188,13 +208,13 @@ impl Volume {
             unconfirmed: None,
             retained,
             chain,
+            mended,
             slots,
             admitted: BTreeMap::new(),
             paused: 0,
             guarded: false,
             untidy: false,
             latched: None,
-            frozen_full: false,
             opened: BTreeMap::new(),
             written,
             next_layer_version,
@@ -202,6 +222,8 @@ impl Volume {
         Ok(Self {
             io: io.clone(),
             name: RefCell::new(name.to_owned()),
+            reserve,
+            space: super::full::Space::default(),
             paths,
             tuning,
             clone_volume,
@@ -214,15 +236,30 @@ impl Volume {
             sealing: Cell::new(false),
             punching: Cell::new(false),
             checkpointing: Cell::new(false),
+            resting: Cell::new(false),
             busy: Cell::new(false),
             closing: Cell::new(false),
             receiving: Cell::new(false),
         })
     }
 
-    /// Goes on with what a crash interrupted: a roll-back, an abort of a receive, a hidden
-    /// snapshot that nobody needs any more.
+    /// Goes on with what a crash interrupted. What a full disk keeps it from is left for
+    /// later: the volume is there, and takes no writes of clients before.
     async fn finish_pending(self: &Rc<Self>) -> Result<()> {
+        self.space.impatient.set(true);
+        let result = self.finish_interrupted().await;
+        self.space.impatient.set(false);
+        match result {
+            Err(error) if error.kind() == ErrorKind::Full => {
+                tracing::error!("volume {}: not finished for lack of space: {error}", self.name());
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    /// A roll-back, an abort of a receive, a hidden snapshot that nobody needs any more.
+    async fn finish_interrupted(self: &Rc<Self>) -> Result<()> {
         let (rollback, aborting) = {
             let s = self.s.borrow();
             (s.durable.rollback, s.durable.receive.as_ref().is_some_and(|r| r.aborting))
@@ -260,8 +297,7 @@ impl Volume {
     /// `Io`; the next open recovers then.
     pub async fn close(self: &Rc<Self>) -> Result<()> {
         self.pause();
-        self.closing.set(true);
-        self.changed.notify();
+        self.stop_waiting();
         while self.punching.get() || self.checkpointing.get() || self.sealing.get() {
             self.changed.wait().await;
         }

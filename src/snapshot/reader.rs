@@ -132,7 +132,8 @@ impl SnapshotReader {
     /// # Errors
     /// `OutOfRange`; `Corrupt` when a before-image is damaged; `Io`.
     pub async fn read(&self, offset: u64, len: u64) -> Result<Vec<Piece>> {
-        self.read_inner(offset, len).await.map_err(|e| self.named(e))
+        let result = self.volume.healed(async || self.read_inner(offset, len).await).await;
+        result.map_err(|e| self.named(e))
     }
 
     async fn read_inner(&self, offset: u64, len: u64) -> Result<Vec<Piece>> {
@@ -236,6 +237,11 @@ impl SnapshotReader {
     /// # Errors
     /// `OutOfRange`, `Corrupt`, `Io`.
     pub async fn allocation(&self, offset: u64, len: u64) -> Result<Vec<(u64, bool)>> {
+        let result = self.volume.healed(async || self.allocation_inner(offset, len).await).await;
+        result.map_err(|e| self.named(e))
+    }
+
+    async fn allocation_inner(&self, offset: u64, len: u64) -> Result<Vec<(u64, bool)>> {
         self.check_range(offset, len)?;
         self.volume.load_from(self.epoch).await?;
         let s = self.volume.s.borrow();

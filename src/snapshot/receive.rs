@@ -158,14 +158,16 @@ impl Volume {
             self.map_stage().await?;
             return Ok(Some(*base));
         }
-        let empty = {
+        let nothing_to_hold = {
             let s = self.s.borrow();
-            s.durable.snapshots.is_empty() && s.production.is_empty()
+            // A size is something, too.
+            let grows = incoming.size > s.durable.geometry.size;
+            s.durable.snapshots.is_empty() && s.production.is_empty() && !grows
         };
-        if empty {
+        if nothing_to_hold {
             return Ok(None);
         }
-        let uuid = Uuid::new_v4();
+        let uuid = self.io.identity();
         let created_us = incoming.created_us;
         self.take(TakeRequest { uuid, name: BEFORE.to_owned(), created_us, batch: None, received: false })
             .await?;

@@ -11,19 +11,21 @@ use crate::error::{Error, Result};
 use crate::format::journal::Record;
 use crate::format::state::VolumeState;
 use crate::io::{FileId, Io, OpenHow};
-use crate::map::{BitMap, LayerChain, SavedImage, SealedLayer, checkpoint};
+use crate::map::{BitMap, LayerChain, LayerContents, Page, SavedImage, SealedLayer, checkpoint};
 use crate::store::Tuning;
 use crate::store::paths::VolumePaths;
-use crate::store::replay::Replay;
+use crate::store::replay::{self, Replay};
 use crate::store::save::SaveVolume;
 use crate::store::stage::Stage;
 use crate::types::{Block, Epoch, SaveAddr, Seq};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
+use std::path::Path;
 use std::rc::Rc;
 use uuid::Uuid;
 
+use super::mend::{Loaded, Sources};
 use super::slots::Slots;
 
 /// A staged write that must be settled.
@@ -52,6 +54,8 @@ pub(super) struct Recovered {
     pub staged: BTreeMap<Seq, Staged>,
     pub clone_file: FileId,
     pub clone_len: u64,
+    /// Layers that were made again, whose files are still to be written.
+    pub mended: BTreeMap<Epoch, LayerContents>,
     /// The first epoch that nothing stored carries.
     pub epoch: Epoch,
     pub next_seq: Seq,
@@ -150,7 +154,10 @@ impl Recovered {
             [state.epoch, groups, maps.youngest].into_iter().chain(staged.values().map(|s| s.epoch)).max();
         let epoch = seen.unwrap_or_default().next();
         chain.push_open(epoch);
-        let frozen = thaw_all(io, paths, &state, &mut chain, &maps).await?;
+        let size = state.geometry.block_size;
+        let sources = Sources { io, paths, save: &save, volume: state.uuid, block_size: size };
+        let mut mended = BTreeMap::new();
+        let frozen = thaw_all(&sources, &state, &mut chain, &maps, &mut mended).await?;
         let next_seq = last.max(staged.keys().next_back().copied().unwrap_or_default()).next().max(state.seq);
         if !replay.clean {
             maps.distrust(clone_len.div_ceil(u64::from(state.geometry.block_size)));
@@ -169,6 +176,7 @@ impl Recovered {
             staged,
             clone_file,
             clone_len,
+            mended,
             epoch,
             next_seq,
         })
@@ -176,20 +184,44 @@ impl Recovered {
 }
 
 /// Leaves out takes whose batch was never committed.
-fn without_undone(records: Vec<(Seq, Record)>, committed: &BTreeSet<Uuid>) -> Vec<(Seq, Record)> {
-    let mut confirmed = committed.clone();
-    confirmed.extend(
-        records
-            .iter()
-            .filter_map(|(_, r)| if let Record::Confirmed { batch } = r { Some(*batch) } else { None }),
-    );
+fn without_undone(mut records: Vec<(Seq, Record)>, committed: &BTreeSet<Uuid>) -> Vec<(Seq, Record)> {
+    let confirmed = confirmed(&records, committed);
+    records.retain(|(_, record)| match record {
+        Record::Take { batch: Some(batch), .. } => confirmed.contains(batch),
+        _ => true,
+    });
     records
-        .into_iter()
-        .filter(|(_, record)| match record {
-            Record::Take { batch: Some(batch), .. } => confirmed.contains(batch),
-            _ => true,
-        })
-        .collect()
+}
+
+/// The batches that the store or the volume itself knows to be committed.
+fn confirmed(records: &[(Seq, Record)], committed: &BTreeSet<Uuid>) -> BTreeSet<Uuid> {
+    let own = records.iter().filter_map(|(_, record)| match record {
+        Record::Confirmed { batch } => Some(*batch),
+        _ => None,
+    });
+    committed.iter().copied().chain(own).collect()
+}
+
+/// The names of the snapshots of a closed volume that are left out at an open, since
+/// neither `committed` nor the volume itself names their batch.
+///
+/// # Errors
+/// As for an open.
+pub async fn undecided_takes(io: &Io, dir: &Path, committed: &BTreeSet<Uuid>) -> Result<Vec<String>> {
+    let records = replay::read(io, &VolumePaths(dir.to_owned()).journal()).await?.records;
+    let confirmed = confirmed(&records, committed);
+    let mut undecided: BTreeMap<Uuid, String> = BTreeMap::new();
+    for (_, record) in records {
+        match record {
+            Record::Take { snapshot, batch: Some(batch), .. } if !confirmed.contains(&batch) => {
+                undecided.insert(snapshot.uuid, snapshot.name);
+            }
+            // It was undone, or has been deleted since: either way that is known.
+            Record::Delete { snapshots, .. } => undecided.retain(|uuid, _| !snapshots.contains(uuid)),
+            _ => {}
+        }
+    }
+    Ok(undecided.into_values().collect())
 }
 
 async fn make_durable(
@@ -247,6 +279,8 @@ async fn read_checkpoint(io: &Io, file: FileId, state: &VolumeState) -> Result<(
     Ok((checkpoint.meta, checkpoint.stale))
 }
 
+/// Puts the tail's own pages into the map of the checkpoint; the second file stands in for
+/// the first.
 async fn load_tail_pages(
     io: &Io,
     paths: &VolumePaths,
@@ -254,15 +288,43 @@ async fn load_tail_pages(
     tail: Epoch,
     map: &mut BitMap,
 ) -> Result<()> {
-    let path = paths.tail_pages(state.checkpoint.seq.0);
-    let layer = SealedLayer::open(io.map(&path).await?, state.uuid, tail..tail.next())
-        .map_err(|e| e.context(path.display().to_string()))?;
-    for page in layer.meta_pages() {
-        if let Some(content) = layer.meta_page(page)? {
-            map.set_page(page, content);
+    let seq = state.checkpoint.seq.0;
+    let first = tail_pages_of(io, &paths.tail_pages(seq), state.uuid, tail).await;
+    let pages = match first {
+        Err(error) if super::mend::is_damage(&error) => {
+            let second = tail_pages_of(io, &paths.second_tail_pages(seq), state.uuid, tail).await;
+            // Both are gone: what is wrong with the first one says it.
+            let Ok(pages) = second else { return Err(error) };
+            tracing::warn!("{error}; its second copy is whole");
+            pages
         }
+        done => done?,
+    };
+    for (page, content) in pages {
+        map.set_page(page, content);
     }
     Ok(())
+}
+
+/// The pages in a file of the tail's before-pages.
+///
+/// # Errors
+/// `Corrupt`, `Io`.
+pub(super) async fn tail_pages_of(
+    io: &Io,
+    path: &Path,
+    volume: Uuid,
+    tail: Epoch,
+) -> Result<Vec<(u64, Page)>> {
+    let result = async {
+        let layer = SealedLayer::open(io.map(path).await?, volume, tail..tail.next())?;
+        let mut pages = Vec::new();
+        for page in layer.meta_pages() {
+            pages.extend(layer.meta_page(page)?.map(|content| (page, content)));
+        }
+        Ok(pages)
+    };
+    result.await.map_err(|e: Error| e.context(path.display().to_string()))
 }
 
 impl Maps {
@@ -488,22 +550,31 @@ async fn rebuild_open(state: &VolumeState, save: &SaveVolume, chain: &mut LayerC
     Ok(youngest)
 }
 
-/// The frozen maps that must be in memory: of the tail, and of what is not sealed.
+/// The frozen maps that must be in memory: of the tail, and of what is not sealed. A map
+/// that depends on a lost layer is left out: nobody knows it.
 async fn thaw_all(
-    io: &Io,
-    paths: &VolumePaths,
+    sources: &Sources<'_>,
     state: &VolumeState,
     chain: &mut LayerChain,
     maps: &Maps,
+    mended: &mut BTreeMap<Epoch, LayerContents>,
 ) -> Result<BTreeMap<Epoch, BitMap>> {
     let mut frozen = BTreeMap::new();
     let mut end = None;
     let mut known = maps.frozen.clone();
     for snapshot in state.snapshots.iter().rev() {
         let sealed = end.is_some_and(|end| end <= state.unsealed);
+        let tail = end.is_none();
         end = Some(snapshot.epoch);
         if sealed {
             break;
+        }
+        // The tail's own map is asked at every write.
+        if tail || !known.contains_key(&snapshot.epoch) {
+            load_layers(sources, state, chain, snapshot.epoch, mended).await?;
+        }
+        if chain.pages_whole(snapshot.epoch..Epoch(u64::MAX)).is_err() {
+            continue;
         }
         let map = match known.get(&snapshot.epoch) {
             Some(map) => map.clone(),
@@ -512,7 +583,6 @@ async fn thaw_all(
                 // the before-pages in its own layers.
                 let base = known.range(snapshot.epoch..).next().map(|(_, map)| map.clone());
                 let mut map = base.unwrap_or_else(|| maps.production.clone());
-                load_layers(io, paths, state, chain, snapshot.epoch).await?;
                 for page in chain.touched_meta_pages(snapshot.epoch..Epoch(u64::MAX))? {
                     if let Some(content) = chain.meta_page(page, snapshot.epoch)? {
                         map.set_page(page, content);
@@ -524,26 +594,32 @@ async fn thaw_all(
         known.insert(snapshot.epoch, map.clone());
         frozen.insert(snapshot.epoch, map);
     }
-    // The tail's own map is asked at every write.
-    if let Some(tail) = state.snapshots.last() {
-        load_layers(io, paths, state, chain, tail.epoch).await?;
-    }
     Ok(frozen)
 }
 
+/// Loads the layers from an epoch on. One that is damaged is made again in memory: nothing
+/// is written before the recovery is through.
 async fn load_layers(
-    io: &Io,
-    paths: &VolumePaths,
+    sources: &Sources<'_>,
     state: &VolumeState,
     chain: &mut LayerChain,
     from: Epoch,
+    mended: &mut BTreeMap<Epoch, LayerContents>,
 ) -> Result<()> {
     for epochs in chain.unloaded(from) {
-        let version = state.layers.iter().find(|l| l.first == epochs.start).map_or(0, |l| l.version);
-        let path = paths.layer(epochs.start, version);
-        let layer = SealedLayer::open(io.map(&path).await?, state.uuid, epochs.clone())
-            .map_err(|e| e.context(path.display().to_string()))?;
-        chain.load(epochs.start, Rc::new(layer));
+        let Some(record) = state.layers.iter().find(|l| l.first == epochs.start) else { continue };
+        match sources.load(record).await? {
+            Loaded::Whole(layer) => chain.load(record.first, Rc::new(layer)),
+            Loaded::Mended(found) => {
+                tracing::warn!("{}; the layer is made again", found.why);
+                chain.load(record.first, Rc::new(found.layer));
+                mended.insert(record.first, found.contents);
+            }
+            Loaded::Lost(why) => {
+                tracing::error!("the map of epochs {} to {} is lost: {why}", record.first, record.end);
+                chain.lose(record.first, record.pages > 0, &why);
+            }
+        }
     }
     Ok(())
 }

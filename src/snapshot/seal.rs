@@ -2,11 +2,13 @@
 //!
 //! The file is whole and durable before the record that names it is written; the record
 //! need not be durable, since without it the layer is rebuilt from the segments' headers
-//! and the frozen map from the journal. What is no longer needed in memory goes then.
+//! and the frozen map from the journal. What is no longer needed in memory goes then. The
+//! before-pages, which can't be rebuilt from anything once the journal starts anew, are in
+//! a second file too.
 
 use super::volume::Volume;
 use crate::error::Result;
-use crate::format::journal::Record;
+use crate::format::journal::{Record, frame_size};
 use crate::format::state::LayerRecord;
 use crate::io::OpenHow;
 use crate::map::{BitMap, BlockMap, LayerContents, LayerRef, Page, SealedLayer, layer};
@@ -73,31 +75,42 @@ impl Volume {
 
     async fn seal_one(self: &Rc<Self>, epochs: Range<Epoch>) -> Result<()> {
         let (mut contents, owner_ends) = self.contents_of(&epochs);
+        let mut dead = Vec::new();
         if self.s.borrow().owner_of(epochs.start).is_none() {
             // Saved for a take that was undone, with no snapshot before it.
-            for (segment, count) in live_by_segment(&contents.entries) {
-                self.save.drop_live(segment, count);
-            }
             contents.bits = BitMap::new();
-            contents.entries = BlockMap::new();
+            dead = live_by_segment(&std::mem::take(&mut contents.entries));
         }
-        let record = if contents.bits.is_empty() && contents.meta_pages.is_empty() {
-            None
-        } else {
-            Some(self.write_layer(&contents).await?)
+        let (layers, sealed): (Vec<LayerRecord>, Option<Rc<SealedLayer>>) =
+            if contents.bits.is_empty() && contents.meta_pages.is_empty() {
+                (Vec::new(), None)
+            } else {
+                let (record, sealed) = self.write_layer(&contents).await?;
+                (vec![record], Some(sealed))
+            };
+        let record = Record::Seal { layers: layers.clone(), unsealed: epochs.end };
+        let room = match self.journal.reserve(frame_size(&record)).await {
+            Ok(room) => room,
+            Err(error) => {
+                self.forget_layer(layers.first()).await;
+                return Err(error);
+            }
         };
+        for (segment, count) in dead {
+            self.save.drop_live(segment, count);
+        }
         let mut s = self.s.borrow_mut();
         s.chain.remove(epochs.start);
-        let layers = record.into_iter().map(|(record, sealed)| {
+        if let Some(sealed) = sealed {
             s.chain.insert_loaded(sealed);
-            record
-        });
-        let layers: Vec<LayerRecord> = layers.collect();
+        }
         if let Some(owner) = owner_ends {
             s.frozen.remove(&owner);
         }
         drop(s);
-        self.record(Record::Seal { layers, unsealed: epochs.end });
+        self.record(record);
+        drop(room);
+        self.weigh_layers();
         Ok(())
     }
 
@@ -139,6 +152,12 @@ impl Volume {
         };
         let path = self.paths.layer(contents.epochs.start, version);
         self.write_layer_file(&path, contents).await?;
+        let pages = u32::try_from(contents.meta_pages.len()).unwrap_or(u32::MAX);
+        if pages > 0 {
+            let second = self.paths.layer_pages(contents.epochs.start, version);
+            self.write_layer_file(&second, &pages_only(contents)).await?;
+        }
+        self.io.sync_dir(&self.paths.snapshots()).await?;
         let mapped = self.io.map(&path).await?;
         let sealed = SealedLayer::open(mapped, contents.volume, contents.epochs.clone())?;
         let record = LayerRecord {
@@ -147,22 +166,36 @@ impl Volume {
             entries: contents.entries.len() as u64,
             live: live_by_segment(&contents.entries),
             version,
+            pages,
         };
         Ok((record, Rc::new(sealed)))
     }
 
+    /// Writes and syncs a file of that form; the caller syncs the directory.
     pub(super) async fn write_layer_file(&self, path: &Path, contents: &LayerContents) -> Result<()> {
         let file = self.io.open(path, OpenHow::CreateEmpty).await?;
-        let mut at = 0;
-        for piece in layer::encode(contents) {
-            let len = piece.len() as u64;
-            self.io.write(file, at, piece).await?;
-            at += len;
-        }
-        self.io.sync(file).await?;
+        let written = async {
+            let mut at = 0;
+            for piece in layer::encode(contents) {
+                let len = piece.len() as u64;
+                self.io.write(file, at, piece).await?;
+                at += len;
+            }
+            self.io.sync(file).await
+        };
+        let result = written.await;
         self.io.close(file);
-        self.io.sync_dir(&self.paths.snapshots()).await
+        if result.is_err() {
+            // A part of it would stand in the way of the next attempt on a full disk.
+            let _ = self.io.remove(path).await;
+        }
+        result
     }
+}
+
+/// The before-pages of a layer alone: nothing else has them, so they are stored twice.
+pub(super) fn pages_only(contents: &LayerContents) -> LayerContents {
+    LayerContents { bits: BitMap::new(), entries: BlockMap::new(), ..contents.clone() }
 }
 
 /// How many images lie in which segment.

@@ -30,8 +30,9 @@ impl Volume {
             self.io.spawn(async move {
                 let result = volume.settle_group(&indices, epoch).await;
                 volume.s.borrow_mut().slots.groups -= 1;
-                if let Err(error) = result {
-                    tracing::warn!("volume {}: staged writes wait: {error}", volume.name());
+                let failed = result.err();
+                volume.note_settled(failed.as_ref());
+                if failed.is_some() {
                     volume.io.sleep(RETRY).await;
                     let mut s = volume.s.borrow_mut();
                     for index in indices.iter().rev() {
@@ -68,6 +69,9 @@ impl Volume {
     }
 
     async fn settle_group(self: &Rc<Self>, indices: &[usize], epoch: Epoch) -> Result<()> {
+        if self.s.borrow().chain.is_alarmed() {
+            self.heal().await?;
+        }
         let mut blocks: Vec<(Block, usize)> = {
             let s = self.s.borrow();
             indices.iter().map(|i| (s.slots.get(*i).block, *i)).collect()

@@ -6,6 +6,7 @@
 //! the after-image would put older data over newer.
 
 use crate::format::state::VolumeState;
+use crate::store::room::Ledger;
 use crate::store::stage::Stage;
 use crate::types::{Block, Epoch, Seq};
 use bytes::Bytes;
@@ -42,9 +43,20 @@ pub struct Slot {
     pub dead: bool,
 }
 
+/// What the journal may need for a slot, in bytes, beside its after-image: its share of
+/// *Settled* and *Mark*, each in a frame of its own.
+const NOTE_BYTES: u64 = 192;
+
+/// What the after-image of a block needs in the journal, in a frame of its own.
+const IMAGE_BYTES: u64 = 80;
+
 /// All staged writes of a volume.
 #[derive(Default)]
 pub struct Slots {
+    /// Where space in the journal is promised to what is staged.
+    ledger: Ledger,
+    /// Bytes of an after-image in the journal.
+    image_bytes: u64,
     /// Mapped at the first staged write.
     pub stage: Option<Stage>,
     table: FxHashMap<usize, Slot>,
@@ -60,6 +72,26 @@ pub struct Slots {
 }
 
 impl Slots {
+    /// None, for blocks of that size; what each will need in the journal is promised to it.
+    pub fn new(ledger: Ledger, block_size: u32) -> Self {
+        Self { ledger, image_bytes: u64::from(block_size) + IMAGE_BYTES, ..Self::default() }
+    }
+
+    /// Bytes of blocks that fit in.
+    pub fn bytes(&self) -> u64 {
+        let slots = self.stage.as_ref().map_or(0, Stage::len) as u64;
+        slots * (self.image_bytes - IMAGE_BYTES)
+    }
+
+    /// What the journal must have space for before a block may be staged.
+    pub fn room(&self) -> u64 {
+        self.image_bytes + NOTE_BYTES
+    }
+
+    fn room_of(&self, slot: &Slot) -> u64 {
+        NOTE_BYTES + if slot.journaled { 0 } else { self.image_bytes }
+    }
+
     /// Whether nothing is staged.
     pub fn is_empty(&self) -> bool {
         self.table.is_empty()
@@ -152,6 +184,7 @@ impl Slots {
         }
         let head = chain.front().and_then(|i| self.table.get(i));
         self.blocking |= head.is_some_and(|s| s.state == SlotState::Settled);
+        self.ledger.promise(self.room_of(&slot));
         self.table.insert(index, slot);
     }
 
@@ -189,6 +222,7 @@ impl Slots {
     /// Frees a slot; the next one of its block may be settled.
     pub fn release(&mut self, index: usize) {
         let Some(slot) = self.table.remove(&index) else { return };
+        self.ledger.end(self.room_of(&slot));
         if let Some(chain) = self.chains.get_mut(&slot.block) {
             let was_head = chain.front() == Some(&index);
             chain.retain(|i| *i != index);
@@ -257,6 +291,7 @@ impl Slots {
         for (_, index) in &fresh {
             if let Some(slot) = self.table.get_mut(index) {
                 slot.journaled = true;
+                self.ledger.end(self.image_bytes);
             }
         }
         fresh.into_iter().map(|(_, i)| i).collect()

@@ -10,10 +10,14 @@ use super::volume::{Exclusive, Volume, Who};
 use crate::error::{Error, Result};
 use crate::format::journal::Record;
 use crate::format::state::SnapshotRecord;
+use crate::store::room::Room;
 use crate::store::stage::Stage;
 use crate::types::Epoch;
 use std::rc::Rc;
 use uuid::Uuid;
+
+/// What the records of a take need in the journal, in bytes.
+const TAKE_BYTES: u64 = 1024;
 
 /// What a snapshot is to be.
 #[derive(Clone, Debug)]
@@ -36,6 +40,9 @@ pub struct TakeTicket {
     request: TakeRequest,
     epoch: Option<Epoch>,
     size: u64,
+    /// Nobody knows whether the batch was committed.
+    undecided: bool,
+    _room: Room,
     _exclusive: Exclusive,
 }
 
@@ -83,13 +90,16 @@ impl Volume {
             }
         };
         self.map_stage().await?;
-        Ok(TakeTicket { volume: Rc::clone(self), request, epoch: None, size, _exclusive: exclusive })
+        let room = self.journal.reserve(TAKE_BYTES).await?;
+        let volume = Rc::clone(self);
+        let undecided = false;
+        Ok(TakeTicket { volume, request, epoch: None, size, undecided, _room: room, _exclusive: exclusive })
     }
 
     /// Maps the stage, which a volume without snapshots does not need.
     pub(super) async fn map_stage(&self) -> Result<()> {
         if self.s.borrow().slots.stage.is_some() {
-            return Ok(());
+            return self.fill_reserve(0).await;
         }
         let (volume, slots, size) = {
             let s = self.s.borrow();
@@ -99,7 +109,8 @@ impl Volume {
         let (stage, left) = Stage::open(&self.io, &self.paths.stage(), volume, slots, size).await?;
         debug_assert!(left.is_empty(), "an open volume has taken in what was left");
         self.s.borrow_mut().slots.stage = Some(stage);
-        Ok(())
+        self.weigh_layers();
+        self.fill_reserve(0).await
     }
 
     /// Raises the epoch: a new open layer from now on. Nothing else may be raised meanwhile.
@@ -183,8 +194,20 @@ impl TakeTicket {
     }
 }
 
+impl TakeTicket {
+    /// Instead of the last step: nobody knows whether the batch is committed. Nothing is
+    /// built on either answer: the volume takes no writes until it is opened again.
+    pub fn abandon(mut self, error: &Error) {
+        self.undecided = true;
+        let _ = self.volume.latch_on::<()>(Err(error.duplicate()));
+    }
+}
+
 impl Drop for TakeTicket {
     fn drop(&mut self) {
+        if self.undecided {
+            return;
+        }
         self.volume.s.borrow_mut().unconfirmed = None;
         // Raised and not recorded: the new epoch belongs to the snapshot before it.
         if let Some(epoch) = self.epoch.take() {
@@ -199,7 +222,7 @@ impl Drop for TakeTicket {
 impl Volume {
     /// Takes the youngest snapshot out of the queue before anybody saw it; its layers
     /// belong to the one before it.
-    async fn forget_snapshot(&self, uuid: Uuid) -> Result<()> {
+    async fn forget_snapshot(self: &Rc<Self>, uuid: Uuid) -> Result<()> {
         let Some(epoch) = self.s.borrow().durable.snapshot(uuid).map(|r| r.epoch) else { return Ok(()) };
         let older = self.s.borrow().queue().into_iter().rev().find(|e| *e < epoch);
         self.load_from(older.unwrap_or(epoch)).await?;

@@ -5,6 +5,7 @@
 //! granules are written as zeros. A trim that was acknowledged is in the journal, so no
 //! crash shows what was there before once a flush covers it.
 
+use super::full::Wanted;
 use super::slots::SlotState;
 use super::volume::{Volume, Who};
 use crate::error::Result;
@@ -25,6 +26,21 @@ impl Volume {
     /// # Errors
     /// As for a write.
     pub async fn trim(self: &Rc<Self>, who: Who, offset: u64, len: u64, fua: bool) -> Result<()> {
+        self.trim_while(who, &|| true, offset, len, fua).await
+    }
+
+    /// The same for somebody who may go: see [`Self::write_while`].
+    ///
+    /// # Errors
+    /// As for a write.
+    pub async fn trim_while(
+        self: &Rc<Self>,
+        who: Who,
+        wanted: Wanted<'_>,
+        offset: u64,
+        len: u64,
+        fua: bool,
+    ) -> Result<()> {
         self.in_range(offset, len).map_err(|e| self.named(e))?;
         let (unit, size) = {
             let s = self.s.borrow();
@@ -36,18 +52,22 @@ impl Volume {
         // The last granule counts as whole when the range reaches the end of the volume.
         let last = if end == size { end.div_ceil(unit) } else { end / unit };
         if first < last {
-            self.zero_used(who, offset, first * unit).await?;
+            self.zero_used(who, wanted, offset, first * unit).await?;
+            let mut waiting = None;
             let mut granule = first;
             while granule < last {
                 let step = (granule + TRIM_STEP).min(last);
                 match self.trim_granules(who, granule..step).await {
                     Ok(()) => granule = step,
-                    Err(error) => self.on_full(error).await.map_err(|e| self.named(e))?,
+                    Err(error) => {
+                        self.on_full(error, wanted, &mut waiting).await.map_err(|e| self.named(e))?;
+                    }
                 }
             }
-            self.zero_used(who, last * unit, end).await?;
+            drop(waiting);
+            self.zero_used(who, wanted, last * unit, end).await?;
         } else {
-            self.zero_used(who, offset, end).await?;
+            self.zero_used(who, wanted, offset, end).await?;
         }
         if fua {
             self.flush().await?;
@@ -60,12 +80,28 @@ impl Volume {
     /// # Errors
     /// As for a write.
     pub async fn write_zeros(self: &Rc<Self>, who: Who, offset: u64, len: u64, fua: bool) -> Result<()> {
+        self.write_zeros_while(who, &|| true, offset, len, fua).await
+    }
+
+    /// The same for somebody who may go: see [`Self::write_while`].
+    ///
+    /// # Errors
+    /// As for a write.
+    pub async fn write_zeros_while(
+        self: &Rc<Self>,
+        who: Who,
+        wanted: Wanted<'_>,
+        offset: u64,
+        len: u64,
+        fua: bool,
+    ) -> Result<()> {
         self.in_range(offset, len).map_err(|e| self.named(e))?;
         let zeros = Bytes::from(vec![0; usize::try_from(ZERO_STEP.min(len)).unwrap_or(0)]);
         let mut at = offset;
         while at < offset + len {
             let step = ZERO_STEP.min(offset + len - at);
-            self.write(who, at, zeros.slice(..usize::try_from(step).unwrap_or(0)), false).await?;
+            let part = zeros.slice(..usize::try_from(step).unwrap_or(0));
+            self.write_while(who, wanted, at, part, false).await?;
             at += step;
         }
         if fua {
@@ -75,7 +111,7 @@ impl Volume {
     }
 
     /// Writes zeros over the parts of a range that are in use.
-    async fn zero_used(self: &Rc<Self>, who: Who, from: u64, to: u64) -> Result<()> {
+    async fn zero_used(self: &Rc<Self>, who: Who, wanted: Wanted<'_>, from: u64, to: u64) -> Result<()> {
         let size = u64::from(self.geometry().block_size);
         let mut at = from;
         while at < to {
@@ -93,7 +129,7 @@ impl Volume {
             // A write may bring the block into use after this look; then both ran at the same
             // time and either may win.
             if used {
-                self.write_zeros(who, at, stop - at, false).await?;
+                self.write_zeros_while(who, wanted, at, stop - at, false).await?;
             }
             at = stop;
         }
@@ -101,7 +137,7 @@ impl Volume {
     }
 
     async fn trim_granules(self: &Rc<Self>, who: Who, granules: Range<u64>) -> Result<()> {
-        self.journal.reserve(super::write::RECORD_BYTES).await?;
+        let _room = self.journal.reserve(super::write::RECORD_BYTES).await?;
         let admitted = self.admit(who).await?;
         let epoch = admitted.epoch;
         let blocks = self.s.borrow().blocks(&granules);

@@ -82,7 +82,7 @@ impl Volume {
             let entries = match layer {
                 LayerRef::Open(open) => open.borrow().blocks.sorted(),
                 LayerRef::Loaded(sealed) => sealed.entries().collect::<Result<Vec<_>>>()?,
-                LayerRef::Unloaded(_) => Vec::new(),
+                LayerRef::Unloaded(_) | LayerRef::Lost(_) => Vec::new(),
             };
             for (block, image) in entries {
                 let problem = if image.damaged {
@@ -125,14 +125,20 @@ async fn check_layer(
 pub(super) async fn leftovers(io: &Io, paths: &VolumePaths, volume: &Volume) -> Result<Vec<PathBuf>> {
     let (layers, segments, tail) = {
         let s = volume.s.borrow();
-        let layers: Vec<PathBuf> = s.durable.layers.iter().map(|l| paths.layer(l.first, l.version)).collect();
+        let layers: Vec<PathBuf> = s
+            .durable
+            .layers
+            .iter()
+            .flat_map(|l| [paths.layer(l.first, l.version), paths.layer_pages(l.first, l.version)])
+            .collect();
         let segments: Vec<PathBuf> = volume.save.numbers().into_iter().map(|n| paths.segment(n)).collect();
-        (layers, segments, paths.tail_pages(s.durable.checkpoint.seq.0))
+        let seq = s.durable.checkpoint.seq.0;
+        (layers, segments, [paths.tail_pages(seq), paths.second_tail_pages(seq)])
     };
     let mut left = Vec::new();
     for name in io.list(&paths.snapshots()).await? {
         let path = paths.snapshots().join(name);
-        if path != tail && !layers.contains(&path) {
+        if !tail.contains(&path) && !layers.contains(&path) {
             left.push(path);
         }
     }

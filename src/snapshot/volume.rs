@@ -16,12 +16,13 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::journal::Record;
 use crate::format::state::{SnapshotRecord, VolumeState};
 use crate::io::Io;
-use crate::map::{BitMap, LayerChain, PAGE_BITS};
+use crate::map::{BitMap, LayerChain, LayerContents, PAGE_BITS};
 use crate::store::Tuning;
 use crate::store::clone_volume::CloneVolume;
 use crate::store::event::Event;
 use crate::store::journal::Journal;
 use crate::store::paths::VolumePaths;
+use crate::store::reserve::Reserve;
 use crate::store::save::SaveVolume;
 use crate::types::{Block, Epoch, Geometry, Role, Seq};
 use std::cell::{Cell, RefCell};
@@ -48,6 +49,8 @@ pub struct Volume {
     pub(super) clone_volume: CloneVolume,
     pub(super) journal: Journal,
     pub(super) save: Rc<SaveVolume>,
+    pub(super) reserve: Reserve,
+    pub(super) space: super::full::Space,
     pub(super) locks: Rc<Locks>,
     pub(super) s: RefCell<State>,
     /// Something that somebody may wait for changed.
@@ -56,6 +59,8 @@ pub struct Volume {
     pub(super) sealing: Cell<bool>,
     pub(super) punching: Cell<bool>,
     pub(super) checkpointing: Cell<bool>,
+    /// A checkpoint failed a short while ago.
+    pub(super) resting: Cell<bool>,
     /// Takes, deletions, roll-backs and receives' ends exclude each other.
     pub(super) busy: Cell<bool>,
     pub(super) closing: Cell<bool>,
@@ -86,6 +91,8 @@ pub(super) struct State {
     pub unconfirmed: Option<Epoch>,
     pub retained: Retained,
     pub chain: LayerChain,
+    /// Layers that were made again from redundant copies and have no whole file yet.
+    pub mended: BTreeMap<Epoch, LayerContents>,
     pub slots: Slots,
     /// Writes under way, by epoch.
     pub admitted: BTreeMap<Epoch, usize>,
@@ -96,8 +103,6 @@ pub(super) struct State {
     /// A write failed half-way: data may lie where nothing is in use.
     pub untidy: bool,
     pub latched: Option<Error>,
-    /// Writers wait for space.
-    pub frozen_full: bool,
     /// How often each snapshot is open.
     pub opened: BTreeMap<Uuid, usize>,
     /// The maps as the two checkpoint files hold them: production and stale.
@@ -283,6 +288,7 @@ impl Volume {
 
     /// Makes a record durable.
     pub(super) async fn record_durably(&self, record: Record) -> Result<Seq> {
+        self.journal.ensure_for_command().await?;
         let seq = self.record(record);
         self.journal_synced().await?;
         Ok(seq)

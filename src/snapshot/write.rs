@@ -8,6 +8,7 @@
 //! (or nothing but a hole could show).
 
 use super::admission::Admitted;
+use super::full::Wanted;
 use super::volume::{Volume, Who};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::journal::Record;
@@ -21,8 +22,11 @@ use std::rc::Rc;
 /// How full the stage is, in 1/256, when writers begin to be held back.
 const PACE_FROM: usize = 128;
 
-/// Room that the journal must have before a change is let in, in bytes.
-pub(super) const RECORD_BYTES: u64 = 64 << 10;
+/// What the records of a change need in the journal, in bytes, beside their ranges: two
+/// frames, and the barrier that may follow.
+pub(super) const RECORD_BYTES: u64 = 256;
+/// What a range in a record takes, in bytes.
+const RANGE_BYTES: u64 = 16;
 
 /// Whole blocks, as a write leaves them.
 struct Part {
@@ -36,15 +40,27 @@ impl Volume {
     /// # Errors
     /// `OutOfRange`, `ReadOnly`, `Full` (by policy), `Io`.
     pub async fn write(self: &Rc<Self>, who: Who, offset: u64, data: Bytes, fua: bool) -> Result<()> {
-        loop {
-            match self.write_once(who, offset, &data).await {
-                Ok(()) => break,
-                Err(error) => self.on_full(error).await.map_err(|e| self.named(e))?,
-            }
+        self.write_while(who, &|| true, offset, data, fua).await
+    }
+
+    /// The same for somebody who may go: as soon as the write is not wanted any more, it no
+    /// longer waits for space.
+    ///
+    /// # Errors
+    /// As for [`Self::write`].
+    pub async fn write_while(
+        self: &Rc<Self>,
+        who: Who,
+        wanted: Wanted<'_>,
+        offset: u64,
+        data: Bytes,
+        fua: bool,
+    ) -> Result<()> {
+        let mut waiting = None;
+        while let Err(error) = self.healed(async || self.write_once(who, offset, &data).await).await {
+            self.on_full(error, wanted, &mut waiting).await.map_err(|e| self.named(e))?;
         }
-        if self.s.borrow().frozen_full {
-            self.s.borrow_mut().frozen_full = false;
-        }
+        drop(waiting);
         self.kick_checkpoint();
         if self.s.borrow().slots.fill() > PACE_FROM && self.writable(who).is_ok() {
             self.kick_settler();
@@ -83,7 +99,8 @@ impl Volume {
         if data.is_empty() {
             return self.in_range(offset, 0);
         }
-        self.journal.reserve(RECORD_BYTES).await?;
+        let granules = data.len() as u64 / u64::from(self.geometry().block_size) + 2;
+        let _room = self.journal.reserve(RECORD_BYTES + granules.div_ceil(2) * RANGE_BYTES).await?;
         let admitted = self.admit(who).await?;
         let range = self.lock_range(offset, data.len() as u64);
         let _held = self.locks.lock(range.clone()).await;
@@ -135,7 +152,7 @@ impl Volume {
 
     /// Takes care of the other blocks of granules that come into use and are no holes: zeros
     /// for those that a snapshot or a staged write still needs, holes for the rest.
-    async fn clear_rest(&self, range: &Range<u64>, parts: &mut Vec<Part>) -> Result<()> {
+    async fn clear_rest(self: &Rc<Self>, range: &Range<u64>, parts: &mut Vec<Part>) -> Result<()> {
         if self.s.borrow().shift() == 0 {
             return Ok(());
         }
@@ -199,7 +216,14 @@ impl Volume {
                 }
             }
         }
+        let needs_space = !staged.is_empty() || {
+            let s = self.s.borrow();
+            s.production.runs(s.granules(range)).any(|(_, used)| !used)
+        };
         let write = async {
+            if needs_space {
+                self.space_for_staging(&staged).await?;
+            }
             for part in staged {
                 self.stage(Block(part.first), epoch, &part.data).await?;
             }
@@ -217,7 +241,35 @@ impl Volume {
             s.untidy = true;
             return Err(error);
         }
-        self.bring_into_use(&asked, epoch).await
+        self.bring_into_use(&asked, epoch).await?;
+        if needs_space {
+            self.found_space();
+        }
+        Ok(())
+    }
+
+    /// Space that must be there before anything takes more: in the reserve, and, for blocks
+    /// that are to be staged, in the clone volume, where one may be a hole.
+    async fn space_for_staging(self: &Rc<Self>, staged: &[Part]) -> Result<()> {
+        if self.reserve.is_lent() {
+            return Err(Error::new(ErrorKind::Full, "the last space is lent to a deletion"));
+        }
+        if self.s.borrow().slots.stage.is_none() {
+            return Ok(());
+        }
+        self.fill_reserve(staged.len() as u64).await?;
+        let holes: Vec<Block> = {
+            let s = self.s.borrow();
+            // A granule may be in use of which some blocks were never written.
+            let whole = s.shift() == 0;
+            let blocks = staged.iter().map(|part| Block(part.first));
+            // What is staged has its place already, and somebody may be writing there.
+            blocks.filter(|b| !s.slots.has(*b) && !(whole && s.in_use(b.0))).collect()
+        };
+        for block in holes {
+            self.clone_volume.allocate(block, 1).await?;
+        }
+        Ok(())
     }
 
     fn blocks_of(&self, part: &Part) -> Range<u64> {
@@ -286,6 +338,8 @@ impl Volume {
 
     /// Copies a block into the stage, waiting for a free slot.
     pub(super) async fn stage(self: &Rc<Self>, block: Block, epoch: Epoch, data: &[u8]) -> Result<()> {
+        let needs = self.s.borrow().slots.room();
+        let room = self.journal.reserve(needs).await?;
         loop {
             let need = self.s.borrow().slots.unsettled() + 1;
             self.save.reserve(&self.journal, need).await?;
@@ -295,6 +349,8 @@ impl Volume {
             }
             let seq = self.journal.take_seq();
             if self.s.borrow_mut().slots.put(seq, block, epoch, data) {
+                // The slot has a promise of its own now.
+                drop(room);
                 self.kick_settler();
                 return Ok(());
             }

@@ -69,6 +69,16 @@ impl CloneVolume {
         result.map_err(|e| e.context(format!("clone volume, block {block}")))
     }
 
+    /// Allocates space for blocks; what they hold stays.
+    ///
+    /// # Errors
+    /// `Full`, `Io`, naming the block.
+    pub async fn allocate(&self, block: Block, count: u64) -> Result<()> {
+        let result = self.io.allocate(self.file, block.0 * self.block_size, count * self.block_size).await;
+        self.syncer.wrote();
+        result.map_err(|e| e.context(format!("clone volume, block {block}")))
+    }
+
     /// Gives the space of blocks back to the file system.
     ///
     /// # Errors

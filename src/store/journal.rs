@@ -5,16 +5,31 @@
 //! a time, so what a dead process leaves is a prefix. A new file is begun beside the
 //! old one and takes its name when it holds everything: a crash at any point finds one
 //! or the other whole.
+//!
+//! Space comes before the promise: what is written, what is queued, what is promised to
+//! records that are still to come ([`Ledger`]) and a slack for small ones lie within what
+//! is allocated, at every admission and in a new file too. So a record meets a full disk
+//! only where the slack was used up; then it waits for space, and everything behind it.
 
 use super::event::{Event, Syncer};
 use super::paths::VolumePaths;
-use crate::error::{Error, Result};
-use crate::format::journal::{AfterImage, FileHeader, Frame, Record, encode_frame};
+use super::room::{Ledger, Room};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::journal::{AfterImage, FileHeader, Frame, Record, encode_frame, frame_size};
 use crate::io::{FileId, Io, OpenHow};
 use crate::types::Seq;
 use bytes::Bytes;
 use std::cell::{Cell, RefCell};
+use std::time::Duration;
 use uuid::Uuid;
+
+/// Space for records that nobody reserves for: they are small, and each comes after an
+/// admission that made this space whole again.
+const SLACK_BYTES: u64 = 64 << 10;
+/// What must be left of the slack for a command's record.
+const COMMAND_BYTES: u64 = 8 << 10;
+/// How long a write that met a full disk waits before it is tried again.
+const FULL_RETRY: Duration = Duration::from_millis(200);
 
 struct Inner {
     file: FileId,
@@ -29,6 +44,8 @@ struct Inner {
     durable: u64,
     /// Pushed, not handed to the driver.
     queue: Vec<(Seq, Record)>,
+    /// Bytes that the frames in `queue` will take.
+    queued: u64,
     /// Pushed and written since the cut of a rotation under way, whose number is `cut`.
     carry: Option<Vec<(Seq, Record)>>,
     cut: Seq,
@@ -46,6 +63,9 @@ pub struct Journal {
     written: Cell<Seq>,
     writing: Cell<bool>,
     held: Cell<bool>,
+    allocating: Cell<bool>,
+    closing: Cell<bool>,
+    ledger: Ledger,
     inner: RefCell<Inner>,
     syncer: Syncer,
     event: Event,
@@ -74,6 +94,7 @@ impl Journal {
             completed: end,
             durable: end,
             queue: Vec::new(),
+            queued: 0,
             carry: None,
             cut: Seq(0),
             failed: None,
@@ -87,6 +108,9 @@ impl Journal {
             written: Cell::new(next),
             writing: Cell::new(false),
             held: Cell::new(false),
+            allocating: Cell::new(false),
+            closing: Cell::new(false),
+            ledger: Ledger::default(),
             inner: RefCell::new(inner),
             syncer,
             event: Event::default(),
@@ -118,7 +142,9 @@ impl Journal {
     /// Puts a record in the order. [`Self::written`] makes it outlive the process.
     pub fn push(&self, record: Record) -> Seq {
         let seq = self.take_seq();
-        self.inner.borrow_mut().queue.push((seq, record));
+        let mut inner = self.inner.borrow_mut();
+        inner.queued += frame_size(&record);
+        inner.queue.push((seq, record));
         seq
     }
 
@@ -157,6 +183,7 @@ impl Journal {
         let (file, at, frames, last, end) = {
             let mut inner = self.inner.borrow_mut();
             let queue = std::mem::take(&mut inner.queue);
+            inner.queued = 0;
             let mut frames = Vec::new();
             for (seq, record) in &queue {
                 frames.extend(encode_frame(
@@ -174,7 +201,7 @@ impl Journal {
             }
             (inner.file, at, frames, last, inner.end)
         };
-        let result = self.io.write_all(file, at, frames).await;
+        let result = self.write_frames(file, at, frames).await;
         self.syncer.wrote();
         self.writing.set(false);
         match result {
@@ -218,24 +245,88 @@ impl Journal {
         Ok(())
     }
 
-    /// Makes sure that so many more bytes have space.
+    /// Writes frames; on a full disk it tries again until there is space. What a death in
+    /// between leaves is a torn tail, of which nothing was acknowledged.
+    async fn write_frames(&self, file: FileId, at: u64, frames: Vec<Bytes>) -> Result<()> {
+        let mut told = false;
+        loop {
+            match self.io.write_all(file, at, frames.clone()).await {
+                Err(error) if error.kind() == ErrorKind::Full && !self.closing.get() => {
+                    if !std::mem::replace(&mut told, true) {
+                        tracing::error!("{}: waiting for space: {error}", self.paths.journal().display());
+                    }
+                    self.io.sleep(FULL_RETRY).await;
+                }
+                other => return other,
+            }
+        }
+    }
+
+    /// The promises of space here, to be added to where something is staged.
+    #[must_use]
+    pub fn ledger(&self) -> Ledger {
+        self.ledger.clone()
+    }
+
+    /// From now on a full disk is not waited for.
+    pub fn close(&self) {
+        self.closing.set(true);
+    }
+
+    /// Makes sure that so many more bytes have space for as long as the promise is kept.
     ///
     /// # Errors
     /// `Full`, `Io`; nothing was pushed and nothing latches.
-    pub async fn reserve(&self, bytes: u64) -> Result<()> {
-        let (file, from, upto) = {
-            let inner = self.inner.borrow();
-            if inner.end + bytes <= inner.allocated {
-                return Ok(());
+    pub async fn reserve(&self, bytes: u64) -> Result<Room> {
+        let room = self.ledger.room(bytes);
+        self.ensure().await?;
+        Ok(room)
+    }
+
+    /// Makes sure that all that was promised has space, and the slack.
+    ///
+    /// # Errors
+    /// As for [`Self::reserve`].
+    pub async fn ensure(&self) -> Result<()> {
+        loop {
+            let (file, from, need) = {
+                let inner = self.inner.borrow();
+                let need = inner.end + inner.queued + self.ledger.promised() + SLACK_BYTES;
+                if need <= inner.allocated && !self.held.get() {
+                    return Ok(());
+                }
+                (inner.file, inner.allocated, need)
+            };
+            if let Some(error) = self.failure() {
+                return Err(error);
             }
-            (inner.file, inner.allocated, (inner.end + bytes).next_multiple_of(self.step) + self.step)
-        };
-        self.io.allocate(file, from, upto - from).await.map_err(|e| e.context("journal"))?;
-        let mut inner = self.inner.borrow_mut();
-        if inner.file == file {
-            inner.allocated = inner.allocated.max(upto);
+            // A new file that is about to be in force has space for what is promised now,
+            // and not for more.
+            if self.held.get() || self.allocating.get() {
+                self.event.wait().await;
+                continue;
+            }
+            self.allocating.set(true);
+            let result = allocate(&self.io, file, from, need, self.step).await;
+            self.allocating.set(false);
+            self.event.notify();
+            let allocated = result.map_err(|e| e.context("journal"))?;
+            let mut inner = self.inner.borrow_mut();
+            if inner.file == file {
+                inner.allocated = inner.allocated.max(allocated);
+            }
         }
-        Ok(())
+    }
+
+    /// Makes sure that a command's small record has space, if only from the slack.
+    ///
+    /// # Errors
+    /// `Full`, `Io`.
+    pub async fn ensure_for_command(&self) -> Result<()> {
+        let Err(error) = self.ensure().await else { return Ok(()) };
+        let inner = self.inner.borrow();
+        let need = inner.end + inner.queued + self.ledger.promised() + COMMAND_BYTES;
+        if error.kind() == ErrorKind::Full && need <= inner.allocated { Ok(()) } else { Err(error) }
     }
 
     /// From now on, what is pushed also goes to the file that [`Self::rotate`] makes.
@@ -298,22 +389,15 @@ impl Journal {
         let path = self.paths.journal_new();
         let file = self.io.open(&path, OpenHow::CreateEmpty).await?;
         let mut out = NewFile { io: &self.io, file, number, end: 0 };
-        out.raw(vec![Bytes::from(FileHeader { volume: self.volume, number }.encode())]).await?;
-        out.record(state.0, &state.1).await?;
-        // Without it the next open could not tell whether it is in the same boot.
-        out.record(state.0.next(), &Record::Open { boot: self.io.boot_id() }).await?;
-        out.images(state.0, images).await?;
-        let carried = self.inner.borrow_mut().carry.replace(Vec::new()).unwrap_or_default();
-        out.records(&carried).await?;
-        self.io.sync(file).await?;
-        // From here on nothing else is written until the new file is in force.
-        self.held.set(true);
-        while self.writing.get() {
-            self.event.wait().await;
-        }
-        let carried = self.inner.borrow_mut().carry.take().unwrap_or_default();
-        out.records(&carried).await?;
-        self.io.sync(file).await?;
+        let allocated = match self.fill_new(&mut out, state, images).await {
+            Ok(allocated) => allocated,
+            Err(error) => {
+                self.io.close(file);
+                // It may be what fills the disk; the next attempt begins with an empty one.
+                let _ = self.io.remove(&path).await;
+                return Err(error);
+            }
+        };
         let renamed = async {
             self.io.rename(&path, &self.paths.journal()).await?;
             self.io.sync_dir(&self.paths.0).await
@@ -328,7 +412,7 @@ impl Journal {
             let old = std::mem::replace(&mut inner.file, file);
             inner.number = number;
             inner.end = out.end;
-            inner.allocated = out.end;
+            inner.allocated = allocated;
             inner.completed = out.end;
             inner.durable = out.end;
             old
@@ -336,6 +420,36 @@ impl Journal {
         self.syncer.replace(file);
         self.io.close(old);
         Ok(())
+    }
+
+    /// Writes all that a new file begins with and makes it durable; from its last part on
+    /// nothing else is written. Returns up to where it is allocated.
+    async fn fill_new(
+        &self,
+        out: &mut NewFile<'_>,
+        state: (Seq, Record),
+        images: Vec<AfterImage>,
+    ) -> Result<u64> {
+        let (volume, number) = (self.volume, out.number);
+        out.raw(vec![Bytes::from(FileHeader { volume, number }.encode())]).await?;
+        out.record(state.0, &state.1).await?;
+        // Without it the next open could not tell whether it is in the same boot.
+        out.record(state.0.next(), &Record::Open { boot: self.io.boot_id() }).await?;
+        out.images(state.0, images).await?;
+        let carried = self.inner.borrow_mut().carry.replace(Vec::new()).unwrap_or_default();
+        out.records(&carried).await?;
+        self.io.sync(out.file).await?;
+        // From here on nothing else is written until the new file is in force.
+        self.held.set(true);
+        while self.writing.get() {
+            self.event.wait().await;
+        }
+        let carried = self.inner.borrow_mut().carry.take().unwrap_or_default();
+        out.records(&carried).await?;
+        let need = out.end + self.inner.borrow().queued + self.ledger.promised() + SLACK_BYTES;
+        let allocated = allocate(&self.io, out.file, out.end, need, self.step).await?;
+        self.io.sync(out.file).await?;
+        Ok(allocated)
     }
 
     /// Why nothing can be appended any more, if so.
@@ -406,6 +520,18 @@ impl NewFile<'_> {
         assert!(total <= crate::format::journal::PAYLOAD_SIZE_MAX / 2, "the stage fits one record");
         self.record(state.next().next(), &Record::AfterImages(images)).await
     }
+}
+
+/// Allocates a file from `from` to at least `need`; returns up to where. Where there is no
+/// space for a whole step, what is needed is enough.
+async fn allocate(io: &Io, file: FileId, from: u64, need: u64, step: u64) -> Result<u64> {
+    let generous = need.next_multiple_of(step) + step;
+    match io.allocate(file, from, generous - from).await {
+        Err(error) if error.kind() == ErrorKind::Full => {}
+        other => return other.map(|()| generous),
+    }
+    let exact = need.next_multiple_of(4096);
+    io.allocate(file, from, exact - from).await.map(|()| exact)
 }
 
 fn total(data: &[Bytes]) -> u64 {

@@ -7,6 +7,8 @@ pub mod event;
 pub mod journal;
 pub mod paths;
 pub mod replay;
+pub mod reserve;
+pub mod room;
 pub mod save;
 pub mod stage;
 
@@ -27,6 +29,9 @@ pub struct Tuning {
     pub group_bytes_max: u64,
     /// Groups that are settled at the same time, at most.
     pub groups_in_flight_max: usize,
+    /// Bytes that a volume with snapshots keeps allocated beside what its stage holds, so
+    /// that a deletion works on a full disk.
+    pub reserve_bytes: u64,
 }
 
 impl Default for Tuning {
@@ -39,6 +44,7 @@ impl Default for Tuning {
             journal_step_bytes: 1 << 20,
             group_bytes_max: 1 << 20,
             groups_in_flight_max: 2,
+            reserve_bytes: 4 << 20,
         }
     }
 }

@@ -26,6 +26,12 @@ impl VolumePaths {
         self.0.join("journal.new")
     }
 
+    /// The reserve.
+    #[must_use]
+    pub fn reserve(&self) -> PathBuf {
+        self.0.join("reserve")
+    }
+
     /// The stage.
     #[must_use]
     pub fn stage(&self) -> PathBuf {
@@ -56,10 +62,22 @@ impl VolumePaths {
         self.snapshots().join(format!("{:012}-{version}", first.0))
     }
 
+    /// The before-pages of a sealed layer once more.
+    #[must_use]
+    pub fn layer_pages(&self, first: Epoch, version: u64) -> PathBuf {
+        self.snapshots().join(format!("{:012}-{version}.pages", first.0))
+    }
+
     /// The tail's meta before-pages of a checkpoint.
     #[must_use]
     pub fn tail_pages(&self, seq: u64) -> PathBuf {
         self.snapshots().join(format!("tail-{seq}"))
+    }
+
+    /// The same once more.
+    #[must_use]
+    pub fn second_tail_pages(&self, seq: u64) -> PathBuf {
+        self.snapshots().join(format!("tail-{seq}.copy"))
     }
 
     /// A checkpoint of the meta bit map: 1 is A, 2 is B.

@@ -11,6 +11,7 @@ use crate::io::{Io, OpenHow};
 use crate::types::Seq;
 use bytes::{Bytes, BytesMut};
 use std::path::Path;
+use uuid::Uuid;
 
 /// A journal's content.
 pub struct Replay {
@@ -38,6 +39,17 @@ pub async fn read(io: &Io, path: &Path) -> Result<Replay> {
     }
     io.close(file);
     parse(&bytes.freeze()).map_err(|e| e.context(path.display().to_string()))
+}
+
+/// Whose journal it is.
+///
+/// # Errors
+/// As for [`read`].
+pub async fn identity(io: &Io, path: &Path) -> Result<Uuid> {
+    let file = io.open(path, OpenHow::Read).await?;
+    let bytes = io.read(file, 0, HEADER_SIZE).await;
+    io.close(file);
+    FileHeader::decode(&bytes?).map(|header| header.volume)
 }
 
 /// Reads a journal's bytes.

@@ -22,7 +22,7 @@ use crate::io::{FileId, Io, OpenHow};
 use crate::types::{Block, Epoch, SaveAddr};
 use bytes::{Bytes, BytesMut};
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 use uuid::Uuid;
 
@@ -84,7 +84,8 @@ struct Inner {
     segments: BTreeMap<u32, Segment>,
     open: BTreeMap<u32, Rc<OpenFile>>,
     active: Option<u32>,
-    spare: Option<u32>,
+    /// Segments to go on with when the active one is full, in that order.
+    spares: VecDeque<u32>,
     reusable: BTreeSet<u32>,
     /// Emptied by a deletion, waiting for readers that started before it.
     waiting: Vec<(u64, u32)>,
@@ -120,13 +121,7 @@ pub struct Image {
     pub damaged: bool,
 }
 
-/// A group found in a segment.
-pub struct FoundGroup {
-    /// Its header.
-    pub header: GroupHeader,
-    /// Where its first image is.
-    pub images: SaveAddr,
-}
+pub use scan::{FoundGroup, Walk};
 
 /// Keeps segments that are read from being used again.
 pub struct Pin {
@@ -195,7 +190,7 @@ impl SaveVolume {
     #[must_use]
     pub fn group_count_max(&self) -> usize {
         let by_bytes = self.tuning.group_bytes_max / u64::from(self.block_size);
-        let room = (self.tuning.segment_bytes - HEADER_SIZE as u64) / 2 / u64::from(self.block_size + 16);
+        let room = (self.tuning.segment_bytes - HEADER_SIZE as u64) / 2 / u64::from(self.block_size + 32);
         usize::try_from(by_bytes.min(room))
             .unwrap_or(usize::MAX)
             .clamp(1, crate::format::segment::GROUP_COUNT_MAX)
@@ -254,11 +249,12 @@ impl SaveVolume {
             Rc::new(OpenFile { io: self.io.clone(), file, syncer: Syncer::new(self.io.clone(), file) });
         inner.open.insert(number, Rc::clone(&open));
         if inner.open.len() > OPEN_MAX {
-            let keep = [inner.active, inner.spare, Some(number)];
+            let keep: Vec<u32> =
+                inner.active.into_iter().chain(inner.spares.iter().copied()).chain([number]).collect();
             let idle = inner
                 .open
                 .iter()
-                .find(|(n, f)| !keep.contains(&Some(**n)) && Rc::strong_count(f) == 1 && !f.syncer.is_dirty())
+                .find(|(n, f)| !keep.contains(n) && Rc::strong_count(f) == 1 && !f.syncer.is_dirty())
                 .map(|(n, _)| *n);
             if let Some(idle) = idle {
                 inner.open.remove(&idle);
@@ -301,42 +297,38 @@ impl SaveVolume {
             let result = self.add_room(journal).await;
             self.busy.set(false);
             self.event.notify();
-            if !result? {
-                break;
-            }
+            result?;
         }
         Ok(())
     }
 
     fn room(&self) -> u64 {
         let inner = self.inner.borrow();
-        [inner.active, inner.spare]
-            .iter()
-            .flatten()
+        let numbers = inner.active.iter().chain(&inner.spares);
+        numbers
             .filter_map(|n| inner.segments.get(n))
             .filter(|s| !s.broken)
             .map(|s| s.allocated.saturating_sub(s.end))
             .sum()
     }
 
-    /// Allocates one more step; false when active and spare have all that they may have.
-    async fn add_room(&self, journal: &Journal) -> Result<bool> {
+    /// Allocates one more step, in a new segment if the others have all that they may have.
+    async fn add_room(&self, journal: &Journal) -> Result<()> {
         let growing = {
             let inner = self.inner.borrow();
-            [inner.active, inner.spare].into_iter().flatten().find(|n| {
+            inner.active.iter().chain(&inner.spares).copied().find(|n| {
                 inner.segments.get(n).is_some_and(|s| !s.broken && s.allocated < self.tuning.segment_bytes)
             })
         };
         let number = match growing {
             Some(number) => number,
-            None if self.inner.borrow().spare.is_some() => return Ok(false),
             None => {
                 let number = self.begin_segment(journal).await?;
                 let mut inner = self.inner.borrow_mut();
                 if inner.active.is_none() {
                     inner.active = Some(number);
                 } else {
-                    inner.spare = Some(number);
+                    inner.spares.push_back(number);
                 }
                 number
             }
@@ -354,7 +346,7 @@ impl SaveVolume {
         if let Some(segment) = self.inner.borrow_mut().segments.get_mut(&number) {
             segment.allocated = from + step;
         }
-        Ok(true)
+        Ok(())
     }
 
     /// A new segment, or an empty one in its next generation; durable.
@@ -389,6 +381,11 @@ impl SaveVolume {
                 if !failed {
                     inner.reusable.insert(number);
                 }
+            }
+            drop(inner);
+            if !exists {
+                // Nothing names it; on a full disk there would be one for every attempt.
+                let _ = self.io.remove(&self.paths.segment(number)).await;
             }
             return Err(error);
         }
@@ -432,6 +429,7 @@ impl SaveVolume {
         let size = group_size(images.len(), self.block_size);
         let (number, at, generation) = self.place(journal, size, epoch, images.len() as u64).await?;
         let header = GroupHeader {
+            volume: self.volume,
             segment: number,
             generation,
             epoch,
@@ -443,6 +441,10 @@ impl SaveVolume {
         };
         let mut data = vec![Bytes::from(header.encode())];
         data.extend(images.iter().map(|i| i.data.clone()));
+        let filled = images_at(images.len()) + images.len() * self.block_size as usize;
+        let tail = header.encode_tail();
+        let padding = usize::try_from(size).unwrap_or(filled).saturating_sub(filled + tail.len());
+        data.push(Bytes::from([vec![0; padding], tail].concat()));
         let result = async {
             let open = self.open_file(number).await?;
             self.io.write_all(open.file, at, data).await?;
@@ -507,26 +509,27 @@ impl SaveVolume {
 
     /// Goes on with the spare segment or a new one.
     async fn roll(&self, journal: &Journal) -> Result<()> {
-        let spare = self.inner.borrow_mut().spare.take();
+        let spare = self.inner.borrow_mut().spares.pop_front();
         let next = match spare {
             Some(spare) => spare,
             None => self.begin_segment(journal).await?,
         };
         let old = self.inner.borrow_mut().active.replace(next);
         if let Some(number) = old {
-            self.close_segment(journal, number);
+            self.close_segment(journal, number, 0);
         }
         Ok(())
     }
 
-    fn close_segment(&self, journal: &Journal, number: u32) {
+    /// No more groups follow; those below `found` are durable.
+    fn close_segment(&self, journal: &Journal, number: u32, found: u64) {
         let youngest = self.inner.borrow_mut().segments.get_mut(&number).map(|segment| {
             segment.closed = true;
             segment.youngest
         });
         if let Some(youngest) = youngest {
             // Groups may still be on their way to the disk: they raise the mark later.
-            self.push(journal, Record::Mark { segment: number, offset: 0, closed: Some(youngest) });
+            self.push(journal, Record::Mark { segment: number, offset: found, closed: Some(youngest) });
         }
     }
 
@@ -577,7 +580,7 @@ impl SaveVolume {
             self.inner.borrow().segments.iter().filter(|(_, s)| !s.closed).map(|(n, _)| *n).collect();
         if let Some((last, others)) = open.split_last() {
             for number in others {
-                self.close_segment(journal, *number);
+                self.close_segment(journal, *number, 0);
             }
             self.inner.borrow_mut().active = Some(*last);
         }
@@ -586,14 +589,18 @@ impl SaveVolume {
     /// Closes every segment that is open for appending; used after a recovery: what a crash
     /// left behind the last whole group must not be taken for a later group.
     pub fn close_all(&self, journal: &Journal) {
-        let open: Vec<u32> =
-            self.inner.borrow().segments.iter().filter(|(_, s)| !s.closed).map(|(n, _)| *n).collect();
-        for number in open {
-            self.close_segment(journal, number);
+        let open: Vec<(u32, u64)> = {
+            let inner = self.inner.borrow();
+            inner.segments.iter().filter(|(_, s)| !s.closed).map(|(n, s)| (*n, s.prefix)).collect()
+        };
+        for (number, found) in open {
+            // The recovery synced the segment before it looked for its groups: the mark may
+            // say so, and an image that rots later does not put its whole group in doubt.
+            self.close_segment(journal, number, found);
         }
         let mut inner = self.inner.borrow_mut();
         inner.active = None;
-        inner.spare = None;
+        inner.spares.clear();
     }
 }
 

@@ -122,7 +122,7 @@ fn layer_of(relative: &Path) -> Option<String> {
         let part = part.as_os_str().to_str().unwrap();
         part == "tests" || part == "tests.rs" || part.ends_with("_tests.rs")
     });
-    if matches!(text, "lib.rs" | "main.rs") || is_test {
+    if matches!(text, "lib.rs" | "main.rs") || text.starts_with("bin/") || is_test {
         return None;
     }
     let first = text.split('/').next().unwrap();

@@ -29,7 +29,14 @@ fn snapshot() -> SnapshotRecord {
 }
 
 fn layer() -> LayerRecord {
-    LayerRecord { first: Epoch(3), end: Epoch(5), entries: 7, live: vec![(1, 4), (2, 3)], version: 9 }
+    LayerRecord {
+        first: Epoch(3),
+        end: Epoch(5),
+        entries: 7,
+        live: vec![(1, 4), (2, 3)],
+        version: 9,
+        pages: 4,
+    }
 }
 
 fn receive() -> ReceiveRecord {

@@ -32,7 +32,14 @@ pub(in crate::format) fn snapshot(name: &str, holds: &[&str]) -> SnapshotRecord 
 }
 
 pub(in crate::format) fn layer(first: u64, end: u64) -> LayerRecord {
-    LayerRecord { first: Epoch(first), end: Epoch(end), entries: 5, live: vec![(1, 3), (2, 2)], version: 8 }
+    LayerRecord {
+        first: Epoch(first),
+        end: Epoch(end),
+        entries: 5,
+        live: vec![(1, 3), (2, 2)],
+        version: 8,
+        pages: 6,
+    }
 }
 
 pub(in crate::format) fn receive() -> ReceiveRecord {

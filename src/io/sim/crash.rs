@@ -17,6 +17,8 @@ pub enum Loss {
     None,
     /// Each is kept, lost or torn at sectors, by chance.
     Random,
+    /// Every write is torn at sectors, by chance; of the rest each is kept or lost.
+    Torn,
     /// Only that one is kept, counted from 0 to [`super::SimDisk::unsynced`]; with it
     /// the earlier changes of the same name, without which it makes no sense.
     Alone(usize),
@@ -168,6 +170,22 @@ pub(super) fn unsynced(world: &World) -> usize {
     files.sum::<usize>() + world.names.len()
 }
 
+/// Whether a failed sync has given something up.
+pub(super) fn has_doomed(world: &World) -> bool {
+    let doomed = |node: &Node| matches!(node, Node::File(file) if file.pending.iter().any(|u| u.doomed));
+    world.nodes.values().any(doomed) || world.names.iter().any(|change| change.doomed)
+}
+
+/// A later sync covers what failed ones gave up.
+pub(super) fn forgive(world: &mut World) {
+    for node in world.nodes.values_mut() {
+        if let Node::File(file) = node {
+            file.pending.iter_mut().for_each(|unsynced| unsynced.doomed = false);
+        }
+    }
+    world.names.iter_mut().for_each(|change| change.doomed = false);
+}
+
 /// How one unsynced change fares.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Fate {
@@ -193,6 +211,7 @@ pub(super) fn power_cut(world: &mut World, loss: Loss) {
             Loss::Alone(_) => Fate::Lost,
             Loss::AllBut(lost) if lost == this => Fate::Lost,
             Loss::AllBut(_) => Fate::Kept,
+            Loss::Torn => Fate::Torn,
             Loss::Random if rng.u8(0..4) == 0 => Fate::Torn,
             Loss::Random if rng.u8(0..8) < odds => Fate::Kept,
             Loss::Random => Fate::Lost,
@@ -224,7 +243,12 @@ pub(super) fn power_cut(world: &mut World, loss: Loss) {
     }
     let mut kept: Vec<bool> = Vec::with_capacity(world.names.len());
     for change in &world.names {
-        kept.push(fate(&mut world.rng, change.doomed) == Fate::Kept);
+        // A name is never torn: it changes or it does not.
+        let fate = match fate(&mut world.rng, change.doomed) {
+            Fate::Torn if loss == Loss::Torn && world.rng.bool() => Fate::Kept,
+            fate => fate,
+        };
+        kept.push(fate == Fate::Kept);
     }
     if let Loss::AllBut(_) = loss {
         let mut lost: Vec<bool> = kept.iter().map(|kept| !kept).collect();

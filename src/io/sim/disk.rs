@@ -2,10 +2,10 @@
 
 use super::crash::{self, Loss};
 use super::world::{Flying, Node, World};
-use super::{Sim, SimOptions};
+use super::{Faults, Sim, SimOptions};
 use rustix::io::Errno;
 use std::cell::RefCell;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 /// A simulated machine. It outlives the processes on it; clones are the same machine,
@@ -20,10 +20,13 @@ impl SimDisk {
         Self(Rc::new(RefCell::new(World::new(options))))
     }
 
-    /// The driver of the process that lives now. One reactor uses it.
+    /// A driver of the process that lives now, for one reactor; a process of several
+    /// engines has one for each.
     #[must_use]
     pub fn driver(&self) -> Sim {
-        Sim { world: Rc::clone(&self.0), life: self.0.borrow().life }
+        let world = &mut *self.0.borrow_mut();
+        world.ports += 1;
+        Sim { world: Rc::clone(&self.0), life: world.life, port: world.ports }
     }
 
     /// The process dies: what completed stays, what was under way has happened in full,
@@ -69,6 +72,35 @@ impl SimDisk {
         self.0.borrow_mut().failures.insert(n, errno);
     }
 
+    /// From now on operations fail and stall by chance, or no longer. What stalls already
+    /// goes on stalling.
+    pub fn set_faults(&self, faults: Option<Faults>) {
+        self.0.borrow_mut().faults = faults;
+    }
+
+    /// How many operations failed by chance.
+    #[must_use]
+    pub fn injected(&self) -> u64 {
+        self.0.borrow().injected
+    }
+
+    /// Whether a failed sync has given up something that is still read back.
+    #[must_use]
+    pub fn has_doomed(&self) -> bool {
+        crash::has_doomed(&self.0.borrow())
+    }
+
+    /// What failed syncs gave up can become durable after all.
+    pub fn forgive(&self) {
+        crash::forgive(&mut self.0.borrow_mut());
+    }
+
+    /// The paths of all files, sorted.
+    #[must_use]
+    pub fn files(&self) -> Vec<PathBuf> {
+        self.0.borrow().files()
+    }
+
     /// From now on syncs fail, or no longer.
     pub fn fail_syncs(&self, fail: bool) {
         self.0.borrow_mut().syncs_fail = fail;
@@ -78,6 +110,11 @@ impl SimDisk {
     pub fn fill(&self, bytes_free: Option<u64>) {
         let world = &mut *self.0.borrow_mut();
         world.capacity = bytes_free.map(|free| world.used() + free);
+    }
+
+    /// The same, before operation number `n` completes, as [`SimDisk::ops`] counts.
+    pub fn fill_at(&self, n: u64, bytes_free: u64) {
+        self.0.borrow_mut().fills.insert(n, bytes_free);
     }
 
     /// Turns over one bit of a file, live and durable.

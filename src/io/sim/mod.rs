@@ -24,12 +24,14 @@
 mod content;
 mod crash;
 mod disk;
+mod faults;
 #[cfg(test)]
 mod tests;
 mod world;
 
 pub use crash::Loss;
 pub use disk::{EIO, ENOSPC, SimDisk};
+pub use faults::Faults;
 
 use super::{Driver, FileId, Op, OpId, Outcome, Wake};
 use std::cell::RefCell;
@@ -38,6 +40,7 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
+use uuid::Uuid;
 use world::World;
 
 /// How a simulated disk behaves.
@@ -67,6 +70,9 @@ impl SimOptions {
 pub struct Sim {
     world: Rc<RefCell<World>>,
     life: u64,
+    /// Which of the drivers of this life it is: each sees the completions of its own
+    /// operations.
+    port: usize,
 }
 
 struct Quiet;
@@ -78,7 +84,7 @@ impl Wake for Quiet {
 impl Driver for Sim {
     fn submit(&mut self, id: OpId, op: Op) -> Option<Outcome> {
         let world = &mut *self.world.borrow_mut();
-        if world.life == self.life { world.submit(id, op, &self.world) } else { None }
+        if world.life == self.life { world.submit((self.port, id), op, &self.world) } else { None }
     }
 
     fn adopt(&mut self, _: OwnedFd) -> io::Result<FileId> {
@@ -88,7 +94,7 @@ impl Driver for Sim {
     fn wait(&mut self, timeout: Option<Duration>, done: &mut Vec<(OpId, Outcome)>) {
         let world = &mut *self.world.borrow_mut();
         if world.life == self.life {
-            world.wait(timeout, &self.world, done);
+            world.wait(self.port, timeout, &self.world, done);
         }
     }
 
@@ -103,5 +109,13 @@ impl Driver for Sim {
 
     fn boot_id(&self) -> [u8; 16] {
         self.world.borrow().boot_id()
+    }
+
+    fn identity(&self) -> Uuid {
+        self.world.borrow_mut().identity()
+    }
+
+    fn now_us(&self) -> u64 {
+        self.world.borrow().now_us()
     }
 }

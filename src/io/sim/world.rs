@@ -5,6 +5,7 @@
 
 use super::super::region::{Mapped, Region};
 use super::content::{Change, Content, index};
+use super::faults::Faults;
 use super::{SimOptions, crash};
 use crate::io::{FileId, Op, OpId, OpenHow, Outcome, Output};
 use bytes::{Bytes, BytesMut};
@@ -12,10 +13,11 @@ use rustix::io::Errno;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
+use uuid::Uuid;
 
 /// Reads and writes of up to so many bytes may complete inline.
 const INLINE_MAX_BYTES: usize = 64 * 1024;
@@ -99,12 +101,15 @@ pub(super) struct Open {
 /// An operation under way.
 #[derive(Clone, Debug)]
 pub(super) struct Flying {
-    pub(super) id: OpId,
+    /// The driver's number, and the operation's there.
+    pub(super) id: (usize, OpId),
     pub(super) op: Op,
     /// What had completed when it was submitted.
     pub(super) sequence: u64,
     /// When it ends, for a sleep.
-    wakes: Option<Duration>,
+    pub(super) wakes: Option<Duration>,
+    /// It stalls until so many operations have completed.
+    pub(super) held_until: u64,
 }
 
 /// A machine.
@@ -121,6 +126,10 @@ pub(super) struct World {
     now: Duration,
     pub(super) boot: u64,
     pub(super) life: u64,
+    /// Drivers made so far.
+    pub(super) ports: usize,
+    /// Identities given out so far.
+    identities: u64,
     /// Operations that completed.
     pub(super) ops: u64,
     /// How many more complete before the process dies.
@@ -128,9 +137,14 @@ pub(super) struct World {
     /// The process died between two stores; what it does from now on never happened.
     pub(super) dead: bool,
     pub(super) failures: BTreeMap<u64, i32>,
+    pub(super) faults: Option<Faults>,
+    /// Failures that chance gave.
+    pub(super) injected: u64,
     pub(super) syncs_fail: bool,
     /// Bytes that files may occupy.
     pub(super) capacity: Option<u64>,
+    /// Before which operation the disk fills up, and what is left.
+    pub(super) fills: BTreeMap<u64, u64>,
     pub(super) unreadable: BTreeSet<(Ino, u64)>,
 }
 
@@ -149,12 +163,17 @@ impl World {
             now: Duration::ZERO,
             boot: 1,
             life: 1,
+            ports: 0,
+            identities: 0,
             ops: 0,
             budget: None,
             dead: false,
             failures: BTreeMap::new(),
+            faults: None,
+            injected: 0,
             syncs_fail: false,
             capacity: None,
+            fills: BTreeMap::new(),
             unreadable: BTreeSet::new(),
         }
     }
@@ -177,6 +196,7 @@ impl World {
             open: self.open.clone(),
             flying: self.flying.clone(),
             failures: self.failures.clone(),
+            fills: self.fills.clone(),
             unreadable: self.unreadable.clone(),
             ..*self
         }
@@ -189,11 +209,30 @@ impl World {
         id
     }
 
+    /// The next identity: it depends on the seed and on how many there were, and takes
+    /// nothing from the chance that decides about operations.
+    pub(super) fn identity(&mut self) -> Uuid {
+        self.identities += 1;
+        let mut rng = fastrand::Rng::with_seed(self.options.seed ^ self.identities.rotate_left(32));
+        Uuid::from_u128(rng.u128(..))
+    }
+
+    /// The time of day: the machine was made in 2001.
+    pub(super) fn now_us(&self) -> u64 {
+        let since = u64::try_from(self.now.as_micros()).unwrap_or(u64::MAX);
+        since.saturating_add(1_000_000_000_000_000)
+    }
+
     pub(super) fn is_dead(&self) -> bool {
         self.dead || self.budget == Some(0)
     }
 
-    pub(super) fn submit(&mut self, id: OpId, op: Op, world: &Rc<RefCell<World>>) -> Option<Outcome> {
+    pub(super) fn submit(
+        &mut self,
+        id: (usize, OpId),
+        op: Op,
+        world: &Rc<RefCell<World>>,
+    ) -> Option<Outcome> {
         if self.dead {
             return None;
         }
@@ -217,43 +256,46 @@ impl World {
             Op::Sleep { time } => Some(self.now.saturating_add(*time)),
             _ => None,
         };
-        self.flying.push(Flying { id, op, sequence: self.sequence, wakes });
+        let held_until = self.stall(&op);
+        self.flying.push(Flying { id, op, sequence: self.sequence, wakes, held_until });
         None
     }
 
     pub(super) fn wait(
         &mut self,
+        port: usize,
         timeout: Option<Duration>,
         world: &Rc<RefCell<World>>,
         done: &mut Vec<(OpId, Outcome)>,
     ) {
-        let awake = self.flying.iter().filter(|flying| flying.wakes.is_none()).count();
+        let is_awake = |flying: &Flying| flying.id.0 == port && flying.wakes.is_none();
+        let awake = self.flying.iter().filter(|flying| is_awake(flying)).count();
         if awake == 0 {
-            self.pass_time(timeout, done);
+            self.pass_time(port, timeout, done);
             return;
         }
         for _ in 0..1 + self.rng.usize(0..awake.min(4)) {
             if self.is_dead() {
                 return;
             }
-            let ready: Vec<usize> =
-                (0..self.flying.len()).filter(|i| self.flying[*i].wakes.is_none()).collect();
+            let ready = self.ready(port);
             let chosen = if self.options.reorder { self.rng.usize(0..ready.len()) } else { 0 };
             let flying = self.flying.remove(ready[chosen]);
             let outcome = self.complete(flying.op, flying.sequence, world);
-            done.push((flying.id, outcome));
+            done.push((flying.id.1, outcome));
         }
     }
 
     /// Only sleeps are under way: the next one ends, if the wait is as long as that.
-    fn pass_time(&mut self, timeout: Option<Duration>, done: &mut Vec<(OpId, Outcome)>) {
+    fn pass_time(&mut self, port: usize, timeout: Option<Duration>, done: &mut Vec<(OpId, Outcome)>) {
         let end = timeout.map(|timeout| self.now.saturating_add(timeout));
-        let next = (0..self.flying.len()).min_by_key(|i| self.flying[*i].wakes);
+        let own = (0..self.flying.len()).filter(|i| self.flying[*i].id.0 == port);
+        let next = own.min_by_key(|i| self.flying[*i].wakes);
         let next = next.filter(|_| !self.is_dead());
         match next.map(|i| (i, self.flying[i].wakes.unwrap_or_default())) {
             Some((i, wakes)) if end.is_none_or(|end| wakes <= end) => {
                 self.now = self.now.max(wakes);
-                done.push((self.flying.remove(i).id, Ok(Output::None)));
+                done.push((self.flying.remove(i).id.1, Ok(Output::None)));
             }
             _ => self.now = end.unwrap_or(self.now),
         }
@@ -262,7 +304,14 @@ impl World {
     fn complete(&mut self, op: Op, submitted: u64, world: &Rc<RefCell<World>>) -> Outcome {
         self.ops += 1;
         self.budget = self.budget.map(|budget| budget.saturating_sub(1));
+        if let Some(free) = self.fills.remove(&self.ops) {
+            self.capacity = Some(self.used() + free);
+        }
         if let Some(errno) = self.failures.remove(&self.ops) {
+            crash::fail(self, op, submitted);
+            return Err(io::Error::from_raw_os_error(errno));
+        }
+        if let Some(errno) = self.fault(&op) {
             crash::fail(self, op, submitted);
             return Err(io::Error::from_raw_os_error(errno));
         }
@@ -568,6 +617,23 @@ impl World {
             }
         }
         Ok(ino)
+    }
+
+    /// The paths of all files that have a name.
+    pub(super) fn files(&self) -> Vec<PathBuf> {
+        let mut found = Vec::new();
+        let mut next = vec![(ROOT, PathBuf::from("/"))];
+        while let Some((ino, path)) = next.pop() {
+            match self.nodes.get(&ino) {
+                Some(Node::Dir(dir)) => {
+                    next.extend(dir.live.iter().map(|(name, ino)| (*ino, path.join(name))));
+                }
+                Some(Node::File(_)) => found.push(path),
+                None => {}
+            }
+        }
+        found.sort();
+        found
     }
 
     fn parent(&self, path: &Path) -> io::Result<(Ino, String)> {

@@ -6,18 +6,9 @@ use super::script::{Script, geometry};
 use super::*;
 use crate::io::DriverKind;
 use crate::io::sim::SimOptions;
-use std::cell::Cell;
 
-fn script(io: &Io, volume: Rc<Volume>, oracle: &Rc<RefCell<Oracle>>, seed: u64) -> Rc<Script> {
-    Rc::new(Script {
-        io: io.clone(),
-        volume,
-        oracle: Rc::clone(oracle),
-        rng: Rc::new(RefCell::new(fastrand::Rng::with_seed(seed))),
-        disk: None,
-        counts: Rc::new(Cell::default()),
-        failing: false,
-    })
+fn script(io: &Io, volume: Rc<Volume>, oracle: &Rc<RefCell<Oracle>>, seed: u64, life: u16) -> Script {
+    Script::new(io, volume, Rc::clone(oracle), Rc::new(Run::new(seed)), life)
 }
 
 fn on_kernel(kind: DriverKind, seed: u64) {
@@ -30,16 +21,17 @@ fn on_kernel(kind: DriverKind, seed: u64) {
         drive(
             crate::io::driver(kind).unwrap(),
             || false,
+            || (),
             move |io| async move {
                 if life == 0 {
                     create(&io, &dir, geometry, Role::Primary).await;
                 }
                 let committed = oracle.borrow().committed.clone();
                 let volume = open(&io, &dir, geometry.block_size, &committed).await;
-                let script = script(&io, volume, &oracle, seed + life);
+                let script = script(&io, volume, &oracle, seed, life);
                 script.check().await;
-                for _ in 0..8 {
-                    script.step().await;
+                for step in 1..=8 {
+                    script.step(step).await;
                     script.check().await;
                 }
                 // The second life ends as a dead process does.
@@ -88,9 +80,9 @@ fn maps_of_more_than_a_page() {
                 }
                 let committed = oracle.borrow().committed.clone();
                 let volume = open(&io, Path::new(DIR), 512, &committed).await;
-                let script = script(&io, volume, &oracle, seed + life);
-                for _ in 0..5 {
-                    script.step().await;
+                let script = script(&io, volume, &oracle, seed, life);
+                for step in 1..=5 {
+                    script.step(step).await;
                     script.check().await;
                 }
                 script.volume.close().await.unwrap();

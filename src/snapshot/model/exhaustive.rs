@@ -1,171 +1,193 @@
 //! Short scripts, cut short after every single operation, and with every single operation
 //! failing once.
+//!
+//! A cut is tried with everything unsynced lost, everything kept, everything torn, and each
+//! unsynced change alone kept and alone lost; and as the death of the process alone.
 
-use super::crash::recovered;
+use super::lives::recovered;
 use super::oracle::{Crash, Oracle};
-use super::script::Script;
+use super::script::{Allowed, Script};
+use super::tails::{BLOCK, SIZE, Start, TAILS, leave, prepare, prepare_replica, put, trim};
 use super::*;
-use crate::io::sim::{EIO, ENOSPC, Loss, SimOptions};
-use futures::future::{LocalBoxFuture, join};
-use std::cell::Cell;
+use crate::io::sim::{Loss, SimOptions};
+use std::collections::BTreeMap;
 
-const BLOCK: usize = 4096;
-const SIZE: usize = 24 * BLOCK + 512;
-
-type Tail = fn(Rc<Script>) -> LocalBoxFuture<'static, ()>;
-
-/// Writes `len` bytes of `byte`.
-async fn put(script: &Script, at: usize, len: usize, byte: u8) {
-    script.apply(0, at, vec![byte; len], false).await;
+/// A script on a kind of volume and of disk.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    tail: usize,
+    granularity: u32,
+    inline: bool,
 }
 
-async fn trim(script: &Script, at: usize, len: usize) {
-    script.apply(6, at, vec![0; len], false).await;
-}
-
-async fn take(script: &Script, number: u128) {
-    let uuid = Uuid::from_u128(number);
-    let request =
-        TakeRequest { uuid, name: format!("n{number}"), created_us: 1, batch: None, received: false };
-    script.take_as(request, 9).await;
-}
-
-async fn delete(script: &Script, number: u128) {
-    script.delete_these(vec![Uuid::from_u128(number)]).await;
-}
-
-/// What every script starts from: snapshots 1, 2 and 3 with something in each.
-async fn prepare(script: &Script) {
-    put(script, 0, 12 * BLOCK, 1).await;
-    take(script, 1).await;
-    put(script, BLOCK, 3 * BLOCK, 2).await;
-    trim(script, 6 * BLOCK, 2 * BLOCK).await;
-    take(script, 2).await;
-    put(script, 2 * BLOCK, 4 * BLOCK, 3).await;
-    put(script, 7 * BLOCK, BLOCK, 3).await;
-    take(script, 3).await;
-    put(script, 3 * BLOCK + 100, BLOCK, 4).await;
-    script.flush_now().await;
-}
-
-macro_rules! tails {
-    ($($name:literal: |$s:ident| $body:block)*) => {
-        &[$(($name, |$s| Box::pin(async move { $body }))),*]
-    };
-}
-
-/// The scripts.
-const TAILS: &[(&str, Tail)] = tails! {
-    "first write" : |s| { put(&s, 20 * BLOCK, BLOCK, 9).await; s.flush_now().await; }
-    "rewrite": |s| { put(&s, 0, BLOCK, 9).await; put(&s, 0, BLOCK, 10).await; s.flush_now().await; put(&s, 0, BLOCK, 11).await; }
-    "partial block": |s| { put(&s, 700, 900, 9).await; put(&s, 15 * BLOCK + 7, 10, 9).await; s.flush_now().await; }
-    "trim and rewrite": |s| {
-        trim(&s, 0, 6 * BLOCK).await;
-        s.flush_now().await;
-        put(&s, BLOCK, BLOCK, 9).await;
-        trim(&s, 13 * BLOCK, 2 * BLOCK).await;
-        put(&s, BLOCK, 100, 10).await;
-        trim(&s, BLOCK, BLOCK).await;
-        s.flush_now().await;
-        put(&s, BLOCK, BLOCK, 11).await;
+impl Config {
+    /// How the script is called.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        TAILS[self.tail].name
     }
-    "snapshot with writes beside it": |s| {
-        put(&s, 0, 2 * BLOCK, 9).await;
-        join(take(&s, 4), put(&s, 5 * BLOCK, 2 * BLOCK, 10)).await;
-        put(&s, 0, BLOCK, 11).await;
+
+    /// What even the death of the process may have cost.
+    fn least(&self) -> Crash {
+        if TAILS[self.tail].start == Start::Cut { Crash::Power } else { Crash::Process }
     }
-    "delete the head": |s| { delete(&s, 1).await; put(&s, 0, BLOCK, 9).await; }
-    "delete in the middle": |s| { join(delete(&s, 2), put(&s, 8 * BLOCK, BLOCK, 9)).await; put(&s, 2 * BLOCK, BLOCK, 9).await; }
-    "delete the tail": |s| { join(delete(&s, 3), put(&s, 8 * BLOCK, BLOCK, 9)).await; put(&s, 2 * BLOCK, BLOCK, 9).await; }
-    "delete all": |s| {
-        s.delete_these(vec![Uuid::from_u128(3), Uuid::from_u128(1), Uuid::from_u128(2)]).await;
-        put(&s, 0, BLOCK, 9).await;
+}
+
+/// Every script on every kind of volume and of disk.
+#[must_use]
+pub fn configs() -> Vec<Config> {
+    let kinds = [(1, true), (4, false)];
+    let all =
+        (0..TAILS.len()).flat_map(|tail| kinds.map(|(granularity, inline)| (tail, granularity, inline)));
+    all.map(|(tail, granularity, inline)| Config { tail, granularity, inline }).collect()
+}
+
+/// Runs the scripts; keeps the volumes that they start from.
+#[derive(Default)]
+pub struct Exhaustive {
+    prepared: BTreeMap<(Start, u32, bool), (SimDisk, Oracle)>,
+}
+
+/// How a run of a script was left.
+struct Left {
+    disk: SimDisk,
+    oracle: Oracle,
+    /// Operations from the first that counts to the last.
+    operations: u64,
+    has_ended: bool,
+}
+
+impl Exhaustive {
+    /// How many operations a script takes.
+    pub fn operations(&mut self, config: Config) -> u64 {
+        self.run(config, Allowed::Nothing, |_| ()).operations
     }
-    "roll back": |s| { put(&s, 0, 100, 9).await; s.roll_back_to(Uuid::from_u128(1)).await; put(&s, 0, 100, 9).await; }
-    "undone takes": |s| {
-        for give_up in 1..3 {
-            let uuid = Uuid::from_u128(50 + u128::from(give_up));
-            let request = TakeRequest { uuid, name: format!("u{give_up}"), created_us: 1, batch: None, received: false };
-            join(s.take_as(request, give_up), put(&s, 8 * BLOCK, BLOCK, 9)).await;
-            put(&s, 9 * BLOCK, BLOCK, 9).await;
+
+    /// Runs a script until so many operations have completed, crashes in every way (or in one
+    /// of them, by the number), and looks at what is left. Says what it did.
+    pub fn crash_after(&mut self, config: Config, operations: u64, in_every_way: bool) -> Counts {
+        let left = self.run(config, Allowed::Nothing, move |disk| disk.crash_after(operations));
+        let unsynced = left.disk.unsynced();
+        let mut losses = vec![Loss::All, Loss::None, Loss::Torn, Loss::Random];
+        if in_every_way {
+            losses.extend((0..unsynced).flat_map(|i| [Loss::Alone(i), Loss::AllBut(i)]));
+        } else {
+            let chosen = losses[usize::try_from(operations).unwrap_or(0) % losses.len()];
+            losses = vec![chosen];
         }
-        take(&s, 4).await;
-        put(&s, 8 * BLOCK, 2 * BLOCK, 10).await;
-    }
-    "segments used again": |s| {
-        for round in 0..3_u8 {
-            put(&s, 0, 16 * BLOCK, 20 + round).await;
-            take(&s, 100 + u128::from(round)).await;
+        for loss in &losses {
+            let disk = left.disk.fork();
+            disk.power_cut(*loss);
+            survives(&disk, left.oracle.clone(), Crash::Power);
         }
-        delete(&s, 101).await;
-        delete(&s, 100).await;
-        put(&s, 0, 16 * BLOCK, 30).await;
+        left.disk.crash_process();
+        survives(&left.disk, left.oracle, config.least());
+        let states = losses.len() as u64 + 1;
+        Counts { operations: u64::from(left.has_ended), crashes: states, failures: 0, checks: states }
     }
-    "grow": |s| { put(&s, 24 * BLOCK, 512, 9).await; s.resize_to(30 * BLOCK).await; put(&s, 24 * BLOCK + 512, 2 * BLOCK, 10).await; s.flush_now().await; }
-    "shrink and grow": |s| { s.resize_to(5 * BLOCK + 512).await; put(&s, 5 * BLOCK, 512, 9).await; s.resize_to(SIZE).await; put(&s, 7 * BLOCK, 10, 10).await; }
-    "checkpoint": |s| {
-        put(&s, 0, 2 * BLOCK, 9).await;
-        let checkpoint = async {
-            let done = s.volume.checkpoint().await;
-            assert!(done.is_ok() || s.failing);
+
+    /// Runs a script of which one operation fails, the first being 1, then lets the process
+    /// die and the power fail. Says what it did.
+    pub fn fail_at(&mut self, config: Config, operation: u64, errno: i32) -> Counts {
+        let left = self.run(config, Allowed::Failures, move |disk| {
+            disk.fail_at(disk.ops() + operation, errno);
+        });
+        let process = left.disk.fork();
+        process.crash_process();
+        survives(&process, left.oracle.clone(), config.least());
+        left.disk.power_cut(Loss::Random);
+        survives(&left.disk, left.oracle, Crash::Power);
+        Counts { operations: 0, crashes: 2, failures: 1, checks: 2 }
+    }
+
+    /// Runs a script with what `before` prepares.
+    fn run(&mut self, config: Config, allowed: Allowed, before: impl Fn(&SimDisk) + 'static) -> Left {
+        let tail = &TAILS[config.tail];
+        let (disk, start) = self.prepared(config);
+        let disk = disk.fork();
+        let shared = Rc::new(RefCell::new(None));
+        let counted = Rc::new(Cell::new(0));
+        let (machine, oracle, cell, count) =
+            (disk.clone(), start.clone(), Rc::clone(&shared), Rc::clone(&counted));
+        let unclean = matches!(tail.start, Start::Dead | Start::Cut);
+        let ended = on_sim(&disk, move |io| async move {
+            let go = || {
+                count.set(machine.ops());
+                before(&machine);
+            };
+            if unclean {
+                // The recovery itself is what is tried.
+                go();
+                let committed = oracle.committed.clone();
+                let opened = Volume::open(&io, Path::new(DIR), "vol", tuning(4096), &committed).await;
+                if opened.is_err() && allowed == Allowed::Failures {
+                    return;
+                }
+                drop(opened.unwrap());
+                return;
+            }
+            let script = script(&io, &machine, oracle).await;
+            let script = Rc::new(Script { allowed, ..script });
+            *cell.borrow_mut() = Some(Rc::clone(&script.oracle));
+            go();
+            (tail.run)(script).await;
+        });
+        let oracle = shared.take().map_or(start, |oracle| oracle.borrow().clone());
+        let operations = disk.ops() - counted.get();
+        Left { disk, oracle, operations, has_ended: ended.is_some() }
+    }
+
+    /// A volume with some history, and its oracle.
+    fn prepared(&mut self, config: Config) -> (SimDisk, Oracle) {
+        let Config { tail, granularity, inline } = config;
+        let start = TAILS[tail].start;
+        let make = || {
+            let disk = SimDisk::new(SimOptions { seed: 5, inline, reorder: !inline });
+            let geometry = Geometry::new(SIZE as u64, 4096, granularity).unwrap();
+            let machine = disk.clone();
+            let role = if start == Start::Replica { Role::Secondary } else { Role::Primary };
+            let oracle = on_sim(&disk, move |io| async move {
+                create(&io, Path::new(DIR), geometry, role).await;
+                let mut new = Oracle::new(SIZE);
+                (new.role, new.is_replica) = (role, role == Role::Secondary);
+                let script = script(&io, &machine, new).await;
+                match start {
+                    Start::Replica => prepare_replica(&script).await,
+                    _ => prepare(&script).await,
+                }
+                if matches!(start, Start::Dead | Start::Cut) {
+                    leave(&script).await;
+                    return script.oracle.take();
+                }
+                script.volume.close().await.unwrap();
+                let mut oracle = script.oracle.take();
+                let live = oracle.live.clone();
+                oracle.adopt(live);
+                oracle
+            });
+            if start == Start::Cut {
+                disk.power_cut(Loss::Random);
+            } else {
+                disk.crash_process();
+            }
+            (disk, oracle.unwrap())
         };
-        join(checkpoint, async { put(&s, 10 * BLOCK, 2 * BLOCK, 10).await; s.flush_now().await; trim(&s, 0, BLOCK).await; }).await;
-        put(&s, 0, BLOCK, 11).await;
+        self.prepared.entry((start, granularity, inline)).or_insert_with(make).clone()
     }
-    "promote and close": |s| {
-        let _ = s.volume.set_role(Role::Secondary).await;
-        let _ = s.volume.set_role(Role::Primary).await;
-        put(&s, 2 * BLOCK, BLOCK, 9).await;
-        let _ = s.volume.close().await;
-    }
-};
-
-/// Every how many operations one is tried; all of them when rounds are asked for.
-fn stride() -> u64 {
-    if std::env::var("SNAPVOL_ROUNDS").is_ok() { 1 } else { 7 }
 }
 
-/// A closed volume with some history, and its oracle.
-fn prepared(granularity: u32, inline: bool) -> (SimDisk, Oracle) {
-    let disk = SimDisk::new(SimOptions { seed: 5, inline, reorder: !inline });
-    let geometry = Geometry::new(SIZE as u64, 4096, granularity).unwrap();
-    let machine = disk.clone();
-    let oracle = on_sim(&disk, move |io| async move {
-        create(&io, Path::new(DIR), geometry, Role::Primary).await;
-        let script = script(&io, &machine, Oracle::new(SIZE), false).await.unwrap();
-        prepare(&script).await;
-        script.volume.close().await.unwrap();
-        script.oracle.take()
-    });
-    disk.crash_process();
-    let mut oracle = oracle.unwrap();
-    let live = oracle.live.clone();
-    oracle.adopt(live);
-    (disk, oracle)
-}
-
-async fn script(io: &Io, disk: &SimDisk, oracle: Oracle, failing: bool) -> Option<Rc<Script>> {
-    let committed = oracle.committed.clone();
-    let opened = Volume::open(io, Path::new(DIR), "vol", tuning(4096), &committed).await;
-    if failing && opened.is_err() {
-        return None;
-    }
-    Some(Rc::new(Script {
-        io: io.clone(),
-        volume: opened.unwrap().0,
-        oracle: Rc::new(RefCell::new(oracle)),
-        rng: Rc::new(RefCell::new(fastrand::Rng::with_seed(1))),
-        disk: Some(disk.clone()),
-        counts: Rc::new(Cell::default()),
-        failing,
-    }))
+async fn script(io: &Io, disk: &SimDisk, oracle: Oracle) -> Script {
+    let volume = open(io, Path::new(DIR), 4096, &oracle.committed).await;
+    let oracle = Rc::new(RefCell::new(oracle));
+    let script = Script::new(io, volume, oracle, Rc::new(Run::new(1)), 0);
+    Script { disk: Some(disk.clone()), ..script }
 }
 
 /// Opens after a crash, compares, and goes on a little.
 fn survives(disk: &SimDisk, oracle: Oracle, crash: Crash) {
     let machine = disk.clone();
     on_sim(disk, move |io| async move {
-        let script = script(&io, &machine, oracle, false).await.unwrap();
+        let script = script(&io, &machine, oracle).await;
         recovered(&script, crash).await;
         script.check().await;
         put(&script, BLOCK, 3 * BLOCK, 77).await;
@@ -173,91 +195,45 @@ fn survives(disk: &SimDisk, oracle: Oracle, crash: Crash) {
         script.check().await;
         script.volume.close().await.unwrap();
     });
-    disk.crash_process();
 }
 
-/// Runs a script with what `before` prepares; what it left in the oracle, and whether it
-/// ran to its end.
-fn run(
-    disk: &SimDisk,
-    oracle: &Oracle,
-    tail: Tail,
-    failing: bool,
-    before: impl Fn(&SimDisk) + 'static,
-) -> (Oracle, bool) {
-    let shared = Rc::new(RefCell::new(None));
-    let (machine, oracle, cell) = (disk.clone(), oracle.clone(), Rc::clone(&shared));
-    let start = oracle.clone();
-    let ended = on_sim(disk, move |io| async move {
-        let opened = script(&io, &machine, oracle, false).await.unwrap();
-        let script = Rc::new(Script { failing, ..Rc::into_inner(opened).unwrap() });
-        *cell.borrow_mut() = Some(Rc::clone(&script.oracle));
-        before(&machine);
-        tail(script).await;
-    });
-    let left = shared.take().map_or(start, |oracle| oracle.borrow().clone());
-    (left, ended.is_some())
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::sim::{EIO, ENOSPC};
 
-#[test]
-fn every_operation_can_be_the_last() {
-    let mut points = 0;
-    for (granularity, inline) in [(1, true), (4, false)] {
-        let (start, oracle) = prepared(granularity, inline);
-        for (index, (name, tail)) in TAILS.iter().enumerate() {
-            let mut n = index as u64 % stride();
-            loop {
-                let _seed =
-                    Seed(format!("'{name}', granularity {granularity}, inline {inline}, operation {n}"));
-                let disk = start.fork();
-                let (left, ended) = run(&disk, &oracle, *tail, false, move |disk| disk.crash_after(n));
-                points += 1;
-                let process = disk.fork();
-                process.crash_process();
-                survives(&process, left.clone(), Crash::Process);
-                let loss =
-                    [Loss::All, Loss::Random, Loss::None, Loss::Random][usize::try_from(n % 4).unwrap()];
-                disk.power_cut(loss);
-                survives(&disk, left, Crash::Power);
-                if ended {
-                    break;
-                }
-                n += stride();
+    /// Every how many operations one is tried.
+    fn stride() -> u64 {
+        let text = std::env::var("SNAPVOL_STRIDE").ok();
+        text.and_then(|text| text.parse().ok()).unwrap_or(11)
+    }
+
+    #[test]
+    fn operations_can_be_the_last() {
+        let mut all = Exhaustive::default();
+        let mut total = Counts::default();
+        for (index, config) in configs().into_iter().enumerate() {
+            let count = all.operations(config);
+            for n in (index as u64 % stride()..=count).step_by(usize::try_from(stride()).unwrap()) {
+                let _seed = Seed(format!("{config:?} '{}', operation {n}", config.name()));
+                total.add(all.crash_after(config, n, false));
             }
         }
+        println!("{total:?}");
     }
-    println!("{points} crash points");
-}
 
-#[test]
-fn every_operation_can_fail_once() {
-    let mut points = 0;
-    for (granularity, errno) in [(1, EIO), (4, ENOSPC)] {
-        let (start, oracle) = prepared(granularity, true);
-        for (index, (name, tail)) in TAILS.iter().enumerate() {
-            let mut n = 1 + index as u64 % stride();
-            loop {
-                let _seed =
-                    Seed(format!("'{name}', granularity {granularity}, error {errno}, operation {n}"));
-                let disk = start.fork();
-                let first = Rc::new(Cell::new(0));
-                let seen = Rc::clone(&first);
-                let (left, _) = run(&disk, &oracle, *tail, true, move |disk| {
-                    seen.set(disk.ops());
-                    disk.fail_at(disk.ops() + n, errno);
-                });
-                if disk.ops() < first.get() + n {
-                    break;
-                }
-                points += 1;
-                let process = disk.fork();
-                process.crash_process();
-                survives(&process, left.clone(), Crash::Process);
-                disk.power_cut(Loss::Random);
-                survives(&disk, left, Crash::Power);
-                n += stride();
+    #[test]
+    fn operations_can_fail_once() {
+        let mut all = Exhaustive::default();
+        let mut total = Counts::default();
+        for (index, config) in configs().into_iter().enumerate() {
+            let count = all.operations(config);
+            for n in (1 + index as u64 % stride()..=count).step_by(usize::try_from(stride()).unwrap()) {
+                let errno = if (n / stride()).is_multiple_of(2) { EIO } else { ENOSPC };
+                let _seed = Seed(format!("{config:?} '{}', operation {n}, error {errno}", config.name()));
+                total.add(all.fail_at(config, n, errno));
             }
         }
+        println!("{total:?}");
     }
-    println!("{points} failures");
 }

@@ -1,26 +1,44 @@
 //! The model: random operations on a volume beside an oracle that keeps a full copy of
 //! production and of every snapshot, on the simulated disk and on the real drivers.
 //!
-//! Everything comes from a seed, which is printed when a run fails. `SNAPVOL_SEED` sets
-//! the first one and `SNAPVOL_ROUNDS` how many rounds each test runs.
+//! Everything comes from a seed, which is printed when a run fails. In the tests
+//! `SNAPVOL_SEED` sets the first one and `SNAPVOL_ROUNDS` how many rounds each test runs; the
+//! program `simulate` runs the same for as long as one likes. What is wrong panics.
 
-mod crash;
-mod drivers;
+#![allow(clippy::unwrap_used, reason = "a run that goes wrong panics, and whoever started it says so")]
+#![allow(clippy::missing_panics_doc, reason = "a panic is how a violation is told")]
 
 mod exhaustive;
+mod kinds;
+mod lives;
 mod oracle;
 mod receive;
-mod rules;
-
+mod run;
 mod script;
+mod step;
+mod tails;
+
+#[cfg(test)]
+mod crash;
+#[cfg(test)]
+mod drivers;
+#[cfg(test)]
+mod full;
+#[cfg(test)]
+mod rules;
+#[cfg(test)]
 mod smoke;
+
+pub use exhaustive::{Config, Exhaustive, configs};
+pub use kinds::{KINDS, Kind};
+pub use run::{Counts, Id, Run};
 
 use super::{TakeRequest, Volume};
 use crate::io::sim::SimDisk;
 use crate::io::{Driver, Io, Reactor};
 use crate::store::Tuning;
 use crate::types::{Geometry, OnFull, Role};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::rc::Rc;
@@ -43,9 +61,11 @@ fn tuning(block_size: u32) -> Tuning {
         journal_step_bytes: 16 << 10,
         group_bytes_max: block * 4,
         groups_in_flight_max: 2,
+        reserve_bytes: 1 << 20,
     }
 }
 
+#[cfg(test)]
 /// The first seed and the number of rounds of a test.
 fn rounds(seed: u64, count: u64) -> std::ops::Range<u64> {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
@@ -53,9 +73,11 @@ fn rounds(seed: u64, count: u64) -> std::ops::Range<u64> {
     seed..seed + number("SNAPVOL_ROUNDS").unwrap_or(count)
 }
 
+#[cfg(test)]
 /// Prints a seed if the test fails while it is alive.
 struct Seed(String);
 
+#[cfg(test)]
 impl Drop for Seed {
     fn drop(&mut self) {
         if std::thread::panicking() {
@@ -64,10 +86,12 @@ impl Drop for Seed {
     }
 }
 
-/// Runs a task until it ends or `dead` says that the process died (`None`).
+/// Runs a task until it ends or `dead` says that the process died (`None`); looks around
+/// after every turn.
 fn drive<T: 'static, F: Future<Output = T> + 'static>(
     driver: Box<dyn Driver>,
     dead: impl Fn() -> bool,
+    mut look: impl FnMut(),
     task: impl FnOnce(Io) -> F,
 ) -> Option<T> {
     let mut reactor = Reactor::new(driver);
@@ -87,6 +111,7 @@ fn drive<T: 'static, F: Future<Output = T> + 'static>(
             return Some(value);
         }
         assert!(reactor.is_busy(), "a task waits for something that nobody does");
+        look();
         reactor.turn(None);
     }
     panic!("it goes round in circles");
@@ -97,7 +122,16 @@ fn on_sim<T: 'static, F: Future<Output = T> + 'static>(
     disk: &SimDisk,
     task: impl FnOnce(Io) -> F,
 ) -> Option<T> {
-    drive(Box::new(disk.driver()), || disk.is_dead(), task)
+    drive(Box::new(disk.driver()), || disk.is_dead(), || (), task)
+}
+
+/// The same, looking around after every turn.
+fn on_sim_watched<T: 'static, F: Future<Output = T> + 'static>(
+    disk: &SimDisk,
+    look: impl FnMut(),
+    task: impl FnOnce(Io) -> F,
+) -> Option<T> {
+    drive(Box::new(disk.driver()), || disk.is_dead(), look, task)
 }
 
 /// Makes a volume in `dir`, durable with its name.
@@ -113,6 +147,7 @@ async fn open(io: &Io, dir: &Path, block_size: u32, committed: &BTreeSet<Uuid>) 
 }
 
 /// A take of that name.
+#[cfg(test)]
 fn request(name: &str) -> TakeRequest {
     TakeRequest { uuid: Uuid::new_v4(), name: name.to_owned(), created_us: 1, batch: None, received: false }
 }

@@ -3,9 +3,12 @@
 //!
 //! Changes that are under way at the same time never overlap, so what is acknowledged has
 //! one meaning. A snapshot's content is exact but for the changes that were under way at
-//! its instant; the first look at it settles those.
+//! its instant; the first look at it settles those. A change that failed may have happened
+//! in part, and shows or not until something newer was written in its place.
 
+use crate::types::Role;
 use std::collections::BTreeSet;
+use std::ops::Range;
 use uuid::Uuid;
 
 /// A change of production.
@@ -15,6 +18,10 @@ pub(super) struct Change {
     pub at: usize,
     pub data: Vec<u8>,
     pub acked: bool,
+    /// Where an acknowledged change came over it.
+    covered: Vec<Range<usize>>,
+    /// Where a flushed change came over it.
+    buried: Vec<Range<usize>>,
 }
 
 /// What a crash may do to a snapshot.
@@ -41,6 +48,8 @@ pub(super) struct Snap {
     /// A task works on it; others leave it alone.
     pub busy: bool,
     pub holds: Vec<String>,
+    /// A hold or release is under way, or failed.
+    pub holding: bool,
 }
 
 /// How a run of a volume ended.
@@ -52,13 +61,24 @@ pub(super) enum Crash {
     Power,
 }
 
+/// A receive under way.
+#[derive(Clone)]
+pub(super) struct Receiving {
+    /// What it is to bring.
+    pub target: Uuid,
+    pub name: String,
+    pub image: Vec<u8>,
+    /// What an abort restores.
+    pub before: Vec<u8>,
+}
+
 #[derive(Clone, Default)]
 pub(super) struct Oracle {
     /// Everything acknowledged.
     pub live: Vec<u8>,
     /// Everything flushed.
     pub base: Vec<u8>,
-    /// Changes that are not flushed, in order.
+    /// Changes that are not flushed, in order; those that failed stay.
     pub pending: Vec<Change>,
     pub snaps: Vec<Snap>,
     pub committed: BTreeSet<Uuid>,
@@ -66,6 +86,13 @@ pub(super) struct Oracle {
     pub rolling: Option<Vec<u8>>,
     /// Resizes under way, or failed.
     pub resizing: Vec<usize>,
+    /// A receive that was begun and neither committed nor dropped.
+    pub receiving: Option<Receiving>,
+    /// The role, and one that was asked for.
+    pub role: Role,
+    pub changing_role: Option<Role>,
+    /// It stays a secondary; a script of writes makes any other one a primary again.
+    pub is_replica: bool,
     next: u64,
 }
 
@@ -77,7 +104,8 @@ impl Oracle {
     /// A change is sent.
     pub fn begin(&mut self, at: usize, data: Vec<u8>) -> u64 {
         self.next += 1;
-        self.pending.push(Change { id: self.next, at, data, acked: false });
+        let (covered, buried) = (Vec::new(), Vec::new());
+        self.pending.push(Change { id: self.next, at, data, acked: false, covered, buried });
         self.next
     }
 
@@ -86,6 +114,12 @@ impl Oracle {
         let change = self.pending.iter_mut().find(|c| c.id == id).unwrap();
         change.acked = true;
         apply(&mut self.live, change);
+        let range = change.range();
+        for failed in self.pending.iter_mut().filter(|c| c.id < id && !c.acked) {
+            if failed.overlaps(&range) {
+                failed.covered.push(range.clone());
+            }
+        }
     }
 
     /// What a flush that is sent now covers.
@@ -95,9 +129,17 @@ impl Oracle {
 
     /// A flush that covers these returned.
     pub fn flushed(&mut self, ids: &[u64]) {
-        for change in self.pending.extract_if(.., |c| ids.contains(&c.id)) {
+        let flushed: Vec<Change> = self.pending.extract_if(.., |c| ids.contains(&c.id)).collect();
+        for change in flushed {
             apply(&mut self.base, &change);
+            let range = change.range();
+            for failed in self.pending.iter_mut().filter(|c| c.id < change.id && !c.acked) {
+                if failed.overlaps(&range) {
+                    failed.buried.push(range.clone());
+                }
+            }
         }
+        self.pending.retain(|c| c.acked || c.buried.is_empty() || !is_whole(&c.buried, &c.range()));
     }
 
     /// The instant of a snapshot.
@@ -105,7 +147,8 @@ impl Oracle {
         let fate = if batch { Fate::MustNot } else { Fate::May };
         let open = self.pending.iter().filter(|c| !c.acked).cloned().collect();
         let image = self.live.clone();
-        self.snaps.push(Snap { uuid, name, fate, image, open, busy: true, holds: Vec::new() });
+        let (holds, holding) = (Vec::new(), false);
+        self.snaps.push(Snap { uuid, name, fate, image, open, busy: true, holds, holding });
     }
 
     pub fn snap(&mut self, uuid: Uuid) -> &mut Snap {
@@ -127,6 +170,15 @@ impl Oracle {
         }
     }
 
+    /// Whether production may be this while the process lives.
+    pub fn check_live(&self, found: &[u8]) -> Result<(), String> {
+        let mut start = self.live.clone();
+        if found.len() != start.len() && self.resizing.contains(&found.len()) {
+            start.resize(found.len(), 0);
+        }
+        compare(found, &start, self.pending.iter().filter(|c| !c.acked).map(|c| (c, &c.covered[..])))
+    }
+
     /// Whether production may be this after a crash.
     pub fn check_crash(&self, found: &[u8], crash: Crash) -> Result<(), String> {
         if self.rolling.as_ref().is_some_and(|image| image == found) {
@@ -139,8 +191,13 @@ impl Oracle {
             }
             start.resize(found.len(), 0);
         }
-        let open = self.pending.iter().filter(|c| crash == Crash::Power || !c.acked);
-        compare(found, &start, open)
+        match crash {
+            Crash::Process => {
+                let open = self.pending.iter().filter(|c| !c.acked);
+                compare(found, &start, open.map(|c| (c, &c.covered[..])))
+            }
+            Crash::Power => compare(found, &start, self.pending.iter().map(|c| (c, &c.buried[..]))),
+        }
     }
 
     /// After a crash: production is this, and all of it durable.
@@ -153,14 +210,35 @@ impl Oracle {
     }
 }
 
+impl Change {
+    fn range(&self) -> Range<usize> {
+        self.at..self.at + self.data.len()
+    }
+
+    fn overlaps(&self, range: &Range<usize>) -> bool {
+        let mine = self.range();
+        mine.start < range.end && range.start < mine.end
+    }
+}
+
 impl Snap {
     /// Compares what a read found; the first read settles what was open.
     pub fn check(&mut self, found: &[u8]) -> Result<(), String> {
-        compare(found, &self.image, self.open.iter()).map_err(|e| format!("snapshot {}: {e}", self.name))?;
+        self.check_part(found)?;
         self.open.clear();
         self.image = found.to_vec();
         Ok(())
     }
+
+    /// Compares without settling anything.
+    pub fn check_part(&self, found: &[u8]) -> Result<(), String> {
+        compare(found, &self.image, self.open.iter().map(|c| (c, &c.covered[..])))
+            .map_err(|e| format!("snapshot {}: {e}", self.name))
+    }
+}
+
+fn is_whole(parts: &[Range<usize>], range: &Range<usize>) -> bool {
+    range.clone().all(|at| parts.iter().any(|part| part.contains(&at)))
 }
 
 fn apply(image: &mut [u8], change: &Change) {
@@ -170,8 +248,12 @@ fn apply(image: &mut [u8], change: &Change) {
     }
 }
 
-/// Every byte found is the start's, or that of an open change.
-fn compare<'a>(found: &[u8], start: &[u8], open: impl Iterator<Item = &'a Change>) -> Result<(), String> {
+/// Every byte found is the start's, or that of an open change where nothing came over it.
+fn compare<'a>(
+    found: &[u8],
+    start: &[u8],
+    open: impl Iterator<Item = (&'a Change, &'a [Range<usize>])>,
+) -> Result<(), String> {
     if found.len() != start.len() {
         return Err(format!("{} bytes instead of {}", found.len(), start.len()));
     }
@@ -179,10 +261,11 @@ fn compare<'a>(found: &[u8], start: &[u8], open: impl Iterator<Item = &'a Change
         return Ok(());
     }
     let mut good: Vec<bool> = found.iter().zip(start).map(|(a, b)| a == b).collect();
-    for change in open {
+    for (change, hidden) in open {
         let end = found.len().min(change.at + change.data.len());
         for at in change.at..end.max(change.at) {
-            good[at] |= found[at] == change.data[at - change.at];
+            good[at] |=
+                found[at] == change.data[at - change.at] && !hidden.iter().any(|part| part.contains(&at));
         }
     }
     match good.iter().position(|good| !good) {

@@ -1,13 +1,17 @@
 //! Streams from one volume to another: deltas from the maps of the first, read through its
 //! snapshots, applied by a second one that dies, resumes and aborts.
 
-use super::oracle::{Crash, Oracle};
+#[cfg(test)]
+use super::oracle::Crash;
+use super::oracle::Oracle;
 use super::script::{Script, geometry};
 use super::*;
 use crate::io::sim::{Loss, SimOptions};
 use crate::snapshot::{Incoming, ReceiveStart, Who};
 use bytes::Bytes;
-use std::cell::Cell;
+
+/// Steps of the volume that sends.
+const STEPS: u16 = 20;
 
 /// What a sender would send.
 #[derive(Clone)]
@@ -19,24 +23,17 @@ struct Stream {
 }
 
 /// The history of a volume, as streams: a whole one, then deltas.
-fn streams(seed: u64) -> (Geometry, Vec<Stream>) {
-    let mut rng = fastrand::Rng::with_seed(seed);
-    let geometry = geometry(&mut rng);
-    let disk = SimDisk::new(SimOptions::seeded(seed));
+fn streams(run: &Rc<Run>) -> (Geometry, Vec<Stream>) {
+    let geometry = geometry(&mut run.rng(&[1 << 20]));
+    let disk = SimDisk::new(SimOptions::seeded(run.varied(&[1]).u64(..)));
+    let run = Rc::clone(run);
     let streams = on_sim(&disk, move |io| async move {
         create(&io, Path::new(DIR), geometry, Role::Primary).await;
         let volume = open(&io, Path::new(DIR), geometry.block_size, &BTreeSet::new()).await;
-        let script = Rc::new(Script {
-            io,
-            volume: Rc::clone(&volume),
-            oracle: Rc::new(RefCell::new(Oracle::new(usize::try_from(geometry.size).unwrap()))),
-            rng: Rc::new(RefCell::new(rng)),
-            disk: None,
-            counts: Rc::new(Cell::default()),
-            failing: false,
-        });
-        for _ in 0..20 {
-            script.step().await;
+        let oracle = Rc::new(RefCell::new(Oracle::new(usize::try_from(geometry.size).unwrap())));
+        let script = Script::new(&io, Rc::clone(&volume), oracle, run, 0);
+        for step in 1..=STEPS {
+            script.step(step).await;
             script.check().await;
         }
         let mut streams = Vec::new();
@@ -113,21 +110,24 @@ async fn check(volume: &Rc<Volume>, streams: &[Stream], least: usize) -> usize {
     there.len()
 }
 
-fn secondary(seed: u64, crashes: bool, power: bool) {
-    let (geometry, streams) = streams(seed);
+pub(super) fn secondary(run: &Rc<Run>, crashes: bool, power: bool) {
+    let (geometry, streams) = streams(run);
+    let seed = run.varied(&[2]).u64(..);
     let disk = SimDisk::new(SimOptions { seed, inline: seed.is_multiple_of(2), reorder: true });
     let small =
         Geometry::new(geometry.size.min(64 << 10), geometry.block_size, geometry.granularity).unwrap();
     on_sim(&disk, move |io| async move { create(&io, Path::new(DIR), small, Role::Secondary).await });
     disk.crash_process();
-    let rng = Rc::new(RefCell::new(fastrand::Rng::with_seed(seed)));
+    let rng = Rc::new(RefCell::new(run.varied(&[3])));
     let held = Rc::new(Cell::new(0));
-    for life in 0..40 {
+    for life in 0..40_u16 {
         if crashes && life < 30 {
-            disk.crash_after(rng.borrow_mut().u64(0..1500));
+            let mut rng = rng.borrow_mut();
+            let most = [40, 200, 1500][rng.usize(0..3)];
+            disk.crash_after(rng.u64(0..most));
         }
         let (streams, rng_now, count) = (streams.clone(), Rc::clone(&rng), Rc::clone(&held));
-        let machine = disk.clone();
+        let (machine, run_now) = (disk.clone(), Rc::clone(run));
         let ended = on_sim(&disk, move |io| async move {
             let mut rng = rng_now.borrow().clone();
             let volume = open(&io, Path::new(DIR), geometry.block_size, &BTreeSet::new()).await;
@@ -150,6 +150,11 @@ fn secondary(seed: u64, crashes: bool, power: bool) {
                 apply(&volume, stream, &mut rng, false).await;
                 if !machine.is_dead() {
                     assert_eq!(check(&volume, &streams, held + 1).await, held + 1);
+                    run_now.note(Id::life(life + 1), || format!("received {held}"));
+                    run_now.count(|counts| {
+                        counts.operations += 1;
+                        counts.checks += 1;
+                    });
                     held += 1;
                     count.set(held);
                 }
@@ -158,8 +163,12 @@ fn secondary(seed: u64, crashes: bool, power: bool) {
             assert!(refused.is_err());
             volume.close().await.unwrap();
         });
+        if ended.is_none() {
+            run.count(|counts| counts.crashes += 1);
+        }
         if power && rng.borrow_mut().bool() {
-            disk.power_cut(Loss::Random);
+            let loss = [Loss::Random, Loss::All, Loss::None, Loss::Torn][rng.borrow_mut().usize(0..4)];
+            disk.power_cut(loss);
         } else {
             disk.crash_process();
         }
@@ -174,7 +183,7 @@ fn secondary(seed: u64, crashes: bool, power: bool) {
 fn a_secondary_takes_what_is_sent() {
     for seed in rounds(7000, 12) {
         let _seed = Seed(format!("SNAPVOL_SEED={seed} (receive)"));
-        secondary(seed, false, false);
+        secondary(&Rc::new(Run::new(seed)), false, false);
     }
 }
 
@@ -182,7 +191,7 @@ fn a_secondary_takes_what_is_sent() {
 fn a_receive_is_atomic_whenever_the_process_dies() {
     for seed in rounds(7100, 12) {
         let _seed = Seed(format!("SNAPVOL_SEED={seed} (receive, process crashes)"));
-        secondary(seed, true, false);
+        secondary(&Rc::new(Run::new(seed)), true, false);
     }
 }
 
@@ -190,7 +199,7 @@ fn a_receive_is_atomic_whenever_the_process_dies() {
 fn a_receive_is_atomic_whenever_the_power_fails() {
     for seed in rounds(7200, 12) {
         let _seed = Seed(format!("SNAPVOL_SEED={seed} (receive, power cuts)"));
-        secondary(seed, true, true);
+        secondary(&Rc::new(Run::new(seed)), true, true);
     }
 }
 

@@ -18,7 +18,7 @@ impl SaveVolume {
             .map(|(_, n)| *n)
             .chain(inner.reusable.iter().copied())
             .chain(inner.active)
-            .chain(inner.spare)
+            .chain(inner.spares.iter().copied())
             .collect();
         let empty: Vec<u32> = inner
             .segments
@@ -61,7 +61,7 @@ impl SaveVolume {
     ///
     /// # Errors
     /// `Io`.
-    pub(super) async fn give_back(&self, journal: &Journal) -> Result<bool> {
+    pub async fn give_back(&self, journal: &Journal) -> Result<bool> {
         let kept: Vec<u32> = std::mem::take(&mut self.inner.borrow_mut().reusable).into_iter().collect();
         let some = !kept.is_empty();
         self.remove(journal, kept).await?;

@@ -6,7 +6,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use snapvol::format::segment::{
-    ENTRY_SIZE, GROUP_COUNT_MAX, GROUP_FIXED_SIZE, GroupHeader, SegmentHeader, group_size, images_at,
+    ENTRY_SIZE, GROUP_COUNT_MAX, GROUP_FIXED_SIZE, GroupHeader, GroupOf, SegmentHeader, group_size, images_at,
 };
 
 fuzz_target!(|data: &[u8]| {
@@ -21,11 +21,22 @@ fuzz_target!(|data: &[u8]| {
     if let Ok(header) = GroupHeader::decode(&bytes) {
         assert!(header.entries.len() <= GROUP_COUNT_MAX);
         assert_eq!(GroupHeader::decode(&header.encode()).expect("it was just encoded"), header);
-        let peeked = GroupHeader::peek(&bytes, header.segment, header.generation, header.block_size);
+        assert_eq!(GroupHeader::decode_tail(&header.encode_tail()).expect("it was just encoded"), header);
+        let of = GroupOf {
+            volume: header.volume,
+            segment: header.segment,
+            generation: header.generation,
+            block_size: header.block_size,
+        };
+        let peeked = GroupHeader::peek(&bytes, &of);
         assert!(header.entries.is_empty() || peeked == Some(header.entries.len()));
     }
-    if let Some(count) = GroupHeader::peek(&bytes, 1, 1, 4096) {
+    let of = GroupOf { volume: Default::default(), segment: 1, generation: 1, block_size: 4096 };
+    for count in [GroupHeader::peek(&bytes, &of), GroupHeader::peek_tail(&bytes, &of)].into_iter().flatten() {
         assert!(group_size(count, 4096) >= images_at(count) as u64);
+    }
+    if let Ok(header) = GroupHeader::decode_tail(&bytes) {
+        assert!(header.entries.len() <= GROUP_COUNT_MAX);
     }
 });
 

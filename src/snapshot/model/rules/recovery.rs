@@ -261,8 +261,15 @@ fn damage_in_a_segment_is_an_error_and_a_torn_group_is_not() {
         assert_eq!(bytes_of(reader.read(BLOCK, 7 * BLOCK).await.unwrap()), vec![1; 7 * BYTES]);
         assert_eq!(volume.verify(true).await.unwrap().found.len(), 1);
     });
-    // Its header, below the durable mark: nothing behind it can be found.
+    // Its head, below the durable mark: the tail has the same.
     disk.flip_bit(path, 4096 + 70, 3);
+    let image = disk.fork();
+    live(&image, |volume| async move {
+        assert_eq!(then(&volume, "a").await, vec![1; 8]);
+        assert_eq!(now(&volume).await[..5], [2, 1, 1, 1, 2]);
+    });
+    // Both: what the group held can't be known.
+    disk.flip_bit(path, 4096 + 8192 - 70, 3);
     let refused = on_sim(&disk, |io| async move {
         let opened = Volume::open(&io, Path::new(DIR), "vol", tuning(4096), &BTreeSet::new()).await;
         opened.err().map(|e| e.kind())

@@ -1,0 +1,309 @@
+//! What a full disk does: to writers by the volume's policy, to deletions and checkpoints
+//! by the reserve.
+//!
+//! Nothing that was acknowledged ever waits here: its space was allocated before. A writer
+//! that waits was not let in, so takes and deletions don't wait for it.
+
+use super::delete::DeleteCheck;
+use super::volume::{Volume, Who};
+use crate::error::{Error, ErrorKind, Result};
+use crate::store::reserve::Lending;
+use crate::types::{Epoch, OnFull};
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::Duration;
+
+/// How long a writer that waits for space sleeps before it looks again.
+const RETRY: Duration = Duration::from_millis(200);
+
+/// Bytes of a sealed layer for each before-image in it, at most: its slot at the load of
+/// the table, its place in a list, and a page of its own.
+const LAYER_ENTRY_BYTES: u64 = 64;
+/// Bytes of a before-page in a sealed layer, at most.
+const LAYER_PAGE_BYTES: u64 = 4096 + 24;
+/// Bytes of before-pages that the reserve counts with, at most.
+const LAYER_PAGES_BYTES_MAX: u64 = 64 << 20;
+
+/// Whether a request is still wanted by whoever asked; it no longer waits if not.
+pub type Wanted<'a> = &'a dyn Fn() -> bool;
+
+/// What a volume knows of the space around it.
+#[derive(Default)]
+pub(super) struct Space {
+    /// Writers that wait.
+    waiting: Cell<usize>,
+    /// The last write that needed space was refused.
+    refused: Cell<bool>,
+    /// Why staged writes can't be settled, if they meet a full disk.
+    pub unsettled: RefCell<Option<Error>>,
+    /// Nobody waits: the volume is being opened.
+    pub impatient: Cell<bool>,
+    /// Snapshots deleted to make room.
+    dropped: Cell<u64>,
+    /// Bytes that the layers of the snapshot with the largest ones take, about.
+    layers: Cell<u64>,
+}
+
+/// How a volume stands with the space around it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SpaceSummary {
+    /// Requests of writers that wait for space.
+    pub waiting: usize,
+    /// The last write that needed space was refused.
+    pub refused: bool,
+    /// Snapshots deleted to make room, since the volume was opened.
+    pub dropped: u64,
+    /// Bytes kept back for deletions.
+    pub reserved: u64,
+    /// Bytes that should be kept back.
+    pub reserve_wanted: u64,
+}
+
+/// One writer that waits for space, until it is dropped.
+pub(super) struct Waiting(Rc<Volume>);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        let waiting = &self.0.space.waiting;
+        waiting.set(waiting.get() - 1);
+        if waiting.get() == 0 {
+            tracing::info!("volume {}: no writer waits for space any more", self.0.name());
+        }
+    }
+}
+
+impl Volume {
+    /// From now on, writers here stand back while another volume of the store works with
+    /// its reserve.
+    pub fn share_lending(&self, lending: &Lending) {
+        self.reserve.share(lending);
+    }
+
+    /// How it stands with the space around it.
+    #[must_use]
+    pub fn space(&self) -> SpaceSummary {
+        SpaceSummary {
+            waiting: self.space.waiting.get(),
+            refused: self.space.refused.get(),
+            dropped: self.space.dropped.get(),
+            reserved: self.reserve.bytes(),
+            reserve_wanted: self.reserve.wanted(),
+        }
+    }
+
+    /// Nobody waits for space any more: the volume is about to be closed.
+    pub fn stop_waiting(&self) {
+        self.closing.set(true);
+        self.journal.close();
+        self.changed.notify();
+    }
+
+    /// What becomes of a request that met a full disk: `Ok` when it is to be tried again.
+    pub(super) async fn on_full(
+        self: &Rc<Self>,
+        error: Error,
+        wanted: Wanted<'_>,
+        waiting: &mut Option<Waiting>,
+    ) -> Result<()> {
+        // No space that comes back unlatches a volume.
+        let hopeless = self.closing.get() || self.space.impatient.get() || self.writable(Who::Store).is_err();
+        if error.kind() != ErrorKind::Full || hopeless || !wanted() {
+            return Err(error);
+        }
+        if self.reserve.is_lent() {
+            // It met the space that is lent to a deletion, and is let in after that.
+            return Ok(());
+        }
+        // What nobody needs goes first.
+        if self.save.give_back(&self.journal).await? {
+            return Ok(());
+        }
+        if self.punching.get() {
+            self.changed.wait().await;
+            return Ok(());
+        }
+        let policy = self.s.borrow().durable.on_full;
+        if policy == OnFull::Readonly {
+            if !self.space.refused.replace(true) {
+                tracing::warn!("volume {}: writes are refused: {error}", self.name());
+            }
+            let hint = "delete snapshots, or free space in the file system of the store";
+            return Err(error.hint(hint));
+        }
+        if policy == OnFull::DropOldest {
+            if self.busy.get() {
+                // Somebody deletes already, or takes a snapshot.
+                self.io.sleep(RETRY).await;
+                return Ok(());
+            }
+            if self.drop_oldest(&error).await {
+                return Ok(());
+            }
+        }
+        if waiting.is_none() {
+            self.space.waiting.set(self.space.waiting.get() + 1);
+            *waiting = Some(Waiting(Rc::clone(self)));
+            if self.space.waiting.get() == 1 {
+                tracing::warn!("volume {}: writers wait for space: {error}", self.name());
+            }
+        }
+        self.io.sleep(RETRY).await;
+        Ok(())
+    }
+
+    /// A write that needed space was done.
+    pub(super) fn found_space(&self) {
+        if self.space.refused.replace(false) {
+            tracing::info!("volume {}: there is space again, writes are taken", self.name());
+        }
+    }
+
+    /// A group of staged writes was settled, or why not.
+    pub(super) fn note_settled(&self, failed: Option<&Error>) {
+        let full = failed.filter(|e| e.kind() == ErrorKind::Full).map(Error::duplicate);
+        if let Some(error) = failed
+            && (full.is_none() || self.space.unsettled.borrow().is_none())
+        {
+            tracing::warn!("volume {}: staged writes wait: {error}", self.name());
+        }
+        *self.space.unsettled.borrow_mut() = full;
+    }
+
+    /// Waits until the journal has space for all that is staged.
+    pub(super) async fn wait_for_journal(&self) -> Result<()> {
+        let mut told = false;
+        loop {
+            match self.journal.ensure_for_command().await {
+                Err(error) if error.kind() == ErrorKind::Full && !self.closing.get() => {
+                    if !std::mem::replace(&mut told, true) {
+                        tracing::warn!("volume {}: a flush waits for space: {error}", self.name());
+                    }
+                    self.io.sleep(RETRY).await;
+                }
+                other => return other,
+            }
+        }
+    }
+
+    /// At an open: finds space for what it took over. Where there is none for the
+    /// before-images, the staged writes wait where they are.
+    ///
+    /// # Errors
+    /// `Full` when there is not even space for a record; `Io`.
+    pub(super) async fn settle_space(self: &Rc<Self>) -> Result<()> {
+        match self.with_reserve(|| self.space_for_staged()).await {
+            Err(error) if error.kind() == ErrorKind::Full => {
+                tracing::warn!("volume {}: staged writes wait for space: {error}", self.name());
+                let hint = "free space in the file system of the store, then open it again";
+                self.journal.ensure_for_command().await.map_err(|e| e.hint(hint))
+            }
+            other => other,
+        }
+    }
+
+    async fn space_for_staged(&self) -> Result<()> {
+        self.journal.ensure().await?;
+        let staged = self.s.borrow().slots.unsettled();
+        if staged > 0 {
+            self.save.reserve(&self.journal, staged).await?;
+        }
+        Ok(())
+    }
+
+    /// Makes the reserve of a volume with snapshots whole, if it can.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub(super) async fn refill(&self) -> Result<()> {
+        if self.s.borrow().slots.stage.is_none() {
+            return Ok(());
+        }
+        self.weigh_layers();
+        match self.fill_reserve(0).await {
+            Err(error) if error.kind() == ErrorKind::Full => {
+                tracing::warn!("volume {}: no space for its reserve: {error}", self.name());
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    /// Deletes the oldest snapshot that nobody needs; false if there is none.
+    async fn drop_oldest(self: &Rc<Self>, why: &Error) -> bool {
+        let oldest = {
+            let s = self.s.borrow();
+            let mut queue = s.durable.snapshots.iter();
+            let free = queue.find(|r| {
+                !r.is_internal() && !s.hidden.contains(&r.uuid) && s.can_delete(r.uuid) == DeleteCheck::Free
+            });
+            free.map(|r| (r.uuid, r.name.clone()))
+        };
+        let Some((uuid, name)) = oldest else { return false };
+        tracing::warn!("volume {}: deleting the oldest snapshot, {name}, to make room: {why}", self.name());
+        if let Err(error) = self.delete(&[uuid]).await {
+            tracing::error!("volume {}: cannot delete snapshot {name}: {error}", self.name());
+            return false;
+        }
+        self.space.dropped.set(self.space.dropped.get() + 1);
+        // What it held in the clone volume is given back before another one has to go.
+        while self.punching.get() {
+            self.changed.wait().await;
+        }
+        true
+    }
+
+    /// Does work that frees space, with the reserve where the disk is too full for it.
+    pub(super) async fn with_reserve<T, F>(self: &Rc<Self>, work: impl Fn() -> F) -> Result<T>
+    where
+        F: Future<Output = Result<T>>,
+    {
+        match work().await {
+            Err(error) if error.kind() == ErrorKind::Full && self.reserve.bytes() > 0 => {}
+            other => return other,
+        }
+        let lent = self.reserve.lend().await?;
+        let result = work().await;
+        self.reserve.take_back(lent).await;
+        self.changed.notify();
+        result
+    }
+
+    /// Makes the reserve as large as the deletion of any snapshot could need it, once
+    /// `staged` more blocks have been saved.
+    ///
+    /// # Errors
+    /// `Full`, `Io`.
+    pub(super) async fn fill_reserve(&self, staged: u64) -> Result<()> {
+        let open: u64 = {
+            let s = self.s.borrow();
+            let layers = s.chain.layers_from(s.durable.unsealed);
+            let open = layers.filter_map(|(_, layer)| match layer {
+                crate::map::LayerRef::Open(open) => Some(open.borrow().blocks.len() as u64),
+                _ => None,
+            });
+            open.sum::<u64>() + s.slots.len() as u64
+        };
+        // Sealed once, and once more as what an older snapshot takes over.
+        let growing = 2 * (open + staged) * LAYER_ENTRY_BYTES;
+        let stage = self.s.borrow().slots.bytes();
+        self.reserve.want(self.tuning.reserve_bytes + stage + self.space.layers.get() + growing);
+        self.reserve.fill().await
+    }
+
+    /// Sealed layers came or went: what the deletion of one snapshot writes at most.
+    pub(super) fn weigh_layers(&self) {
+        let s = self.s.borrow();
+        let mut largest = 0;
+        let mut of_one = (Epoch(0), 0);
+        for layer in &s.durable.layers {
+            let owner = s.owner_of(layer.first).unwrap_or_default();
+            if owner != of_one.0 {
+                of_one = (owner, 0);
+            }
+            of_one.1 += layer.entries * LAYER_ENTRY_BYTES;
+            largest = largest.max(of_one.1);
+        }
+        let pages = s.production.pages().count() as u64 * LAYER_PAGE_BYTES;
+        self.space.layers.set(largest + 2 * pages.min(LAYER_PAGES_BYTES_MAX));
+    }
+}
