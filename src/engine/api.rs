@@ -214,6 +214,9 @@ pub struct Finding {
     pub problem: String,
     /// What was done about it, with `--repair`.
     pub repaired: Option<String>,
+    /// What its owner can do about it.
+    #[serde(default)]
+    pub advice: String,
 }
 
 /// What `check` or `scrub` saw.

@@ -68,6 +68,7 @@ impl Core {
                     block: None,
                     problem: error.to_string(),
                     repaired: None,
+                    advice: error.hint_text().unwrap_or_default().to_owned(),
                 }),
             }
         }

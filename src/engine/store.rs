@@ -144,7 +144,16 @@ impl Store {
             store.close()?;
         }
         let _lock = lock(dir)?;
-        check::check(dir)
+        check::check(dir, None, false)
+    }
+
+    /// Verifies every stored byte that has a checksum, of a store that nobody has open.
+    ///
+    /// # Errors
+    /// `Conflict` while somebody has it open; `NotFound`.
+    pub fn scrub_closed(dir: &Path, volume: Option<&str>) -> Result<CheckReport> {
+        let _lock = lock(dir)?;
+        check::check(dir, volume, true)
     }
 
     /// Makes a volume, sparse.

@@ -12,6 +12,7 @@ mod full;
 mod layers;
 mod power;
 mod readme;
+mod reconnect;
 mod seeds;
 mod ssh;
 mod support;
