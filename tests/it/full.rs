@@ -311,8 +311,7 @@ fn a_kill_on_a_full_disk_loses_nothing() {
                 check_rounds(&store, volume, 1, 2, done);
                 assert_eq!(rounds(&store, &format!("{volume}@one")), [1; 160]);
             }
-            ok(&store, &["delete", "b@one"]);
-            ok(&store, &["delete", "a@one"]);
+            ok(&store, &["delete", "b@one", "a@one"]);
             server.stop();
             drop((filler, rest));
             let server = Server::start(&store, &[]);
