@@ -10,7 +10,7 @@ const IDLE_TURNS_MAX: u64 = 200_000;
 
 /// What a run does.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Options {
+pub struct Options {
     /// Lives of a process on each machine, before the one that only looks.
     pub lives: u32,
     /// Commands in each life.
@@ -29,7 +29,7 @@ impl Default for Options {
 
 /// What a run did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Counts {
+pub struct Counts {
     /// Requests of clients.
     pub requests: u64,
     /// Snapshots taken, those of several volumes at one instant among them.
@@ -63,8 +63,15 @@ pub(crate) struct Counts {
 }
 
 impl Counts {
+    /// Requests and commands.
+    #[must_use]
+    pub fn done(&self) -> u64 {
+        let streams = self.received + self.refused + self.aborted;
+        self.requests + self.snapshots + self.deletions + self.volumes + self.others + streams
+    }
+
     /// Adds another run's.
-    pub(crate) fn add(&mut self, other: &Self) {
+    pub fn add(&mut self, other: &Self) {
         let Self {
             requests,
             snapshots,
@@ -155,7 +162,7 @@ impl Drop for Seed {
 ///
 /// # Panics
 /// When the store does what it must not.
-pub(crate) fn run(seed: u64, options: Options) -> Counts {
+pub fn run(seed: u64, options: Options) -> Counts {
     let _seed = Seed(seed);
     let mut rng = fastrand::Rng::with_seed(seed);
     let block_size = [512, 4096, 4096][rng.usize(0..3)];
