@@ -1,8 +1,9 @@
 //! One run: the machines, chance, and the loop that gives each its turn.
 
 use super::machine::Machine;
-use super::transfers::Transfer;
+use super::transfers::{News, Transfer};
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 /// Turns without any operation after which a run counts as stuck.
@@ -46,6 +47,10 @@ pub struct Counts {
     pub others: u64,
     /// Streams received whole.
     pub received: u64,
+    /// Those of them that were deltas.
+    pub deltas: u64,
+    /// Those of them that went on where another one had ended.
+    pub resumed: u64,
     /// Streams that were cut, altered or refused.
     pub refused: u64,
     /// Receives given up.
@@ -81,6 +86,8 @@ impl Counts {
             volumes,
             others,
             received,
+            deltas,
+            resumed,
             refused,
             aborted,
             deaths,
@@ -97,6 +104,8 @@ impl Counts {
         self.volumes += volumes;
         self.others += others;
         self.received += received;
+        self.deltas += deltas;
+        self.resumed += resumed;
         self.refused += refused;
         self.aborted += aborted;
         self.deaths += deaths;
@@ -118,6 +127,9 @@ pub(super) struct Shared {
     pub numbers: Cell<u64>,
     /// Streams on their way to each machine.
     pub wire: [RefCell<Vec<Transfer>>; 2],
+    /// The newest snapshot that a volume received, and what it lacks of another one: its
+    /// owner tells that to whoever sends.
+    pub news: RefCell<BTreeMap<String, News>>,
 }
 
 impl Shared {
@@ -173,6 +185,7 @@ pub fn run(seed: u64, options: Options) -> Counts {
         block_size,
         numbers: Cell::default(),
         wire: Default::default(),
+        news: RefCell::default(),
     });
     let mut machines = [Machine::new(&shared, 0), Machine::new(&shared, 1)];
     let mut idle = 0;
