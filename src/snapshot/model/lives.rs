@@ -85,7 +85,6 @@ pub(super) fn lives(run: &Rc<Run>, profile: Profile) {
                 }
             }
         }
-
     }
     lives.live(LIVES, crash, 2, None);
 }
