@@ -1,9 +1,11 @@
 //! `attach`: the kernel's nbd driver becomes a client of a served export.
 //!
 //! The handshake happens here; then the socket is given to the kernel, which keeps it
-//! when this process ends.
+//! when this process ends. A process of its own stays, the keeper, which connects again
+//! when the daemon was restarted.
 
 mod handshake;
+mod keeper;
 pub(super) mod netlink;
 
 use super::args::Target;
@@ -15,9 +17,14 @@ use std::path::Path;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
+/// How long requests wait for a daemon that is being restarted, in seconds.
+const RESTART_SECONDS: u64 = 60;
+
 /// Attach an export to the kernel's nbd driver, and print the device
 ///
-/// Needs root and the nbd module (modprobe nbd). The store must be served.
+/// Needs root and the nbd module (modprobe nbd). The store must be served. Over the unix
+/// socket the device outlasts a restart of the daemon: requests wait, a process that stays
+/// in the background connects again, and what is mounted goes on.
 #[derive(clap::Args)]
 pub(super) struct Args {
     /// The volume or snapshot
@@ -33,14 +40,24 @@ pub(super) struct Args {
     #[arg(long)]
     uri: Option<Address>,
 
-    /// Seconds after which the kernel gives a request up; 0: never
+    /// Seconds after which the kernel takes the connection of an unanswered request for
+    /// dead; 0: never
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
     timeout: u64,
 
     /// Seconds for which requests wait for a new connection when this one is lost, before
-    /// they fail
-    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
-    dead_conn_timeout: u64,
+    /// they fail; 60 over a unix socket, 0 over TCP
+    ///
+    /// Requests that were under way are made again, half a minute after the loss unless
+    /// --timeout is shorter. Over TCP give it only if the machine that serves keeps its
+    /// power: after a power loss there, what it had acknowledged and not flushed is gone,
+    /// and a client that goes on does not notice.
+    #[arg(long, value_name = "SECONDS")]
+    dead_conn_timeout: Option<u64>,
+
+    /// Be the keeper of a device whose socket is standard input
+    #[arg(long, hide = true, value_names = ["IDENTIFIER", "SIZE", "FLAGS"], num_args = 3, requires = "uri")]
+    keep: Option<Vec<String>>,
 }
 
 /// `/dev/nbdN`.
@@ -67,10 +84,17 @@ impl std::fmt::Display for DeviceName {
 
 pub(super) fn run(dir: &Path, args: &Args) -> Result<()> {
     let family = netlink::Nbd::open()?;
+    if let Some(kept) = &args.keep {
+        return keeper::run(&family, args, kept);
+    }
     let address = match &args.uri {
         Some(address) => address.clone(),
         None => served_address(dir)?,
     };
+    let patience = args.dead_conn_timeout.unwrap_or(match address {
+        Address::Unix(_) => RESTART_SECONDS,
+        Address::Tcp(_) => 0,
+    });
     let Negotiated { socket, size, flags, block_size } =
         handshake::connect(&address, &args.export.to_string())?;
     let request = netlink::Connect {
@@ -79,9 +103,17 @@ pub(super) fn run(dir: &Path, args: &Args) -> Result<()> {
         block_size: kernel_block_size(size, block_size),
         server_flags: u64::from(flags),
         timeout: args.timeout,
-        dead_conn_timeout: args.dead_conn_timeout,
+        dead_conn_timeout: patience,
+        identifier: format!("snapvol {}", uuid::Uuid::new_v4()),
     };
-    let device = DeviceName(family.connect(&request, socket)?);
+    let device = DeviceName(family.connect(&request, &socket)?);
+    if patience > 0
+        && let Err(error) = keeper::start(device, args, &address, patience, &request, socket)
+    {
+        // Half of what was asked for is worse than nothing.
+        family.disconnect(device.0)?;
+        return Err(error);
+    }
     wait_for(device);
     output::print(&format!("{device}\n"))
 }

@@ -24,7 +24,7 @@ pub mod reply;
 pub mod script;
 pub mod server;
 pub mod transmission;
-mod uri;
+pub(crate) mod uri;
 
 #[cfg(test)]
 mod tests;

@@ -15,7 +15,7 @@ pub fn uri(address: &Address, export: &str) -> String {
 }
 
 /// Percent-encodes all but what a URI may always hold and the bytes in `also`.
-fn encode(bytes: &[u8], also: &[u8]) -> String {
+pub(crate) fn encode(bytes: &[u8], also: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len());
     for &byte in bytes {
         if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) || also.contains(&byte) {

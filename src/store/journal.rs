@@ -452,6 +452,22 @@ impl Journal {
         Ok(allocated)
     }
 
+    /// Reads the file in force again and checks every frame that was written. The caller
+    /// keeps rotations away.
+    ///
+    /// # Errors
+    /// `Corrupt`, `Io`.
+    pub async fn verify(&self) -> Result<super::replay::Replay> {
+        let (file, end) = {
+            let inner = self.inner.borrow();
+            (inner.file, inner.completed)
+        };
+        match super::replay::read_below(&self.io, file, end).await? {
+            found if found.end == end => Ok(found),
+            found => Err(Error::corrupt(format!("the record at offset {} is damaged", found.end))),
+        }
+    }
+
     /// Why nothing can be appended any more, if so.
     pub fn failure(&self) -> Option<Error> {
         let failed = self.inner.borrow().failed.as_ref().map(Error::duplicate);

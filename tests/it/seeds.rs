@@ -118,12 +118,15 @@ fn segment() -> Seeds {
     let entry = |block| GroupEntry { block: Block(block), crc: 5, damaged: block == 2 };
     let entries = vec![entry(1), entry(2)];
     let group =
-        GroupHeader { segment: 1, generation: 1, epoch: Epoch(2), block_size: 4096, entries }.encode();
+        GroupHeader { volume: VOLUME, segment: 1, generation: 1, epoch: Epoch(2), block_size: 4096, entries };
+    let tail = group.encode_tail();
+    let group = group.encode();
     vec![
         ("header-as-is".to_owned(), [&[0], &header[..64]].concat()),
         ("header-mended".to_owned(), [&[1], &header[..64]].concat()),
         ("group-as-is".to_owned(), [&[0], group.as_slice()].concat()),
         ("group-mended".to_owned(), [&[3], group.as_slice()].concat()),
+        ("tail-as-is".to_owned(), [&[0], tail.as_slice()].concat()),
     ]
 }
 

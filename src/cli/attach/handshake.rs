@@ -3,11 +3,12 @@
 //! speaks simple replies (NBD protocol, "Handshake phase").
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::nbd::uri::encode;
 use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -39,6 +40,23 @@ pub(super) enum Address {
     Unix(PathBuf),
     /// `ADDR:PORT`.
     Tcp(String),
+}
+
+impl Address {
+    /// An NBD URI that is parsed to this address.
+    ///
+    /// # Errors
+    /// `Io` when the place of a socket can't be told.
+    pub(super) fn uri(&self) -> Result<String> {
+        match self {
+            Self::Tcp(authority) => Ok(format!("nbd://{authority}")),
+            Self::Unix(path) => {
+                let path = std::path::absolute(path)
+                    .map_err(|error| Error::os(format!("resolve {}", path.display()), error))?;
+                Ok(format!("nbd+unix:///?socket={}", encode(path.as_os_str().as_bytes(), b"/")))
+            }
+        }
+    }
 }
 
 impl FromStr for Address {
@@ -213,6 +231,9 @@ mod tests {
             ["", "http://x", "nbd://", "nbd+unix:///", "nbd+unix:///?socket=", "nbd+unix:///?socket=%4"]
         {
             assert!(parse(bad).is_err(), "{bad}");
+        }
+        for address in [Address::Unix("/a b/ü%&?\n".into()), Address::Tcp("[::1]:99".into())] {
+            assert_eq!(parse(&address.uri().unwrap()).unwrap(), address);
         }
     }
 

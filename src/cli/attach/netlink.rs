@@ -26,6 +26,8 @@ const CONTROLLER_FAMILY_NAME: u16 = 2;
 
 const NBD_CONNECT: u8 = 1;
 const NBD_DISCONNECT: u8 = 2;
+const NBD_RECONFIGURE: u8 = 3;
+const NBD_STATUS: u8 = 5;
 const NBD_INDEX: u16 = 1;
 const NBD_SIZE_BYTES: u16 = 2;
 const NBD_BLOCK_SIZE_BYTES: u16 = 3;
@@ -33,11 +35,15 @@ const NBD_TIMEOUT: u16 = 4;
 const NBD_SERVER_FLAGS: u16 = 5;
 const NBD_SOCKETS: u16 = 7;
 const NBD_DEAD_CONN_TIMEOUT: u16 = 8;
+const NBD_DEVICE_LIST: u16 = 9;
+const NBD_BACKEND_IDENTIFIER: u16 = 10;
+const NBD_DEVICE_ITEM: u16 = 1;
+const NBD_DEVICE_CONNECTED: u16 = 2;
 const NBD_SOCK_ITEM: u16 = 1;
 const NBD_SOCK_FD: u16 = 1;
 
 /// A device to connect.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(in crate::cli) struct Connect {
     /// The device's number; a free one if none.
     pub index: Option<u32>,
@@ -51,6 +57,9 @@ pub(in crate::cli) struct Connect {
     pub timeout: u64,
     /// Seconds to wait for a new connection.
     pub dead_conn_timeout: u64,
+    /// What a new connection must name, so that it does not go to a device that was
+    /// detached and attached to something else meanwhile.
+    pub identifier: String,
 }
 
 /// The driver's generic netlink family.
@@ -92,7 +101,7 @@ impl Nbd {
     ///
     /// # Errors
     /// `Conflict` for a device in use, `Io` for what else the kernel says.
-    pub(in crate::cli) fn connect(&self, request: &Connect, socket: OwnedFd) -> Result<u32> {
+    pub(in crate::cli) fn connect(&self, request: &Connect, socket: &OwnedFd) -> Result<u32> {
         let fd = socket.as_raw_fd().unsigned_abs();
         let answer = self.ask(NBD_CONNECT, &connect_attributes(request, fd)).map_err(|error| {
             let conflict = matches!(error, Failure::Refused(Errno::BUSY | Errno::EXIST));
@@ -122,6 +131,33 @@ impl Nbd {
             }
             Err(error) => Err(error.into_error(&what)),
         }
+    }
+
+    /// Gives a device that lost its connection a new one; false if the device does not
+    /// want it any more: it was detached, or is another one by now.
+    ///
+    /// # Errors
+    /// `Io` for what else the kernel says.
+    pub(in crate::cli) fn reconnect(&self, index: u32, identifier: &str, socket: &OwnedFd) -> Result<bool> {
+        let mut bytes = attribute(NBD_INDEX, &index.to_ne_bytes());
+        bytes.extend(identifier_attribute(identifier));
+        bytes.extend(socket_attribute(socket.as_raw_fd().unsigned_abs()));
+        match self.ask(NBD_RECONFIGURE, &bytes) {
+            Ok(_) => Ok(true),
+            Err(Failure::Refused(Errno::INVAL | Errno::NOENT | Errno::NXIO | Errno::NODEV)) => Ok(false),
+            Err(error) => Err(error.into_error(&format!("connect /dev/nbd{index} again"))),
+        }
+    }
+
+    /// Whether a device is attached, with a living connection or without one.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub(in crate::cli) fn is_attached(&self, index: u32) -> Result<bool> {
+        let answer = self
+            .ask(NBD_STATUS, &attribute(NBD_INDEX, &index.to_ne_bytes()))
+            .map_err(|error| error.into_error(&format!("ask for /dev/nbd{index}")))?;
+        Ok(connected(&answer))
     }
 
     /// Sends a request and returns the attributes of the answer, if it has one.
@@ -222,9 +258,27 @@ fn connect_attributes(request: &Connect, fd: u32) -> Vec<u8> {
     if request.dead_conn_timeout > 0 {
         bytes.extend(long(NBD_DEAD_CONN_TIMEOUT, request.dead_conn_timeout));
     }
-    let item = attribute(NBD_SOCK_ITEM | NLA_F_NESTED, &attribute(NBD_SOCK_FD, &fd.to_ne_bytes()));
-    bytes.extend(attribute(NBD_SOCKETS | NLA_F_NESTED, &item));
+    bytes.extend(identifier_attribute(&request.identifier));
+    bytes.extend(socket_attribute(fd));
     bytes
+}
+
+fn socket_attribute(fd: u32) -> Vec<u8> {
+    let item = attribute(NBD_SOCK_ITEM | NLA_F_NESTED, &attribute(NBD_SOCK_FD, &fd.to_ne_bytes()));
+    attribute(NBD_SOCKETS | NLA_F_NESTED, &item)
+}
+
+/// Older kernels don't know it and pass over it.
+fn identifier_attribute(identifier: &str) -> Vec<u8> {
+    attribute(NBD_BACKEND_IDENTIFIER, &[identifier.as_bytes(), &[0]].concat())
+}
+
+/// What the answer to a question for one device says.
+fn connected(answer: &[u8]) -> bool {
+    find(answer, NBD_DEVICE_LIST)
+        .and_then(|list| find(list, NBD_DEVICE_ITEM))
+        .and_then(|item| find(item, NBD_DEVICE_CONNECTED))
+        .is_some_and(|value| value.first().is_some_and(|value| *value != 0))
 }
 
 /// The value of the first attribute of that kind.
@@ -264,13 +318,28 @@ mod tests {
             server_flags: 1,
             timeout: 0,
             dead_conn_timeout: 0,
+            identifier: "one".to_owned(),
         };
         let bytes = connect_attributes(&request, 5);
+        assert_eq!(find(&bytes, NBD_BACKEND_IDENTIFIER), Some(&b"one\0"[..]));
         let sockets = find(&bytes, NBD_SOCKETS).unwrap();
         let item = find(sockets, NBD_SOCK_ITEM).unwrap();
         assert_eq!(find(item, NBD_SOCK_FD), Some(&5u32.to_ne_bytes()[..]));
         assert_eq!(find(&bytes, NBD_INDEX), Some(&3u32.to_ne_bytes()[..]));
         assert_eq!(find(&bytes, NBD_TIMEOUT), None);
+    }
+
+    #[test]
+    fn a_device_is_attached_or_not() {
+        let answer = |value: u8| {
+            let item =
+                [attribute(1, &3u32.to_ne_bytes()), attribute(NBD_DEVICE_CONNECTED, &[value])].concat();
+            attribute(NBD_DEVICE_LIST | NLA_F_NESTED, &attribute(NBD_DEVICE_ITEM | NLA_F_NESTED, &item))
+        };
+        assert!(connected(&answer(1)) && !connected(&answer(0)));
+        for end in 0..answer(1).len() {
+            let _ = connected(&answer(1)[..end]);
+        }
     }
 
     #[test]
