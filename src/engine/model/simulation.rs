@@ -62,6 +62,7 @@ pub(crate) struct Counts {
     pub operations: u64,
 }
 
+#[cfg(test)]
 impl Counts {
     /// Adds another run's.
     pub(crate) fn add(&mut self, other: &Self) {
@@ -156,7 +157,7 @@ impl Drop for Seed {
 /// # Panics
 /// When the store does what it must not.
 pub(crate) fn run(seed: u64, options: Options) -> Counts {
-    let _seed = Seed(seed);
+    let _seed = cfg!(test).then_some(Seed(seed));
     let mut rng = fastrand::Rng::with_seed(seed);
     let block_size = [512, 4096, 4096][rng.usize(0..3)];
     let shared = Rc::new(Shared {
