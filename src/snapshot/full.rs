@@ -280,8 +280,17 @@ impl Volume {
             Err(error) if error.kind() == ErrorKind::Full && self.reserve.bytes() > 0 => {}
             other => return other,
         }
+        self.lending_reserve(work()).await
+    }
+
+    /// Does work that frees space while the reserve is lent. It must not wait for anybody
+    /// who may wait for space.
+    pub(super) async fn lending_reserve<T>(
+        self: &Rc<Self>,
+        work: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
         let lent = self.reserve.lend().await?;
-        let result = work().await;
+        let result = work.await;
         self.reserve.take_back(lent).await;
         self.changed.notify();
         result
