@@ -9,8 +9,8 @@ mod random;
 mod shrink;
 
 use clap::Parser;
-use snapvol::engine;
-use snapvol::snapshot::model::{self, Counts, Id, Kind};
+use snapvol::engine::model as store;
+use snapvol::snapshot::model::{self as volume, Counts, Id, Kind};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -84,9 +84,9 @@ impl Args {
     }
 }
 
-/// The kinds of runs of a volume and of whole stores.
+/// The kinds of runs of one volume, and of whole stores.
 fn all_kinds() -> impl Iterator<Item = &'static Kind> {
-    model::KINDS.iter().chain(engine::model::KINDS)
+    volume::KINDS.iter().chain(store::KINDS)
 }
 
 fn main() -> ExitCode {
