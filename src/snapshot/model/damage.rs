@@ -176,7 +176,9 @@ fn places(disk: &SimDisk, dir: &'static str) -> Places {
         let Some((_, Record::State(first))) = replay.records.first() else { panic!() };
         let mut state = (**first).clone();
         replay.records[1..].iter().for_each(|(_, record)| state.apply(record));
-        let mut covered = BTreeMap::from([(paths.journal(), vec![0..replay.end])]);
+        let copy = paths.journal_copy();
+        let mut covered =
+            BTreeMap::from([(paths.journal(), vec![0..replay.end]), (copy.clone(), vec![0..lens[&copy]])]);
         let mut images: BTreeMap<PathBuf, Vec<Range<u64>>> = BTreeMap::new();
         for file in 1..=2 {
             let mut ranges: Vec<Range<u64>> = Vec::new();
@@ -245,7 +247,8 @@ fn every_byte_with_a_checksum_counts() {
             match read_all(&image.fork(), "/v", &contents, false) {
                 Ok(errors) => assert_eq!(errors, 0, "what stands twice is all there"),
                 Err(error) => {
-                    assert!(is_journal(path), "{error}");
+                    // Nothing has the records after the state twice.
+                    assert!(is_journal(path) && at >= 64, "{error}");
                     assert!(error.contains("journal"), "{error}");
                     refused += 1;
                     continue;
@@ -274,7 +277,7 @@ fn every_byte_with_a_checksum_counts() {
         }
     }
     println!("{hurt} bytes of before-images gave an error for their block alone, {dead} were nobody's");
-    assert!(flips > 300 && refused > 10 && hurt > 20, "{flips} {refused} {hurt}");
+    assert!(flips > 300 && refused > 3 && hurt > 20, "{flips} {refused} {hurt}");
 }
 
 /// What is done to a file.
@@ -317,7 +320,7 @@ fn files_cut_off_emptied_missing_and_exchanged() {
     let (disk, contents) = built();
     let places = places(&disk, "/v");
     let (mut count, mut refused, mut partly) = (0, 0, 0);
-    for path in places.covered.keys().filter(|path| !is_journal(path)) {
+    for path in places.covered.keys() {
         let meta = path.to_string_lossy().contains("meta-");
         let len = if meta { 1024 } else { disk.contents(path).unwrap().len() as u64 };
         let mut harms = vec![Harm::Missing, Harm::Short(0), Harm::ZeroPage(0)];
@@ -331,6 +334,7 @@ fn files_cut_off_emptied_missing_and_exchanged() {
             let image = disk.fork();
             harm(&image, path, how);
             let same = !meta && image.contents(path) == disk.contents(path);
+            count += 1;
             let seen = found(&image, "/v");
             let outcome = read_all(&image, "/v", &contents, true);
             match &outcome {
@@ -341,11 +345,15 @@ fn files_cut_off_emptied_missing_and_exchanged() {
             // Space behind the last group, and images that nobody needs, may go unseen.
             assert!(same || !seen.is_empty() || outcome == Ok(0), "{outcome:?}");
             if !path.starts_with("/v/save") {
-                assert!(same || !seen.is_empty(), "not found");
+                // A journal's space behind its end means nothing.
+                let spare = is_journal(path) && outcome == Ok(0);
+                assert!(same || spare || !seen.is_empty(), "not found");
+                if is_journal(path) || path.ends_with("journal.copy") && matches!(how, Harm::Foreign) {
+                    continue;
+                }
                 assert_eq!(outcome, Ok(0), "{seen:?}");
                 assert!(found(&image, "/v").is_empty(), "after a repair: {:?}", found(&image, "/v"));
             }
-            count += 1;
         }
     }
     println!("{count} harms: {refused} volumes refused, {partly} with blocks that can't be read");
