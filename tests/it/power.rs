@@ -197,7 +197,7 @@ impl World {
             }
         }
         let time = Duration::from_millis(self.rng.u64(200..6000));
-        let loss = [Loss::All, Loss::None, Loss::Requests, Loss::Sectors][self.rng.usize(0..4)];
+        let loss = [Loss::All, Loss::None, Loss::Requests, Loss::Pages][self.rng.usize(0..4)];
         let (switch, disk, mut chance) = (vm.switch(), self.disk.clone(), self.rng.fork());
         let operating = {
             let life = life.clone();
