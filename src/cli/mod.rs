@@ -155,7 +155,7 @@ fn run(dir: &Path, command: Command) -> Result<()> {
         Command::Promote(args) => with_store(dir, |access| promote::run(access, &args)),
         Command::Demote(args) => demote::run(dir, &args),
         Command::Check(args) => check::run(dir, &args),
-        Command::Scrub(args) => with_store(dir, |access| scrub::run(access, &args)),
+        Command::Scrub(args) => scrub::run(dir, &args),
         Command::Status(args) => with_store(dir, |access| status::run(access, &args)),
         Command::Completions(args) => completions::run(&args),
         Command::Man(args) => man::run(&args),

@@ -132,10 +132,11 @@ fn report_text(what: &str, report: &CheckReport) -> String {
             place.push_str(&format!(", block {block}"));
         }
         text.push_str(&format!("{place}: {}", finding.problem));
-        if let Some(repaired) = &finding.repaired {
-            text.push_str(&format!(" ({repaired})"));
+        match &finding.repaired {
+            Some(repaired) => text.push_str(&format!(" (repaired: {repaired})\n")),
+            None if finding.advice.is_empty() => text.push('\n'),
+            None => text.push_str(&format!("\n  {}\n", finding.advice)),
         }
-        text.push('\n');
     }
     text.push_str(&format!(
         "{what}: {} volume(s), {} snapshot(s), {} file(s), {} verified, {} problem(s)\n",
@@ -187,6 +188,7 @@ mod tests {
             block: Some(7),
             problem: "bad checksum".into(),
             repaired: None,
+            advice: "restore it from a copy".into(),
         });
         assert!(report_text("check", &seen).starts_with("db: volumes/db/journal, block 7: bad checksum\n"));
         assert_eq!(report("check", &seen, false).unwrap_err().kind().exit_code(), 4);

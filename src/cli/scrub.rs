@@ -2,9 +2,10 @@
 
 use super::output;
 use super::progress::Progress;
-use crate::control::Access;
+use crate::control::access;
 use crate::error::Result;
 use crate::types::Name;
+use std::path::Path;
 
 /// Verify every stored byte that has a checksum
 ///
@@ -19,9 +20,9 @@ pub(super) struct Args {
     json: bool,
 }
 
-pub(super) fn run(access: &Access, args: &Args) -> Result<()> {
+pub(super) fn run(dir: &Path, args: &Args) -> Result<()> {
     let progress = Progress::spinner("scrubbing");
-    let report = access.scrub(args.volume.as_ref().map(Name::as_str))?;
+    let report = access::scrub(dir, args.volume.as_ref().map(Name::as_str))?;
     drop(progress);
     output::report("scrub", &report, args.json)
 }

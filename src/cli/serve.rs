@@ -11,8 +11,8 @@ use super::output;
 use crate::control::access::open_locked;
 use crate::control::service::StoreService;
 use crate::control::{self, require_store};
-use crate::engine::Store;
 use crate::engine::store::OpenOptions;
+use crate::engine::{Store, Watch};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::DriverKind;
 use crate::nbd::{Limits, Listen, Server};
@@ -23,6 +23,11 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::time::Duration;
+
+/// How often the space that is left is looked at.
+const WATCH_EVERY: Duration = Duration::from_secs(2);
 
 /// Serve all volumes and snapshots over NBD, until SIGTERM or SIGINT
 ///
@@ -170,6 +175,7 @@ fn serve(dir: &Path, args: &Args, store: &Arc<Store>, signals: &mut Signals) -> 
     let mut nbd = start_nbd(dir, args, store)?;
     let service = StoreService::new(Arc::clone(store), nbd.uris(""));
     let mut control = control::Server::start(dir, Arc::new(service))?;
+    let watching = watch_space(store);
     let announced = announce(store, &nbd);
     if announced.is_ok() {
         notify::send("READY=1");
@@ -180,9 +186,29 @@ fn serve(dir: &Path, args: &Args, store: &Arc<Store>, signals: &mut Signals) -> 
         }
     }
     notify::send("STOPPING=1");
+    drop(watching);
     control.stop();
     nbd.stop();
     announced
+}
+
+/// Looks at the space that is left every few seconds, until what it returns is dropped.
+fn watch_space(store: &Arc<Store>) -> Option<Sender<()>> {
+    let (stop, stopped) = channel();
+    let store = Arc::clone(store);
+    let spawned = std::thread::Builder::new().name("space".to_owned()).spawn(move || {
+        let mut watch = Watch::default();
+        loop {
+            store.watch(&mut watch);
+            if stopped.recv_timeout(WATCH_EVERY) != Err(RecvTimeoutError::Timeout) {
+                return;
+            }
+        }
+    });
+    if let Err(error) = &spawned {
+        tracing::warn!("nobody watches the space that is left: {error}");
+    }
+    spawned.is_ok().then_some(stop)
 }
 
 /// Says where the exports are; a store without volumes says where they will be.

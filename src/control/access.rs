@@ -246,14 +246,6 @@ impl Access {
         }
     }
 
-    /// Verifies every stored byte that has a checksum.
-    pub fn scrub(&self, volume: Option<&str>) -> Result<CheckReport> {
-        match self {
-            Self::Local(store) => store.scrub(volume),
-            Self::Remote(client) => client.call(&Call::Scrub { volume: volume.map(str::to_owned) }),
-        }
-    }
-
     /// The daemon and its clients.
     pub fn status(&self) -> Result<Status> {
         match self {
@@ -272,13 +264,27 @@ impl Access {
 /// # Errors
 /// `NotFound` without a store, `Conflict` for a repair while it is served.
 pub fn check(dir: &Path, repair: bool) -> Result<CheckReport> {
+    served_or(dir, &Call::Check { repair }, || Store::check(dir, repair))
+}
+
+/// Verifies every stored byte that has a checksum, in the same way.
+///
+/// # Errors
+/// `NotFound` without a store or volume.
+pub fn scrub(dir: &Path, volume: Option<&str>) -> Result<CheckReport> {
+    let call = Call::Scrub { volume: volume.map(str::to_owned) };
+    served_or(dir, &call, || Store::scrub_closed(dir, volume))
+}
+
+/// Asks the daemon, or does it here with the store's lock.
+fn served_or(dir: &Path, call: &Call, here: impl Fn() -> Result<CheckReport>) -> Result<CheckReport> {
     require_store(dir)?;
     let until = Instant::now() + LOCK_PATIENCE;
     loop {
         if let Some(client) = Client::probe(dir)? {
-            return client.call(&Call::Check { repair });
+            return client.call(call);
         }
-        match Store::check(dir, repair) {
+        match here() {
             Err(error) if error.kind() == ErrorKind::Conflict => {
                 if Instant::now() >= until {
                     return Err(in_use(dir, &error));

@@ -29,6 +29,35 @@ pub struct StoreInfo {
     pub volumes: Vec<VolumeInfo>,
 }
 
+/// The file system of a store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpaceInfo {
+    /// Bytes that are free.
+    pub free: u64,
+    /// Bytes that it has.
+    pub total: u64,
+    /// Bytes kept back so that deletions work on a full disk, all volumes together; they are
+    /// not among those that are free.
+    pub reserved: u64,
+    /// How little is free.
+    pub level: SpaceLevel,
+}
+
+/// How little space is left.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SpaceLevel {
+    /// There is enough.
+    #[default]
+    Ok,
+    /// Less than 20 % is free.
+    Low,
+    /// Less than 10 %.
+    VeryLow,
+    /// Less than 5 %, or less than a volume takes in one step.
+    Critical,
+}
+
 /// A volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VolumeInfo {
@@ -38,7 +67,9 @@ pub struct VolumeInfo {
     pub uuid: Uuid,
     /// Who may change it.
     pub role: Role,
-    /// `ok`, `receiving`, `rolling-back`, `frozen`, `read-only` (latched after a failed sync), `damaged`.
+    /// `ok`, `receiving`, `rolling-back`, `frozen` (writers wait for space), `read-only (disk
+    /// full)` (writes are refused for lack of space), `read-only` (latched after a failed
+    /// write), `damaged`.
     pub state: String,
     /// What happens when space runs out.
     pub on_full: OnFull,
@@ -183,6 +214,9 @@ pub struct Finding {
     pub problem: String,
     /// What was done about it, with `--repair`.
     pub repaired: Option<String>,
+    /// What its owner can do about it.
+    #[serde(default)]
+    pub advice: String,
 }
 
 /// What `check` or `scrub` saw.
@@ -213,10 +247,33 @@ pub struct Status {
     pub listening: Vec<String>,
     /// `io_uring` or `plain`.
     pub io_engine: String,
+    /// The file system of the store.
+    #[serde(default)]
+    pub space: SpaceInfo,
+    /// Its volumes, and how they stand with that space.
+    #[serde(default)]
+    pub volumes: Vec<VolumeStatus>,
     /// Clients connected.
     pub clients: Vec<ClientInfo>,
     /// Transfers under way.
     pub transfers: Vec<TransferInfo>,
+}
+
+/// How a volume stands with the space around it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeStatus {
+    /// Its name.
+    pub name: String,
+    /// As `list` shows it.
+    pub state: String,
+    /// What happens when space runs out.
+    pub on_full: OnFull,
+    /// Bytes kept back so that deletions work on a full disk.
+    pub reserved: u64,
+    /// Requests of writers that wait for space.
+    pub waiting_writes: usize,
+    /// Snapshots deleted to make room, since the volume was opened.
+    pub dropped_snapshots: u64,
 }
 
 /// A client of an export.

@@ -10,16 +10,23 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use uuid::Uuid;
 
-/// Checks all volumes of a store that nobody has open.
-pub(super) fn check(store: &Path) -> Result<CheckReport> {
+/// Checks a volume, or all, of a store that nobody has open; with `images` also every
+/// before-image.
+pub(super) fn check(store: &Path, only: Option<&str>, images: bool) -> Result<CheckReport> {
     let driver = driver(DriverKind::Plain).map_err(|e| Error::os("cannot start an engine", e))?;
     let mut reactor = Reactor::new(driver);
-    let (io, store) = (reactor.io(), store.to_owned());
-    reactor.block_on(async move { check_all(&io, &store).await })
+    let (io, store, only) = (reactor.io(), store.to_owned(), only.map(str::to_owned));
+    reactor.block_on(async move { check_all(&io, &store, only.as_deref(), images).await })
 }
 
-async fn check_all(io: &Io, store: &Path) -> Result<CheckReport> {
+async fn check_all(io: &Io, store: &Path, only: Option<&str>, images: bool) -> Result<CheckReport> {
     let mut report = CheckReport::default();
+    let listed = volumes::listed(io, store).await?;
+    if let Some(name) = only
+        && !listed.iter().any(|(there, _)| there == name)
+    {
+        return Err(super::thread::no_volume(name));
+    }
     let small = [
         ("batches", batch::committed(io, store, false).await.map_or_else(Some, |found| found.damage)),
         ("deleting", batch::intended(io, store, false).await.err()),
@@ -28,9 +35,12 @@ async fn check_all(io: &Io, store: &Path) -> Result<CheckReport> {
         report.findings.extend(error.map(|error| finding(None, file.to_owned(), &error)));
     }
     let mut owners: BTreeMap<Uuid, String> = BTreeMap::new();
-    for (name, identity) in volumes::listed(io, store).await? {
+    for (name, identity) in listed {
+        if only.is_some_and(|only| only != name) {
+            continue;
+        }
         let dir = VolumePaths(volumes::dir_of(store, &name));
-        let (verified, snapshots) = check_closed(io, &dir).await;
+        let (verified, snapshots) = check_closed(io, &dir, images).await?;
         // A volume that has somebody else's journal is damaged, and no original.
         if verified.found.is_empty()
             && let Some(twin) = identity.and_then(|uuid| owners.insert(uuid, name.clone()))
@@ -53,6 +63,7 @@ fn finding(volume: Option<&str>, file: String, error: &Error) -> Finding {
         block: None,
         problem: error.to_string(),
         repaired: None,
+        advice: error.hint_text().unwrap_or_default().to_owned(),
     }
 }
 
@@ -67,5 +78,6 @@ pub(super) fn add(report: &mut CheckReport, store: &Path, volume: &str, verified
         block: found.block,
         problem: found.problem,
         repaired: None,
+        advice: found.advice,
     }));
 }

@@ -18,6 +18,7 @@ use super::volumes;
 use crate::error::{Error, Result};
 use crate::snapshot::{DeleteCheck, Volume};
 use crate::store::Tuning;
+use crate::store::reserve::Lending;
 use crate::types::{Geometry, Name, OnFull, Role};
 use futures::lock::{Mutex, MutexGuard};
 use std::collections::BTreeMap;
@@ -47,6 +48,7 @@ pub(super) struct Core {
     pub(super) dir: PathBuf,
     pub(super) handles: Vec<Handle>,
     tuning: Tuning,
+    lending: Lending,
     places: RwLock<BTreeMap<String, Place>>,
     admin: Mutex<Admin>,
 }
@@ -58,8 +60,14 @@ impl Core {
     /// # Errors
     /// `Io` when the store's own files can't be read.
     pub async fn open(dir: &Path, handles: Vec<Handle>, tuning: Tuning) -> Result<Self> {
-        let core =
-            Self { dir: dir.to_owned(), handles, tuning, places: RwLock::default(), admin: Mutex::default() };
+        let core = Self {
+            dir: dir.to_owned(),
+            handles,
+            tuning,
+            lending: Lending::default(),
+            places: RwLock::default(),
+            admin: Mutex::default(),
+        };
         let (batches, found) = core
             .on_store(|engine, dir| async move {
                 let batches = batch::committed(&engine.io, &dir, true).await?;
@@ -86,6 +94,7 @@ impl Core {
             let place = match opened {
                 Ok(()) => {
                     owners.extend(uuid.map(|uuid| (uuid, name.clone())));
+                    self.share_lending(handle, &name);
                     Place::Open(handle.clone())
                 }
                 Err(error) => {
@@ -95,6 +104,16 @@ impl Core {
             };
             self.places_mut().insert(name, place);
         }
+    }
+
+    /// Lets a volume know when another one works with the last space there is. The engine
+    /// hears of it before anything that is asked of the volume later.
+    fn share_lending(&self, engine: &Handle, volume: &str) {
+        let (lending, name) = (self.lending.clone(), volume.to_owned());
+        drop(engine.call(move |engine| async move {
+            engine.volume(&name)?.share_lending(&lending);
+            Ok(())
+        }));
     }
 
     /// Closes every volume, which disconnects its clients; then nothing is committed any
@@ -113,6 +132,10 @@ impl Core {
                 continue;
             };
             let closed = engine.call(move |engine| async move {
+                if let Ok(volume) = engine.volume(&name) {
+                    // Requests that wait for space would keep their clients connected.
+                    volume.stop_waiting();
+                }
                 engine.clients.disconnect(&name, true).await;
                 let volume = engine.volumes.borrow_mut().remove(&name);
                 match volume {
@@ -208,7 +231,10 @@ impl Core {
         volumes::create(engine, &self.dir, volume, options, role).await?;
         let opened = volumes::open(engine, &self.dir, volume, self.tuning, &Batches::default()).await;
         let place = match &opened {
-            Ok(()) => Place::Open(engine.clone()),
+            Ok(()) => {
+                self.share_lending(engine, volume);
+                Place::Open(engine.clone())
+            }
             Err(error) => Place::Broken(error.duplicate()),
         };
         self.places_mut().insert(volume.to_owned(), place);

@@ -89,6 +89,9 @@ pub trait Device {
     /// [`Device::allocation`].
     fn delta(&self, snapshot: &str, offset: u64, len: u64) -> LocalBoxFuture<'static, Result<Vec<Extent>>>;
 
+    /// The client sends nothing more: what of its requests waits for space ends now.
+    fn leave(&self) {}
+
     /// Resolves when the device goes away under its clients (forced roll-back, shrink,
     /// deletion, shutdown); the connection ends then.
     fn closed(&self) -> LocalBoxFuture<'static, ()>;

@@ -18,9 +18,11 @@ mod report;
 mod send;
 mod served_snapshot;
 mod snapshots;
+mod space;
 mod thread;
 mod transfers;
 mod volumes;
 
 pub use export::{Export, ExportInfo};
+pub use space::Watch;
 pub use store::Store;

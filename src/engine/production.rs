@@ -9,7 +9,7 @@ use crate::snapshot::{Delta, SnapshotReader, Volume, Who};
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::LocalBoxFuture;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
@@ -17,12 +17,14 @@ use std::rc::Rc;
 pub(super) struct ProductionDevice {
     volume: Rc<Volume>,
     seat: Seat,
+    /// The client sends nothing more.
+    left: Rc<Cell<bool>>,
     pins: RefCell<BTreeMap<String, SnapshotReader>>,
 }
 
 impl ProductionDevice {
     pub fn new(volume: Rc<Volume>, seat: Seat) -> Self {
-        Self { volume, seat, pins: RefCell::default() }
+        Self { volume, seat, left: Rc::default(), pins: RefCell::default() }
     }
 }
 
@@ -49,8 +51,8 @@ impl Device for ProductionDevice {
     }
 
     fn write(&self, offset: u64, data: Bytes, fua: bool) -> LocalBoxFuture<'static, Result<()>> {
-        let volume = Rc::clone(&self.volume);
-        async move { volume.write(Who::Client, offset, data, fua).await }.boxed_local()
+        let (volume, left) = (Rc::clone(&self.volume), Rc::clone(&self.left));
+        async move { volume.write_while(Who::Client, &|| !left.get(), offset, data, fua).await }.boxed_local()
     }
 
     fn flush(&self) -> LocalBoxFuture<'static, Result<()>> {
@@ -59,19 +61,22 @@ impl Device for ProductionDevice {
     }
 
     fn trim(&self, offset: u64, len: u64, fua: bool) -> LocalBoxFuture<'static, Result<()>> {
-        let volume = Rc::clone(&self.volume);
-        async move { volume.trim(Who::Client, offset, len, fua).await }.boxed_local()
+        let (volume, left) = (Rc::clone(&self.volume), Rc::clone(&self.left));
+        async move { volume.trim_while(Who::Client, &|| !left.get(), offset, len, fua).await }.boxed_local()
     }
 
     fn zero(&self, offset: u64, len: u64, how: ZeroHow) -> LocalBoxFuture<'static, Result<()>> {
-        let volume = Rc::clone(&self.volume);
+        let (volume, left) = (Rc::clone(&self.volume), Rc::clone(&self.left));
         async move {
+            let wanted = || !left.get();
             match how {
                 ZeroHow { no_hole: true, fast: true, .. } => {
                     Err(Error::new(ErrorKind::Unsupported, "zeros that stay allocated are not written fast"))
                 }
-                ZeroHow { no_hole: true, fua, .. } => volume.write_zeros(Who::Client, offset, len, fua).await,
-                ZeroHow { fua, .. } => volume.trim(Who::Client, offset, len, fua).await,
+                ZeroHow { no_hole: true, fua, .. } => {
+                    volume.write_zeros_while(Who::Client, &wanted, offset, len, fua).await
+                }
+                ZeroHow { fua, .. } => volume.trim_while(Who::Client, &wanted, offset, len, fua).await,
             }
         }
         .boxed_local()
@@ -106,6 +111,10 @@ impl Device for ProductionDevice {
             Ok(delta_extents(&delta, offset, len))
         }
         .boxed_local()
+    }
+
+    fn leave(&self) {
+        self.left.set(true);
     }
 
     fn closed(&self) -> LocalBoxFuture<'static, ()> {

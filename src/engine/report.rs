@@ -68,6 +68,7 @@ impl Core {
                     block: None,
                     problem: error.to_string(),
                     repaired: None,
+                    advice: error.hint_text().unwrap_or_default().to_owned(),
                 }),
             }
         }
@@ -95,13 +96,15 @@ impl Core {
                     .collect();
                 let mut transfers = engine.sends.transfers();
                 transfers.extend(engine.receives.transfers());
-                Ok((engine.io.driver_name(), clients, transfers))
+                Ok((engine.io.driver_name(), clients, transfers, volumes::statuses(&engine)))
             });
-            let (driver, clients, transfers) = told.await?;
+            let (driver, clients, transfers, volumes) = told.await?;
             driver.clone_into(&mut status.io_engine);
             status.clients.extend(clients);
             status.transfers.extend(transfers);
+            status.volumes.extend(volumes);
         }
+        status.volumes.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(status)
     }
 }

@@ -19,7 +19,7 @@ use crate::types::{OnFull, Role, SnapName};
 use futures::executor::block_on;
 use std::fs::{File, OpenOptions as FileOptions};
 use std::io::{Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use uuid::Uuid;
@@ -35,7 +35,7 @@ pub struct OpenOptions {
 
 /// An open store: the lock on its directory and the engines of its volumes.
 pub struct Store {
-    core: Core,
+    pub(super) core: Core,
     engines: Mutex<Vec<EngineThread>>,
     /// Held as long as the store is open.
     lock: Mutex<Option<File>>,
@@ -120,6 +120,13 @@ impl Store {
         closed
     }
 
+    /// The device and inode of the lock that is held.
+    pub(super) fn locked(&self) -> Option<(u64, u64)> {
+        let lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let metadata = lock.as_ref()?.metadata().ok()?;
+        Some((metadata.dev(), metadata.ino()))
+    }
+
     /// The store's directory.
     #[must_use]
     pub fn dir(&self) -> &Path {
@@ -137,7 +144,16 @@ impl Store {
             store.close()?;
         }
         let _lock = lock(dir)?;
-        check::check(dir)
+        check::check(dir, None, false)
+    }
+
+    /// Verifies every stored byte that has a checksum, of a store that nobody has open.
+    ///
+    /// # Errors
+    /// `Conflict` while somebody has it open; `NotFound`.
+    pub fn scrub_closed(dir: &Path, volume: Option<&str>) -> Result<CheckReport> {
+        let _lock = lock(dir)?;
+        check::check(dir, volume, true)
     }
 
     /// Makes a volume, sparse.
@@ -316,7 +332,9 @@ impl Store {
     /// # Errors
     /// `Interrupted` when the store is closing.
     pub fn status(&self) -> Result<Status> {
-        block_on(self.core.status())
+        let mut status = block_on(self.core.status())?;
+        status.space = self.space(status.volumes.iter().map(|v| v.reserved).sum());
+        Ok(status)
     }
 }
 

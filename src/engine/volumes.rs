@@ -1,6 +1,6 @@
 //! The volumes of a store: made, opened, described, removed.
 
-use super::api::{CreateOptions, SnapshotInfo, VolumeInfo};
+use super::api::{CreateOptions, SnapshotInfo, VolumeInfo, VolumeStatus};
 use super::batch::Batches;
 use super::thread::{Engine, Handle};
 use crate::error::{Error, Result};
@@ -184,6 +184,23 @@ pub(super) async fn found(io: &Io, store: &Path) -> Result<Vec<(String, Option<U
 /// Whether it is half made or half removed.
 fn is_half(name: &str) -> bool {
     name.starts_with(".new-") || name.starts_with(".gone-")
+}
+
+/// How the volumes of an engine stand with the space around them.
+pub(super) fn statuses(engine: &Engine) -> Vec<VolumeStatus> {
+    let volumes = engine.volumes.borrow();
+    let status = |(name, volume): (&String, &Rc<Volume>)| {
+        let space = volume.space();
+        VolumeStatus {
+            name: name.clone(),
+            state: volume.state_word().to_owned(),
+            on_full: volume.on_full_policy(),
+            reserved: space.reserved,
+            waiting_writes: space.waiting,
+            dropped_snapshots: space.dropped,
+        }
+    };
+    volumes.iter().map(status).collect()
 }
 
 /// Describes a volume.

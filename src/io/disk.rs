@@ -131,8 +131,16 @@ pub(super) fn allocated(handle: &impl AsFd) -> io::Result<u64> {
 
 /// Bytes free for an ordinary user in the file system of `path`.
 pub(super) fn free(path: &Path) -> io::Result<u64> {
+    Ok(file_system(path)?.0)
+}
+
+/// Bytes free for an ordinary user in the file system of `path`, and its size in bytes.
+///
+/// # Errors
+/// What the kernel says.
+pub fn file_system(path: &Path) -> io::Result<(u64, u64)> {
     let stat = retry(|| rustix::fs::statvfs(path))?;
-    Ok(stat.f_bavail * stat.f_frsize)
+    Ok((stat.f_bavail * stat.f_frsize, stat.f_blocks * stat.f_frsize))
 }
 
 /// Whether the file system can't do this with `fallocate`.

@@ -30,6 +30,7 @@ mod tests;
 mod timers;
 pub mod uring;
 
+pub use disk::file_system;
 pub use reactor::{Io, Reactor};
 pub use region::{Mapped, Region};
 

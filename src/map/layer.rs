@@ -282,6 +282,13 @@ impl SealedLayer {
         self.header.volume
     }
 
+    /// Bytes of the file.
+    #[must_use]
+    #[allow(clippy::len_without_is_empty, reason = "it has a header")]
+    pub fn len(&self) -> u64 {
+        self.file.len() as u64
+    }
+
     /// Before-images in the layer.
     #[must_use]
     pub fn entry_count(&self) -> u64 {
@@ -473,6 +480,19 @@ impl SealedLayer {
         }
         for page in self.meta_pages() {
             self.meta_page(page)?;
+        }
+        let bodies = self.header.bodies();
+        let tables = within(&self.file, self.header.bit_table().start..self.header.meta_table().end);
+        let mut filled = bodies.start;
+        for bytes in tables.chunks_exact(PAGE_ENTRY_LEN) {
+            let entry = PageEntry::decode(bytes, &bodies)?;
+            if entry.body_len() > 0 {
+                filled = filled.max(entry.offset + entry.body_len() as u64);
+            }
+        }
+        if within(&self.file, filled..bodies.end).iter().any(|byte| *byte != 0) {
+            return Err(Error::corrupt("there is something between the pages and the block map"))
+                .context(|| self.name());
         }
         let mut count = 0;
         for slot in self.slots() {

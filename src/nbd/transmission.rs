@@ -128,6 +128,7 @@ pub async fn serve(
         let receive = async {
             let end = Receiver::new(&line, session.leftover).run().await;
             line.received.set(true);
+            line.device.leave();
             line.wake();
             end
         };

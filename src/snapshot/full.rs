@@ -9,12 +9,17 @@ use super::volume::{Volume, Who};
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::reserve::Lending;
 use crate::types::{Epoch, OnFull};
+use futures::future::select;
 use std::cell::{Cell, RefCell};
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
 /// How long a writer that waits for space sleeps before it looks again.
 const RETRY: Duration = Duration::from_millis(200);
+
+/// How long nobody may have waited before the log says so.
+const QUIET: Duration = Duration::from_secs(5);
 
 /// Bytes of a sealed layer for each before-image in it, at most: its slot at the load of
 /// the table, its place in a list, and a page of its own.
@@ -32,6 +37,8 @@ pub type Wanted<'a> = &'a dyn Fn() -> bool;
 pub(super) struct Space {
     /// Writers that wait.
     waiting: Cell<usize>,
+    /// The log says that they do.
+    told: Cell<bool>,
     /// The last write that needed space was refused.
     refused: Cell<bool>,
     /// Why staged writes can't be settled, if they meet a full disk.
@@ -64,11 +71,19 @@ pub(super) struct Waiting(Rc<Volume>);
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        let waiting = &self.0.space.waiting;
-        waiting.set(waiting.get() - 1);
-        if waiting.get() == 0 {
-            tracing::info!("volume {}: no writer waits for space any more", self.0.name());
+        let space = &self.0.space;
+        space.waiting.set(space.waiting.get() - 1);
+        if space.waiting.get() > 0 || !space.told.get() || self.0.closing.get() {
+            return;
         }
+        // Where a little space comes back again and again, that fills no log.
+        let volume = Rc::clone(&self.0);
+        self.0.io.spawn(async move {
+            volume.io.sleep(QUIET).await;
+            if volume.space.waiting.get() == 0 && volume.space.told.replace(false) {
+                tracing::info!("volume {}: no writer waits for space any more", volume.name());
+            }
+        });
     }
 }
 
@@ -143,11 +158,12 @@ impl Volume {
         if waiting.is_none() {
             self.space.waiting.set(self.space.waiting.get() + 1);
             *waiting = Some(Waiting(Rc::clone(self)));
-            if self.space.waiting.get() == 1 {
+            if !self.space.told.replace(true) {
                 tracing::warn!("volume {}: writers wait for space: {error}", self.name());
             }
         }
-        self.io.sleep(RETRY).await;
+        // What was settled leaves space for a little more.
+        select(pin!(self.io.sleep(RETRY)), pin!(self.changed.wait())).await;
         Ok(())
     }
 

@@ -1,6 +1,5 @@
 //! What a volume says of itself, and its small settings.
 
-use super::full::SpaceSummary;
 use super::volume::{Volume, Who};
 use crate::error::{Error, Result};
 use crate::format::journal::Record;
@@ -26,8 +25,6 @@ pub struct VolumeSummary {
     pub in_use: u64,
     /// Before-images in all.
     pub saved: u64,
-    /// How it stands with the space around it.
-    pub space: SpaceSummary,
     /// Oldest first, those that users see.
     pub snapshots: Vec<SnapshotSummary>,
 }
@@ -75,14 +72,16 @@ impl Volume {
             geometry: durable.geometry,
             in_use: (s.production.count() * granule).min(durable.geometry.size),
             saved: self.save.live_bytes(),
-            space: self.space(),
             snapshots,
         })
     }
 
-    fn state_word(&self) -> &'static str {
+    /// What it is doing, in a word or two.
+    #[must_use]
+    pub fn state_word(&self) -> &'static str {
+        let latched = self.writable(Who::Store).is_err();
         let s = self.s.borrow();
-        if s.latched.is_some() {
+        if latched {
             "read-only"
         } else if self.space().waiting > 0 {
             "frozen"
@@ -127,6 +126,12 @@ impl Volume {
             .filter(|r| !r.is_internal() && !s.hidden.contains(&r.uuid))
             .cloned()
             .collect()
+    }
+
+    /// What happens when space runs out.
+    #[must_use]
+    pub fn on_full_policy(&self) -> OnFull {
+        self.s.borrow().durable.on_full
     }
 
     /// Changes what happens when space runs out.

@@ -97,7 +97,11 @@ impl Sources<'_> {
         }
     }
 
-    async fn open(&self, path: &Path, record: &LayerRecord) -> Result<SealedLayer> {
+    /// Opens a layer's file; its parts are not looked at yet.
+    ///
+    /// # Errors
+    /// `Corrupt`, `Io`, `Unsupported`.
+    pub(super) async fn open(&self, path: &Path, record: &LayerRecord) -> Result<SealedLayer> {
         let result = async {
             let layer = SealedLayer::open(self.io.map(path).await?, self.volume, record.first..record.end)?;
             let pages = layer.meta_pages().count();
@@ -177,6 +181,7 @@ impl Sources<'_> {
     pub(super) async fn pages_of(&self, path: &Path, record: &LayerRecord) -> Result<BTreeMap<u64, Page>> {
         let result = async {
             let layer = SealedLayer::open(self.io.map(path).await?, self.volume, record.first..record.end)?;
+            layer.verify()?;
             let mut pages = BTreeMap::new();
             for page in layer.meta_pages() {
                 pages.extend(layer.meta_page(page)?.map(|content| (page, content)));

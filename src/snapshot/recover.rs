@@ -318,6 +318,7 @@ pub(super) async fn tail_pages_of(
 ) -> Result<Vec<(u64, Page)>> {
     let result = async {
         let layer = SealedLayer::open(io.map(path).await?, volume, tail..tail.next())?;
+        layer.verify()?;
         let mut pages = Vec::new();
         for page in layer.meta_pages() {
             pages.extend(layer.meta_page(page)?.map(|content| (page, content)));

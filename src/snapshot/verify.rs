@@ -1,121 +1,103 @@
-//! Verification of an open volume: every layer, every group header, every before-image.
+//! Verification of an open volume: what its files hold is read again, while it goes on.
 
+use super::inspect::{Inspector, Verified};
 use super::volume::Volume;
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::format::state::VolumeState;
 use crate::io::Io;
-use crate::map::{LayerRef, SealedLayer};
+use crate::map::{LayerRef, SavedImage};
 use crate::store::paths::VolumePaths;
-use crate::types::Epoch;
+use crate::types::{Block, Epoch};
 use std::path::PathBuf;
 use std::rc::Rc;
 
-/// Something that is not as it should be.
-#[derive(Clone, Debug)]
-pub struct Found {
-    /// The snapshot affected, by name.
-    pub snapshot: Option<String>,
-    /// The file.
-    pub file: PathBuf,
-    /// The block affected.
-    pub block: Option<u64>,
-    /// What is wrong.
-    pub problem: String,
-}
-
-/// What was looked at.
-#[derive(Clone, Debug, Default)]
-pub struct Verified {
-    /// Files read.
-    pub files: u64,
-    /// Bytes whose checksum was verified.
-    pub bytes: u64,
-    /// What is wrong.
-    pub found: Vec<Found>,
-}
-
 impl Volume {
-    /// Verifies all sealed layers; with `images`, also every before-image.
+    /// Verifies journal, checkpoint, sealed layers and segments; with `images`, also every
+    /// before-image. What a deletion or a seal replaces meanwhile is no finding.
     ///
     /// # Errors
     /// Only what keeps it from looking; damage is reported in the result.
     pub async fn verify(self: &Rc<Self>, images: bool) -> Result<Verified> {
-        let mut out = Verified::default();
         self.seal_closed().await?;
-        let layers = self.s.borrow().durable.layers.clone();
-        for layer in &layers {
-            let path = self.paths.layer(layer.first, layer.version);
-            let still = |v: &Volume| v.s.borrow().durable.layers.contains(layer);
-            match check_layer(&self.io, self, &path, layer.first..layer.end).await {
-                Ok(bytes) => out.bytes += bytes,
-                Err(error) if still(self) => out.found.push(Found {
-                    snapshot: self.owner_name(layer.first),
-                    file: path,
-                    block: None,
-                    problem: error.to_string(),
-                }),
-                Err(_) => {}
-            }
-            out.files += 1;
-        }
-        if images && out.found.is_empty() {
-            self.load_from(Epoch(0)).await?;
-            self.verify_images(&mut out).await?;
-        }
-        Ok(out)
-    }
-
-    fn owner_name(&self, first: Epoch) -> Option<String> {
-        let s = self.s.borrow();
-        let owner = s.owner_of(first)?;
-        s.durable.snapshots.iter().find(|r| r.epoch == owner).map(|r| r.name.clone())
-    }
-
-    async fn verify_images(self: &Rc<Self>, out: &mut Verified) -> Result<()> {
-        let size = u64::from(self.geometry().block_size);
+        // No segment that is live now is used again meanwhile.
         let _pin = self.save.pin();
-        let layers: Vec<(Epoch, LayerRef)> = self.s.borrow().chain.layers_from(Epoch(0)).collect();
-        for (first, layer) in layers {
-            let snapshot = self.owner_name(first);
-            if snapshot.is_none() {
-                continue;
+        let state = self.state_now();
+        let mut look = Inspector { sources: self.sources(), state: &state, images, out: Verified::default() };
+        self.verify_journal(&mut look.out).await?;
+        self.verify_checkpoint(&mut look).await?;
+        for record in &state.layers {
+            let before = look.out.found.len();
+            look.layer(record).await?;
+            if !self.s.borrow().durable.layers.contains(record) {
+                look.out.found.truncate(before);
             }
-            let entries = match layer {
-                LayerRef::Open(open) => open.borrow().blocks.sorted(),
-                LayerRef::Loaded(sealed) => sealed.entries().collect::<Result<Vec<_>>>()?,
-                LayerRef::Unloaded(_) | LayerRef::Lost(_) => Vec::new(),
-            };
-            for (block, image) in entries {
-                let problem = if image.damaged {
-                    Some("the block could not be read when it was to be saved".to_owned())
-                } else {
-                    self.save.read(image.addr, image.crc).await.err().map(|e: Error| e.to_string())
-                };
-                out.bytes += size;
-                if let Some(problem) = problem {
-                    out.found.push(Found {
-                        snapshot: snapshot.clone(),
-                        file: self.paths.segment(image.addr.segment),
-                        block: Some(block.0),
-                        problem,
-                    });
-                }
+            self.io.yield_now().await;
+        }
+        // Images of groups that are in no sealed layer: those that the open layers name.
+        look.images = false;
+        for (number, record) in &state.segments {
+            let before = look.out.found.len();
+            look.segment(*number, record, look.is_live(*number)).await;
+            let now = self.save.records();
+            if now.get(number).is_none_or(|now| now.generation != record.generation) {
+                look.out.found.truncate(before);
+            }
+            self.io.yield_now().await;
+        }
+        if images {
+            for (epoch, block, image) in self.open_images() {
+                look.image(epoch, block, image).await;
             }
         }
-        out.files += self.save.numbers().len() as u64;
+        Ok(look.out)
+    }
+
+    /// The small state with the segments as they are now.
+    fn state_now(&self) -> VolumeState {
+        let mut state = self.s.borrow().durable.clone();
+        state.segments = self.save.records();
+        state
+    }
+
+    /// The before-images that the open layers name, those that some snapshot has.
+    fn open_images(&self) -> Vec<(Epoch, Block, SavedImage)> {
+        let s = self.s.borrow();
+        let mut all = Vec::new();
+        for (first, layer) in s.chain.layers_from(Epoch(0)) {
+            if let (LayerRef::Open(open), Some(_)) = (layer, s.owner_of(first)) {
+                let images = open.borrow().blocks.sorted();
+                all.extend(images.into_iter().map(|(block, image)| (first, block, image)));
+            }
+        }
+        all
+    }
+
+    async fn verify_journal(self: &Rc<Self>, out: &mut Verified) -> Result<()> {
+        out.files += 1;
+        match self.journal.verify().await {
+            Ok(bytes) => out.bytes += bytes,
+            Err(error) if super::mend::is_damage(&error) => {
+                let advice =
+                    "the next checkpoint begins a new file: close the store in good order, and check it";
+                out.file(self.paths.journal(), &error, advice);
+            }
+            Err(error) => return Err(error),
+        }
         Ok(())
     }
-}
 
-async fn check_layer(
-    io: &Io,
-    volume: &Volume,
-    path: &std::path::Path,
-    epochs: std::ops::Range<Epoch>,
-) -> Result<u64> {
-    let mapped = io.map(path).await?;
-    let bytes = mapped.len() as u64;
-    SealedLayer::open(mapped, volume.uuid(), epochs)?.verify()?;
-    Ok(bytes)
+    async fn verify_checkpoint(self: &Rc<Self>, look: &mut Inspector<'_>) -> Result<()> {
+        while self.checkpointing.replace(true) {
+            self.changed.wait().await;
+        }
+        // Those that are in force now: a checkpoint may have been made since the state was
+        // looked at.
+        let state = self.s.borrow().durable.clone();
+        let result = look.checkpoint(&state).await;
+        self.checkpointing.set(false);
+        self.changed.notify();
+        result
+    }
 }
 
 /// The files of a volume that no record names, left by a crash: sealed layers and segments.

@@ -315,6 +315,11 @@ impl Volume {
         result
     }
 
+    /// The volume takes no more writes; reads go on.
+    pub fn fail(&self, error: Error) {
+        let _ = self.latch_on::<()>(Err(error));
+    }
+
     /// Whether the volume can be changed at all.
     ///
     /// # Errors

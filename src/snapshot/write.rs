@@ -264,7 +264,7 @@ impl Volume {
             let whole = s.shift() == 0;
             let blocks = staged.iter().map(|part| Block(part.first));
             // What is staged has its place already, and somebody may be writing there.
-            blocks.filter(|b| !s.slots.has(*b) && !(whole && s.in_use(b.0))).collect()
+            blocks.filter(|b| !(s.slots.has(*b) || whole && s.in_use(b.0))).collect()
         };
         for block in holes {
             self.clone_volume.allocate(block, 1).await?;

@@ -452,6 +452,27 @@ impl Journal {
         Ok(allocated)
     }
 
+    /// Reads the file in force again and checks every frame that was written; returns how
+    /// many bytes those are.
+    ///
+    /// # Errors
+    /// `Corrupt`, `Io`.
+    pub async fn verify(&self) -> Result<u64> {
+        let (file, end) = {
+            let inner = self.inner.borrow();
+            (inner.file, inner.completed)
+        };
+        let result = super::replay::read_below(&self.io, file, end).await;
+        if self.inner.borrow().file != file {
+            // A new file took its place meanwhile.
+            return Ok(0);
+        }
+        match result? {
+            found if found.end == end => Ok(end),
+            found => Err(Error::corrupt(format!("the record at offset {} is damaged", found.end))),
+        }
+    }
+
     /// Why nothing can be appended any more, if so.
     pub fn failure(&self) -> Option<Error> {
         let failed = self.inner.borrow().failed.as_ref().map(Error::duplicate);

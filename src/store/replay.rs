@@ -7,7 +7,7 @@
 
 use crate::error::{Error, Result};
 use crate::format::journal::{FileHeader, Found, HEADER_SIZE, Record, decode_frame, frame_at};
-use crate::io::{Io, OpenHow};
+use crate::io::{FileId, Io, OpenHow};
 use crate::types::Seq;
 use bytes::{Bytes, BytesMut};
 use std::path::Path;
@@ -31,14 +31,26 @@ pub struct Replay {
 /// `Corrupt` for damage, naming the file and the offset.
 pub async fn read(io: &Io, path: &Path) -> Result<Replay> {
     let file = io.open(path, OpenHow::Read).await?;
-    let size = io.size(file).await?;
+    let result = async {
+        let size = io.size(file).await?;
+        read_below(io, file, size).await
+    };
+    let result = result.await;
+    io.close(file);
+    result.map_err(|e| e.context(path.display().to_string()))
+}
+
+/// Reads the part of an open journal below an offset.
+///
+/// # Errors
+/// As for [`read`].
+pub async fn read_below(io: &Io, file: FileId, size: u64) -> Result<Replay> {
     let mut bytes = BytesMut::new();
     while (bytes.len() as u64) < size {
         let step = usize::try_from(size - bytes.len() as u64).unwrap_or(usize::MAX).min(4 << 20);
         bytes.extend_from_slice(&io.read(file, bytes.len() as u64, step).await?);
     }
-    io.close(file);
-    parse(&bytes.freeze()).map_err(|e| e.context(path.display().to_string()))
+    parse(&bytes.freeze())
 }
 
 /// Whose journal it is.

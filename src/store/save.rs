@@ -372,17 +372,7 @@ impl SaveVolume {
         };
         let result = self.write_header(number, generation, exists).await;
         if let Err(error) = result {
-            let mut inner = self.inner.borrow_mut();
-            let failed = inner.open.remove(&number).is_some_and(|open| open.syncer.failure().is_some());
-            if let Some(segment) = inner.segments.get_mut(&number) {
-                segment.closed = true;
-                // A file whose sync failed is never written again, but removed.
-                segment.broken = failed;
-                if !failed {
-                    inner.reusable.insert(number);
-                }
-            }
-            drop(inner);
+            self.give_up_segment(number);
             if !exists {
                 // Nothing names it; on a full disk there would be one for every attempt.
                 let _ = self.io.remove(&self.paths.segment(number)).await;
@@ -397,6 +387,20 @@ impl SaveVolume {
         }
         self.inner.borrow_mut().segments.insert(number, segment);
         Ok(number)
+    }
+
+    /// A segment could not be begun: an empty one of before is kept for reuse.
+    fn give_up_segment(&self, number: u32) {
+        let mut inner = self.inner.borrow_mut();
+        let failed = inner.open.remove(&number).is_some_and(|open| open.syncer.failure().is_some());
+        if let Some(segment) = inner.segments.get_mut(&number) {
+            segment.closed = true;
+            // A file whose sync failed is never written again, but removed.
+            segment.broken = failed;
+            if !failed {
+                inner.reusable.insert(number);
+            }
+        }
     }
 
     async fn write_header(&self, number: u32, generation: u64, exists: bool) -> Result<()> {

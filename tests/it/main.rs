@@ -8,6 +8,7 @@ mod clients;
 mod copies;
 mod damage;
 mod death;
+mod full;
 mod layers;
 mod power;
 mod readme;

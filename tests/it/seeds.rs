@@ -117,9 +117,10 @@ fn segment() -> Seeds {
     let header = SegmentHeader { volume: VOLUME, segment: 1, generation: 1 }.encode();
     let entry = |block| GroupEntry { block: Block(block), crc: 5, damaged: block == 2 };
     let entries = vec![entry(1), entry(2)];
-    let header_of =
+    let group =
         GroupHeader { volume: VOLUME, segment: 1, generation: 1, epoch: Epoch(2), block_size: 4096, entries };
-    let (group, tail) = (header_of.encode(), header_of.encode_tail());
+    let tail = group.encode_tail();
+    let group = group.encode();
     vec![
         ("header-as-is".to_owned(), [&[0], &header[..64]].concat()),
         ("header-mended".to_owned(), [&[1], &header[..64]].concat()),

@@ -348,23 +348,22 @@ impl Script {
 
     pub async fn resize_to(&self, new: usize) {
         let old = self.oracle.borrow().live.len();
-        {
+        let cut_off = {
             let mut oracle = self.oracle.borrow_mut();
             oracle.resizing.push(new);
-            if new < old {
-                oracle.begin(new, vec![0; old - new]);
-            }
-        }
+            (new < old).then(|| oracle.begin(new, vec![0; old - new]))
+        };
         let result = self.volume.resize(new as u64).await;
         if !self.is_done(&result) {
             self.over.set(true);
             return;
         }
         let mut oracle = self.oracle.borrow_mut();
-        if new < old {
+        if let Some(cut_off) = cut_off {
             // A shrink flushes.
-            let ids: Vec<u64> = oracle.pending.iter().map(|c| c.id).collect();
-            oracle.flushed(&ids);
+            oracle.ack(cut_off);
+            let acked = oracle.acked();
+            oracle.flushed(&acked);
         }
         oracle.resized(new);
         self.count();

@@ -4,6 +4,7 @@
 
 pub mod ledger;
 pub mod lossy;
+pub mod mount;
 pub mod oracle;
 pub mod server;
 pub mod sshd;

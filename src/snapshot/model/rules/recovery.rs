@@ -265,7 +265,7 @@ fn damage_in_a_segment_is_an_error_and_a_torn_group_is_not() {
     disk.flip_bit(path, 4096 + 70, 3);
     let image = disk.fork();
     live(&image, |volume| async move {
-        assert_eq!(then(&volume, "a").await, vec![1; 8]);
+        assert_eq!(then(&volume, "a").await[..8], [1; 8]);
         assert_eq!(now(&volume).await[..5], [2, 1, 1, 1, 2]);
     });
     // Both: what the group held can't be known.
