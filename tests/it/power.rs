@@ -95,7 +95,7 @@ fn stop(vm: &mut Vm, port: u16) {
 
 impl World {
     fn new(file_system: &'static str, seed: u64, dir: &Path) -> (Self, Server) {
-        let disk = LossyDisk::new(384 << 20);
+        let disk = LossyDisk::new(1 << 30);
         let socket = dir.join("disk");
         let server = Server::start(disk.clone(), &[Listen::Unix(socket.clone())], Limits::default()).unwrap();
         let free = || std::net::TcpListener::bind("127.0.0.1:0").unwrap();

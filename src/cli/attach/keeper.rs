@@ -84,7 +84,7 @@ pub(super) fn run(family: &Nbd, args: &Args, kept: &[String]) -> Result<()> {
                 Ok(Some(socket)) => break socket,
                 Ok(None) => return Ok(()),
                 Err(error) if error.kind() == ErrorKind::Conflict || Instant::now() >= until => {
-                    kept.let_go(family)?;
+                    // The kernel fails what waits when its own time is over.
                     return Err(error);
                 }
                 Err(_) => std::thread::sleep(INTERVAL),
@@ -126,17 +126,6 @@ impl Drop for Ended<'_> {
 }
 
 impl Kept<'_> {
-    /// Detaches the device, so that requests fail at once instead of waiting for a
-    /// connection that will not come.
-    fn let_go(&self, family: &Nbd) -> Result<()> {
-        // Kernels that know identifiers show the one of the device as it is now.
-        let shown = format!("/sys/block/{}/backend", self.device.to_string().trim_start_matches("/dev/"));
-        match std::fs::read_to_string(shown) {
-            Ok(identifier) if identifier.trim_end() == self.identifier => family.disconnect(self.device.0),
-            _ => Ok(()),
-        }
-    }
-
     /// A new connection for the device; none if it wants no more.
     fn connect(&self, family: &Nbd, address: &Address, export: &str) -> Result<Option<OwnedFd>> {
         let Negotiated { socket, size, flags, .. } = handshake::connect(address, export)?;
