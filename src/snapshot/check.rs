@@ -19,11 +19,11 @@ use std::rc::Rc;
 /// Only what keeps it from looking; damage is reported in the result.
 pub async fn check_closed(io: &Io, paths: &VolumePaths, images: bool) -> Result<(Verified, u64)> {
     let mut out = Verified::default();
-    let records = match replay::read(io, &paths.journal()).await {
+    let (records, clean) = match replay::read(io, &paths.journal()).await {
         Ok(replay) => {
             out.files += 1;
             out.bytes += replay.end;
-            replay.records
+            (replay.records, replay.clean)
         }
         Err(error) => {
             out.file(paths.journal(), &error, "restore the volume's directory from a copy");
@@ -47,7 +47,7 @@ pub async fn check_closed(io: &Io, paths: &VolumePaths, images: bool) -> Result<
         save.add(*number, segment);
     }
     let sources = Sources { io, paths, save: &save, volume: state.uuid, block_size: size };
-    let mut look = Inspector { sources, state: &state, images, out };
+    let mut look = Inspector { sources, state: &state, images, clean, out };
     look.checkpoint(first).await?;
     look.layers_and_segments().await?;
     let snapshots = state.snapshots.iter().filter(|r| !r.is_internal()).count() as u64;

@@ -4,7 +4,8 @@
 //! Why a crash is safe at every point: the file that is written is not the one that the
 //! journal in force names; the clone volume was synced after the cut, so what the maps
 //! say is in use has its data; what is still staged then goes into the new journal; and
-//! the new journal takes the place of the old one in one rename.
+//! the new journal takes the place of the old one in one rename. Only then is the other
+//! file brought to the same content, so that one of them may rot.
 
 use super::volume::Volume;
 use crate::error::Result;
@@ -75,6 +76,7 @@ impl Volume {
         let old = self.s.borrow().durable.checkpoint;
         let new = cut.state.checkpoint;
         let (written, maps) = (usize::from(new.file - 1), (cut.production.clone(), cut.stale.clone()));
+        let (state, other) = (cut.state.clone(), 3 - new.file);
         if let Err(error) = self.publish_checkpoint(cut).await {
             self.s.borrow_mut().written[written] = None;
             self.journal.uncut();
@@ -83,7 +85,13 @@ impl Volume {
         {
             let mut s = self.s.borrow_mut();
             s.durable.checkpoint = new;
-            s.written[written] = Some(maps);
+            s.written[written] = Some(maps.clone());
+        }
+        match self.write_checkpoint(&state, other, &maps).await {
+            Ok(()) => self.s.borrow_mut().written[usize::from(other - 1)] = Some(maps),
+            Err(error) => {
+                tracing::warn!("volume {}: the checkpoint has no second copy: {error}", self.name());
+            }
         }
         if old.tail_pages {
             for path in [self.paths.tail_pages(old.seq.0), self.paths.second_tail_pages(old.seq.0)] {
@@ -126,25 +134,8 @@ impl Volume {
 
     async fn publish_checkpoint(self: &Rc<Self>, cut: Cut) -> Result<()> {
         self.clone_synced().await?;
-        let file = cut.state.checkpoint.file;
-        let path = self.paths.checkpoint(file);
-        let previous = self.s.borrow_mut().written[usize::from(file - 1)].take();
-        let geometry = cut.state.geometry;
-        let bits = (geometry.blocks().div_ceil(u64::from(geometry.granularity)), geometry.blocks());
-        let pieces = checkpoint::update(
-            previous.as_ref().map(|(p, s)| (p, s)),
-            (&cut.production, &cut.stale),
-            bits_for(bits, &cut),
-            cut.seq,
-            cut.seq.0,
-            cut.state.uuid,
-        );
-        let how = if previous.is_some() { OpenHow::Write } else { OpenHow::CreateEmpty };
-        let handle = self.io.open(&path, how).await?;
-        let result = self.write_pieces(handle, pieces).await;
-        self.io.close(handle);
-        result?;
-        self.io.sync_dir(&self.paths.0).await?;
+        let maps = (cut.production, cut.stale);
+        self.write_checkpoint(&cut.state, cut.state.checkpoint.file, &maps).await?;
         if let Some(contents) = &cut.tail {
             for path in [self.paths.tail_pages(cut.seq.0), self.paths.second_tail_pages(cut.seq.0)] {
                 self.write_layer_file(&path, contents).await?;
@@ -152,6 +143,29 @@ impl Volume {
             self.io.sync_dir(&self.paths.snapshots()).await?;
         }
         self.journal.rotate((cut.seq, Record::State(Box::new(cut.state))), cut.images).await
+    }
+
+    /// Writes one of the two files: the maps that the state's checkpoint stands for.
+    async fn write_checkpoint(&self, state: &VolumeState, file: u8, maps: &(BitMap, BitMap)) -> Result<()> {
+        let path = self.paths.checkpoint(file);
+        let previous = self.s.borrow_mut().written[usize::from(file - 1)].take();
+        let geometry = state.geometry;
+        let bits = (geometry.blocks().div_ceil(u64::from(geometry.granularity)), geometry.blocks());
+        let seq = state.checkpoint.seq;
+        let pieces = checkpoint::update(
+            previous.as_ref().map(|(p, s)| (p, s)),
+            (&maps.0, &maps.1),
+            bits_for(bits, maps),
+            seq,
+            seq.0,
+            state.uuid,
+        );
+        let how = if previous.is_some() { OpenHow::Write } else { OpenHow::CreateEmpty };
+        let handle = self.io.open(&path, how).await?;
+        let result = self.write_pieces(handle, pieces).await;
+        self.io.close(handle);
+        result?;
+        self.io.sync_dir(&self.paths.0).await
     }
 
     async fn write_pieces(&self, file: crate::io::FileId, mut pieces: Vec<(u64, Bytes)>) -> Result<()> {
@@ -166,10 +180,10 @@ impl Volume {
 }
 
 /// Bits in each map: those of the geometry, or more where a shrink left some behind.
-fn bits_for(bits: (u64, u64), cut: &Cut) -> (u64, u64) {
+fn bits_for(bits: (u64, u64), maps: &(BitMap, BitMap)) -> (u64, u64) {
     let last = |map: &BitMap| {
         let page = map.pages().last().map_or(0, |(page, _)| page + 1);
         page * crate::map::PAGE_BITS
     };
-    (bits.0.max(last(&cut.production)), bits.1.max(last(&cut.stale)))
+    (bits.0.max(last(&maps.0)), bits.1.max(last(&maps.1)))
 }

@@ -269,7 +269,10 @@ impl Volume {
     }
 
     /// Does work that frees space, with the reserve where the disk is too full for it.
-    pub(super) async fn with_reserve<T, F>(self: &Rc<Self>, work: impl Fn() -> F) -> Result<T>
+    ///
+    /// # Errors
+    /// Those of the work.
+    pub async fn with_reserve<T, F>(self: &Rc<Self>, work: impl Fn() -> F) -> Result<T>
     where
         F: Future<Output = Result<T>>,
     {

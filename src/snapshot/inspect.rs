@@ -56,6 +56,8 @@ pub(super) struct Inspector<'a> {
     pub state: &'a VolumeState,
     /// Also before-images are read.
     pub images: bool,
+    /// Nothing is under way: also second copies that a crash may leave old are looked at.
+    pub clean: bool,
     pub out: Verified,
 }
 
@@ -214,17 +216,26 @@ impl Inspector<'_> {
         if first.checkpoint.file == 0 {
             return Ok(());
         }
-        self.out.files += 1;
-        match recover::load_checkpoint(io, paths, first).await {
-            Ok(maps) => {
-                let pages = maps.map_or(0, |(meta, stale)| meta.pages().count() + stale.pages().count());
-                self.out.bytes += 512 + pages as u64 * 4096;
+        let named = first.checkpoint.file;
+        for file in [named, 3 - named] {
+            self.out.files += 1;
+            match recover::checkpoint_in(io, paths, first, file).await {
+                Ok((meta, stale)) => {
+                    let pages = meta.pages().count() + stale.pages().count();
+                    self.out.bytes += 512 + pages as u64 * 4096;
+                }
+                // A crash may have come before the second file was brought to the same.
+                Err(_) if file != named && !self.clean => {}
+                Err(error) if is_damage(&error) => {
+                    let other = recover::checkpoint_in(io, paths, first, 3 - file).await;
+                    let advice = match other {
+                        Ok(_) => REWRITES,
+                        Err(_) => "both copies are damaged: restore the volume's directory from a copy",
+                    };
+                    self.out.file(paths.checkpoint(file), &error, advice);
+                }
+                Err(error) => return Err(error),
             }
-            Err(error) if is_damage(&error) => {
-                let advice = "restore the volume's directory from a copy";
-                self.out.file(paths.checkpoint(first.checkpoint.file), &error, advice);
-            }
-            Err(error) => return Err(error),
         }
         if let (true, Some(tail)) = (first.checkpoint.tail_pages, first.snapshots.last()) {
             let seq = first.checkpoint.seq.0;

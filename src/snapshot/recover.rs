@@ -116,7 +116,14 @@ impl Recovered {
         if !replay.clean {
             make_durable(io, paths, &state, &save, clone_file).await?;
         }
-        let checkpoint_maps = load_checkpoint(io, paths, &first).await?;
+        let checkpoint_maps = match load_checkpoint(io, paths, &first).await? {
+            Some((maps, file)) => {
+                // The next one goes to the other file, which may be the damaged one.
+                state.checkpoint.file = file;
+                Some(maps)
+            }
+            None => None,
+        };
         let (production, stale) = checkpoint_maps.clone().unwrap_or_default();
         let mut maps = Maps {
             production,
@@ -247,26 +254,61 @@ async fn make_durable(
     Ok(())
 }
 
-pub(super) async fn load_checkpoint(
+/// The two maps of the checkpoint that the journal starts from, and in which of the two
+/// files they were found: the one that it names, or the other if that is damaged.
+async fn load_checkpoint(
     io: &Io,
     paths: &VolumePaths,
     state: &VolumeState,
-) -> Result<Option<(BitMap, BitMap)>> {
-    if state.checkpoint.file == 0 {
+) -> Result<Option<((BitMap, BitMap), u8)>> {
+    let named = state.checkpoint.file;
+    if named == 0 {
         return Ok(None);
     }
-    let path = paths.checkpoint(state.checkpoint.file);
-    let file = io.open(&path, OpenHow::Read).await?;
-    let result = read_checkpoint(io, file, state).await;
-    io.close(file);
-    result.map(Some).map_err(|e| e.context(path.display().to_string()))
+    match checkpoint_in(io, paths, state, named).await {
+        Err(error) if super::mend::is_damage(&error) => {
+            match checkpoint_in(io, paths, state, 3 - named).await {
+                Ok(maps) => {
+                    tracing::warn!("{error}; the second copy of the checkpoint is whole");
+                    Ok(Some((maps, 3 - named)))
+                }
+                Err(_) => Err(error),
+            }
+        }
+        done => done.map(|maps| Some((maps, named))),
+    }
+}
+
+/// The maps in one of the two files, if it holds the state's checkpoint.
+///
+/// # Errors
+/// `Corrupt`, also for another checkpoint; `Io`.
+pub(super) async fn checkpoint_in(
+    io: &Io,
+    paths: &VolumePaths,
+    state: &VolumeState,
+    file: u8,
+) -> Result<(BitMap, BitMap)> {
+    let path = paths.checkpoint(file);
+    let result = async {
+        let file = io.open(&path, OpenHow::Read).await?;
+        let result = read_checkpoint(io, file, state).await;
+        io.close(file);
+        result
+    };
+    result.await.map_err(|e| e.context(path.display().to_string()))
 }
 
 async fn read_checkpoint(io: &Io, file: FileId, state: &VolumeState) -> Result<(BitMap, BitMap)> {
     let header = io.read(file, 0, 4096).await?;
     let mut loader = checkpoint::Loader::new(&header, state.uuid)?;
-    if loader.seq().0 != state.checkpoint.seq {
-        return Err(Error::corrupt("the checkpoint is not the one that the journal starts from"));
+    let (found, wanted) = (loader.seq().0, state.checkpoint.seq);
+    if found != wanted {
+        let which = if found > wanted { "the journal is older" } else { "it is older" };
+        return Err(Error::corrupt(format!(
+            "the checkpoint is number {found}, and the journal starts from {wanted}: {which} than the rest"
+        ))
+        .hint("the volume's files are of two copies; restore all of its directory from one"));
     }
     for read in loader.tables() {
         loader.table(&io.read(file, read.offset, read.len).await?)?;

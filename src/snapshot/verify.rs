@@ -3,6 +3,7 @@
 use super::inspect::{Inspector, Verified};
 use super::volume::Volume;
 use crate::error::Result;
+use crate::format::journal::Record;
 use crate::format::state::VolumeState;
 use crate::io::Io;
 use crate::map::{LayerRef, SavedImage};
@@ -22,9 +23,14 @@ impl Volume {
         // No segment that is live now is used again meanwhile.
         let _pin = self.save.pin();
         let state = self.state_now();
-        let mut look = Inspector { sources: self.sources(), state: &state, images, out: Verified::default() };
-        self.verify_journal(&mut look.out).await?;
-        self.verify_checkpoint(&mut look).await?;
+        let mut look = Inspector {
+            sources: self.sources(),
+            state: &state,
+            images,
+            clean: false,
+            out: Verified::default(),
+        };
+        self.verify_journal(&mut look).await?;
         for record in &state.layers {
             let before = look.out.found.len();
             look.layer(record).await?;
@@ -72,31 +78,51 @@ impl Volume {
         all
     }
 
-    async fn verify_journal(self: &Rc<Self>, out: &mut Verified) -> Result<()> {
-        out.files += 1;
-        match self.journal.verify().await {
-            Ok(bytes) => out.bytes += bytes,
-            Err(error) if super::mend::is_damage(&error) => {
-                let advice =
-                    "the next checkpoint begins a new file: close the store in good order, and check it";
-                out.file(self.paths.journal(), &error, advice);
-            }
-            Err(error) => return Err(error),
-        }
-        Ok(())
-    }
-
-    async fn verify_checkpoint(self: &Rc<Self>, look: &mut Inspector<'_>) -> Result<()> {
+    /// The journal in force, and the checkpoint that it starts from; no other one is made
+    /// meanwhile.
+    async fn verify_journal(self: &Rc<Self>, look: &mut Inspector<'_>) -> Result<()> {
         while self.checkpointing.replace(true) {
             self.changed.wait().await;
         }
-        // Those that are in force now: a checkpoint may have been made since the state was
-        // looked at.
-        let state = self.s.borrow().durable.clone();
-        let result = look.checkpoint(&state).await;
+        let result = self.verify_journal_now(look).await;
         self.checkpointing.set(false);
         self.changed.notify();
         result
+    }
+
+    async fn verify_journal_now(&self, look: &mut Inspector<'_>) -> Result<()> {
+        look.out.files += 1;
+        match self.journal.verify().await {
+            Ok(replay) => {
+                look.out.bytes += replay.end;
+                match replay.records.first() {
+                    Some((_, Record::State(first))) => self.verify_checkpoint(look, first).await,
+                    _ => Ok(()),
+                }
+            }
+            Err(error) if super::mend::is_damage(&error) => {
+                let advice =
+                    "the next checkpoint begins a new file: close the store in good order, and check it";
+                look.out.file(self.paths.journal(), &error, advice);
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Both files of the checkpoint. One that is damaged is written anew as a whole by the
+    /// next one.
+    async fn verify_checkpoint(&self, look: &mut Inspector<'_>, first: &VolumeState) -> Result<()> {
+        look.clean = self.s.borrow().written.iter().all(Option::is_some);
+        let before = look.out.found.len();
+        look.checkpoint(first).await?;
+        for file in 1..=2 {
+            let path = self.paths.checkpoint(file);
+            if look.out.found[before..].iter().any(|found| found.file == path) {
+                self.s.borrow_mut().written[usize::from(file - 1)] = None;
+            }
+        }
+        Ok(())
     }
 }
 

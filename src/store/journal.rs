@@ -452,23 +452,18 @@ impl Journal {
         Ok(allocated)
     }
 
-    /// Reads the file in force again and checks every frame that was written; returns how
-    /// many bytes those are.
+    /// Reads the file in force again and checks every frame that was written. The caller
+    /// keeps rotations away.
     ///
     /// # Errors
     /// `Corrupt`, `Io`.
-    pub async fn verify(&self) -> Result<u64> {
+    pub async fn verify(&self) -> Result<super::replay::Replay> {
         let (file, end) = {
             let inner = self.inner.borrow();
             (inner.file, inner.completed)
         };
-        let result = super::replay::read_below(&self.io, file, end).await;
-        if self.inner.borrow().file != file {
-            // A new file took its place meanwhile.
-            return Ok(0);
-        }
-        match result? {
-            found if found.end == end => Ok(end),
+        match super::replay::read_below(&self.io, file, end).await? {
+            found if found.end == end => Ok(found),
             found => Err(Error::corrupt(format!("the record at offset {} is damaged", found.end))),
         }
     }
