@@ -4,7 +4,8 @@
 //! when this process ends. A process of its own stays, the keeper, which connects again
 //! when the daemon was restarted.
 
-mod handshake;
+#[doc(hidden)]
+pub mod handshake;
 mod keeper;
 pub(super) mod netlink;
 

@@ -5,7 +5,8 @@
 //! hint) and an exit code, see [`crate::ErrorKind::exit_code`].
 
 mod args;
-mod attach;
+#[doc(hidden)]
+pub mod attach;
 mod check;
 mod completions;
 mod copy;
@@ -22,7 +23,8 @@ mod man;
 pub mod output;
 pub mod progress;
 mod promote;
-mod receive;
+#[doc(hidden)]
+pub mod receive;
 mod release;
 mod resize;
 mod rollback;
@@ -30,7 +32,8 @@ mod scrub;
 mod send;
 mod serve;
 mod set;
-mod shipping;
+#[doc(hidden)]
+pub mod shipping;
 mod snapshot;
 mod status;
 

@@ -303,9 +303,11 @@ impl World {
             } else {
                 Outcome::Done
             };
-            if again == Outcome::Done {
-                outcome = run(vm, life, NEAR, &format!("copy --full {name} {FAR}/{there}"));
-            }
+            outcome = match again {
+                Outcome::Done => run(vm, life, NEAR, &format!("copy --full {name} {FAR}/{there}")),
+                // Cut off, like the copy that it was for.
+                other => other,
+            };
         }
         assert!(!matches!(outcome, Outcome::Refused(_)), "{outcome:?}");
         self.count(&outcome);
