@@ -99,7 +99,12 @@ impl Volume {
                     .hint("the volume was copied in part; restore its directory from a whole copy")
             })?;
         }
-        let replay = replay::read(io, &paths.journal()).await?;
+        let mut replay = replay::read(io, &paths.journal()).await?;
+        if let Some(what) = &replay.mended {
+            tracing::warn!("{}: {what}; its second copy is whole", paths.journal().display());
+            // A new file is begun, as after a crash.
+            replay.clean = false;
+        }
         let (number, end, clean) = (replay.header.number, replay.end, replay.clean);
         let recovered = Recovered::load(io, &paths, tuning, replay, committed).await?;
         let file = io.open(&paths.journal(), OpenHow::Write).await?;
@@ -324,8 +329,9 @@ impl Volume {
             s.latched.is_none() && !s.untidy
         };
         if sound {
-            self.record(Record::Close);
+            let seq = self.record(Record::Close);
             self.journal_synced().await?;
+            self.journal.closed(seq).await;
         }
         Ok(())
     }

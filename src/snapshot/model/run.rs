@@ -112,7 +112,7 @@ impl Run {
         self.counts.get()
     }
 
-    /// Its operations so far, if they were to be noted.
+    /// Its operations so far, if they were to be noted; those that did nothing without text.
     #[must_use]
     pub fn did(&self) -> Vec<(Id, String)> {
         self.did.borrow().clone()
