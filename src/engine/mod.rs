@@ -10,8 +10,8 @@ mod check;
 mod clients;
 mod core;
 mod export;
-#[cfg(test)]
-mod model;
+#[cfg(any(test, feature = "simulation"))]
+pub mod model;
 mod production;
 mod receive;
 mod report;
@@ -23,6 +23,8 @@ mod thread;
 mod transfers;
 mod volumes;
 
+#[doc(hidden)]
+pub use batch::{decode_deletions, encode_deletions};
 pub use export::{Export, ExportInfo};
 pub use space::Watch;
 pub use store::Store;

@@ -5,7 +5,7 @@ use super::api::{Diff, DiffExtent, DiffKind};
 use super::batch::{self, Commit, Deletions};
 use super::core::{Admin, Core};
 use super::thread::{Handle, Pending};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::snapshot::{TakeRequest, TakeTicket, Volume};
 use crate::types::{Name, SnapName};
 use futures::future::join_all;
@@ -207,7 +207,13 @@ impl Core {
         let all = admin.unfinished.clone();
         let intended =
             self.on_store(move |engine, dir| async move { batch::intend(&engine.io, &dir, &all).await });
-        let Err(error) = intended.await else { return Ok(()) };
+        let Err(mut error) = intended.await else { return Ok(()) };
+        if error.kind() == ErrorKind::Full {
+            match self.intend_on_a_reserve(&admin.unfinished, deletions).await {
+                Ok(()) => return Ok(()),
+                Err(second) => error = second,
+            }
+        }
         let old = before.clone();
         let back = self.on_store(move |engine, dir| async move {
             match old.is_empty() {
@@ -222,6 +228,17 @@ impl Core {
         }
         admin.unfinished = before;
         Err(error)
+    }
+
+    /// Makes an intention durable with the last space that one of its volumes keeps back.
+    async fn intend_on_a_reserve(&self, all: &Deletions, deletions: &Deletions) -> Result<()> {
+        let Some(volume) = deletions.keys().next() else { return Ok(()) };
+        let (all, dir) = (all.clone(), self.dir.clone());
+        self.with(volume, move |volume| async move {
+            let io = volume.io();
+            volume.with_reserve(|| batch::intend(&io, &dir, &all)).await
+        })
+        .await
     }
 
     /// Does deletions that were intended; those that fail stay in the list.

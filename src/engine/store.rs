@@ -387,3 +387,6 @@ fn lock(dir: &Path) -> Result<File> {
         Err(error) => Err(Error::os(format!("cannot lock {}", path.display()), error.into())),
     }
 }
+
+#[cfg(test)]
+mod tests;
