@@ -9,6 +9,7 @@ mod copies;
 mod damage;
 mod death;
 mod full;
+mod hostile;
 mod layers;
 mod power;
 mod readme;
