@@ -17,6 +17,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::io::DriverKind;
 use crate::nbd::{Limits, Listen, Server};
 use crate::types::{Name, OnFull, parse_size};
+use rustix::process::{Resource, Rlimit};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::path::{Path, PathBuf};
@@ -93,8 +94,9 @@ pub(super) fn run(dir: &Path, args: &Args) -> Result<()> {
     let dir = super::absolute(dir)?;
     // Before anything is opened, so that no signal finds the process without a plan.
     let mut signals = signals()?;
+    let descriptors = raise_descriptors();
     let store = open(&dir, args)?;
-    let served = serve(&dir, args, &store, &mut signals);
+    let served = serve(&dir, args, descriptors, &store, &mut signals);
     let closed = store.close();
     if served.is_ok() && closed.is_ok() {
         tracing::info!("the store is closed");
@@ -160,19 +162,44 @@ fn ensure_volume(store: &Store, NewVolume { name, size }: &NewVolume) -> Result<
 }
 
 // adapter: all that is known here of the NBD server's interface.
-fn start_nbd(dir: &Path, args: &Args, store: &Arc<Store>) -> Result<Server> {
+fn start_nbd(dir: &Path, args: &Args, descriptors: u64, store: &Arc<Store>) -> Result<Server> {
     let unix = match &args.unix {
         Some(path) => super::absolute(path)?,
         None => dir.join("nbd.sock"),
     };
     let mut listen = vec![Listen::Unix(unix)];
     listen.extend(args.listen.iter().cloned().map(Listen::Tcp));
-    let limits = Limits { connections: args.max_connections as usize, ..Limits::default() };
+    let connections = connections_max(args.max_connections, descriptors);
+    let limits = Limits { connections, ..Limits::default() };
     Server::start(Arc::clone(store), &listen, limits)
 }
 
-fn serve(dir: &Path, args: &Args, store: &Arc<Store>, signals: &mut Signals) -> Result<()> {
-    let mut nbd = start_nbd(dir, args, store)?;
+/// Takes all descriptors that the process may have; returns how many that are.
+fn raise_descriptors() -> u64 {
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    let Some(most) = limit.maximum else { return limit.current.unwrap_or(u64::MAX) };
+    let wanted = Rlimit { current: Some(most), maximum: Some(most) };
+    match rustix::process::setrlimit(Resource::Nofile, wanted) {
+        Ok(()) => most,
+        Err(_) => limit.current.unwrap_or(most),
+    }
+}
+
+/// How many connections fit: two descriptors each, and some must be left for the files of
+/// the volumes.
+fn connections_max(asked: u32, descriptors: u64) -> usize {
+    let fit = usize::try_from(descriptors / 4).unwrap_or(usize::MAX).max(1);
+    let asked = asked as usize;
+    if fit < asked {
+        tracing::warn!(
+            "{fit} connections at once, not {asked}: the process may have {descriptors} descriptors"
+        );
+    }
+    asked.min(fit)
+}
+
+fn serve(dir: &Path, args: &Args, descriptors: u64, store: &Arc<Store>, signals: &mut Signals) -> Result<()> {
+    let mut nbd = start_nbd(dir, args, descriptors, store)?;
     let service = StoreService::new(Arc::clone(store), nbd.uris(""));
     let mut control = control::Server::start(dir, Arc::new(service))?;
     let watching = watch_space(store);

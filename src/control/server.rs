@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 
 /// How many connections are served at once.
 const CONNECTIONS_MAX: usize = 128;
-/// How long a peer may take for the head and the arguments of a request.
+/// How long a peer may take for the head and the arguments of a request, in all.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long requests under way may go on once the server stops.
 const STOP_PATIENCE: Duration = Duration::from_secs(3);
@@ -130,8 +130,30 @@ impl Drop for Server {
     }
 }
 
+/// A connection whose reads end at one moment, however little each of them brings.
+struct Timely<'a> {
+    stream: &'a UnixStream,
+    until: Instant,
+    /// From now on the peer may take its time.
+    patient: AtomicBool,
+}
+
+impl Read for &Timely<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        if !self.patient.load(Ordering::Relaxed) {
+            let left = self.until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(std::io::ErrorKind::TimedOut.into());
+            }
+            self.stream.set_read_timeout(Some(left))?;
+        }
+        (&mut &*self.stream).read(buffer)
+    }
+}
+
 fn accept(listener: &UnixListener, shared: &Arc<Shared>) {
     let mut number = 0u64;
+    let mut exhausted = false;
     loop {
         let accepted = listener.accept();
         if shared.stopping.load(Ordering::SeqCst) {
@@ -139,11 +161,15 @@ fn accept(listener: &UnixListener, shared: &Arc<Shared>) {
         }
         match accepted {
             Ok((stream, _)) => {
+                exhausted = false;
                 number += 1;
                 admit(stream, number, shared);
             }
             Err(error) => {
-                tracing::warn!("a control connection could not be accepted: {error}");
+                // Out of descriptors, most likely; whoever asks waits until there are some.
+                if !std::mem::replace(&mut exhausted, true) {
+                    tracing::error!("no control connection can be accepted: {error}");
+                }
                 std::thread::sleep(Duration::from_millis(100));
             }
         }
@@ -175,7 +201,13 @@ fn admit(stream: UnixStream, number: u64, shared: &Arc<Shared>) {
         let _ = answer_error(&mut &stream, status, &error);
         return;
     }
-    let Ok(handle) = stream.try_clone() else { return };
+    let handle = match stream.try_clone() {
+        Ok(handle) => handle,
+        Err(error) => {
+            let _ = answer_error(&mut &stream, 503, &Error::os("take up a control connection", error));
+            return;
+        }
+    };
     shared.open().insert(number, handle);
     let for_thread = Arc::clone(shared);
     let spawned = std::thread::Builder::new().name(format!("control-{number}")).spawn(move || {
@@ -228,7 +260,8 @@ fn answer(output: &mut dyn Write, result: Result<Value>) -> Result<()> {
 
 /// Serves the one request of a connection.
 fn serve(stream: &UnixStream, service: &dyn Service) -> Result<()> {
-    let mut input = BufReader::with_capacity(64 << 10, stream);
+    let timely = Timely { stream, until: Instant::now() + REQUEST_TIMEOUT, patient: AtomicBool::new(false) };
+    let mut input = BufReader::with_capacity(64 << 10, &timely);
     let mut output = BufWriter::with_capacity(64 << 10, stream);
     let head = match http::read_request(&mut input) {
         Ok(Some(head)) => head,
@@ -246,6 +279,7 @@ fn serve(stream: &UnixStream, service: &dyn Service) -> Result<()> {
     let mut body = Body::new(input, head.framing);
     if let Some(volume) = op.strip_prefix("receive/") {
         // The sender of a stream may be slow; it is heard for as long as it lives.
+        timely.patient.store(true, Ordering::Relaxed);
         let _ = stream.set_read_timeout(None);
         let received = service.receive(volume, &mut body);
         return answer(

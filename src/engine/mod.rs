@@ -10,8 +10,8 @@ mod check;
 mod clients;
 mod core;
 mod export;
-#[cfg(test)]
-mod model;
+#[cfg(any(test, feature = "simulation"))]
+pub mod model;
 mod production;
 mod receive;
 mod report;

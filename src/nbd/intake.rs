@@ -29,6 +29,11 @@ impl Intake {
         self.chunk = chunk;
     }
 
+    /// Whether a part of a header is here.
+    pub fn is_in_header(&self) -> bool {
+        self.partial_len > 0
+    }
+
     /// The next header, if all of it is here.
     pub fn header(&mut self) -> Option<[u8; Request::SIZE]> {
         if self.partial_len == 0

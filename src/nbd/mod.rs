@@ -23,6 +23,7 @@ pub mod reply;
 #[doc(hidden)]
 pub mod script;
 pub mod server;
+pub mod terms;
 pub mod transmission;
 pub(crate) mod uri;
 

@@ -3,13 +3,15 @@
 //! them.
 //!
 //! The thread that accepts never waits for a client, and an engine never waits for a
-//! handshake. A handshake has a limit of time in all; transmission has none. The count
-//! of connections is limited, handshakes included.
+//! handshake. A handshake has a limit of time in all; transmission has one for requests and
+//! replies that a client leaves half done. The count of connections is limited, handshakes
+//! included, and so are the bytes that all of them hold.
 
 use super::exports::{Exports, Serve, describe_device};
 use super::handshake::{self, Choice, Handshake, Step};
 use super::listen::{Listen, Listener, Stream};
 use super::metacontext::Context;
+use super::terms::{Budget, Terms};
 use super::transmission::{self, Session};
 use super::uri;
 use crate::engine::device::Device;
@@ -33,6 +35,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+/// How long the accepting thread rests when it can take nobody.
+const EXHAUSTED_RETRY: Duration = Duration::from_millis(200);
+
 /// What clients may take.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -42,11 +47,22 @@ pub struct Limits {
     pub handshake: Duration,
     /// How long clients may take their last replies when the server stops.
     pub stop: Duration,
+    /// How long a client may leave a request unfinished or replies untaken.
+    pub patience: Duration,
+    /// Bytes of payload that all connections together hold, where one has more than one
+    /// request.
+    pub in_flight_bytes: u64,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { connections: 1024, handshake: Duration::from_secs(10), stop: Duration::from_secs(5) }
+        Self {
+            connections: 1024,
+            handshake: Duration::from_secs(10),
+            stop: Duration::from_secs(5),
+            patience: Duration::from_secs(60),
+            in_flight_bytes: 1 << 30,
+        }
     }
 }
 
@@ -85,6 +101,9 @@ struct Shared {
     ended: Condvar,
     /// Clients are being refused, and the log says so already.
     crowded: AtomicBool,
+    /// Nobody can be taken, and the log says so already.
+    exhausted: AtomicBool,
+    budget: Budget,
 }
 
 #[derive(Default)]
@@ -163,6 +182,8 @@ impl Server {
             connections: Mutex::default(),
             ended: Condvar::new(),
             crowded: AtomicBool::new(false),
+            exhausted: AtomicBool::new(false),
+            budget: Budget::new(limits.in_flight_bytes),
         });
         let accepting = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
@@ -188,6 +209,12 @@ impl Server {
     #[must_use]
     pub fn connections(&self) -> usize {
         self.shared.connections().sockets.len()
+    }
+
+    /// Bytes of payload that connections with more than one request hold together.
+    #[must_use]
+    pub fn held_bytes(&self) -> u64 {
+        self.shared.budget.held()
     }
 
     /// Stops: takes no more clients, removes the sockets' files, lets every connection
@@ -279,12 +306,17 @@ fn accept(shared: &Arc<Shared>, listener: &Listener) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => {
-                // Out of descriptors, most likely; somebody will go.
-                tracing::warn!("cannot take a client: {error}");
-                std::thread::sleep(Duration::from_millis(200));
+                // Out of descriptors, most likely; somebody will go. Clients wait until then.
+                if !shared.exhausted.swap(true, Ordering::Relaxed) {
+                    tracing::error!("no client can be taken, they wait: {error}");
+                }
+                std::thread::sleep(EXHAUSTED_RETRY);
                 return;
             }
         };
+        if shared.exhausted.swap(false, Ordering::Relaxed) {
+            tracing::info!("clients are taken again");
+        }
         let place = match Place::take(shared, &stream) {
             Ok(place) => {
                 shared.crowded.store(false, Ordering::Relaxed);
@@ -460,7 +492,9 @@ impl Client {
         let hang_up: Rc<dyn Fn()> = Rc::new(move || {
             let _ = rustix::net::shutdown(&line, Shutdown::Both);
         });
-        let end = transmission::serve(io, socket, device, session, hang_up).await;
+        let terms =
+            Terms { patience: Some(place.shared.limits.patience), budget: place.shared.budget.clone() };
+        let end = transmission::serve_on(terms, io, socket, device, session, hang_up).await;
         tracing::info!(peer, export = choice.export, ?end, "disconnected");
         drop(place);
     }

@@ -11,6 +11,8 @@
 //!   nothing more until there is room. So a client that takes no replies stalls itself.
 //! - However a connection ends, its requests run to their end first, and what they held
 //!   is gone when [`serve`] returns.
+//! - A client that leaves a request or replies half done for longer than its patience is
+//!   cut off ([`Terms`]).
 //! - What a client sends is checked before the device sees it.
 
 use super::handshake::Choice;
@@ -19,6 +21,7 @@ use super::metacontext::{Context, Selected};
 use super::outbox::{Outbox, Share};
 use super::proto::{Request, cmd, cmd_flag, errno};
 use super::reply::{EXTENTS_MAX, Refusal, Reply};
+use super::terms::{Debt, Part, Terms};
 use crate::engine::device::{Device, Extent, Piece, ZeroHow};
 use crate::error::{Error, ErrorKind};
 use crate::io::{FileId, Io};
@@ -89,11 +92,23 @@ pub enum End {
     TooBig,
 }
 
-/// Drives a connection to its end and closes the socket.
+/// Drives a connection to its end and closes the socket, however long that takes.
 ///
 /// `hang_up` shuts the socket down in both directions, so that whatever is under way on
 /// it ends; it is called at least once.
 pub async fn serve(
+    io: Io,
+    socket: FileId,
+    device: Rc<dyn Device>,
+    session: Session,
+    hang_up: Rc<dyn Fn()>,
+) -> End {
+    serve_on(Terms::default(), io, socket, device, session, hang_up).await
+}
+
+/// The same on other terms.
+pub async fn serve_on(
+    terms: Terms,
     io: Io,
     socket: FileId,
     device: Rc<dyn Device>,
@@ -111,6 +126,8 @@ pub async fn serve(
         contexts: session.contexts,
         outbox: RefCell::new(Outbox::default()),
         held: Cell::new(Share::default()),
+        part: Part::new(terms.budget),
+        debt: Debt::default(),
         waker: Cell::new(None),
         starting: Cell::new(false),
         received: Cell::new(false),
@@ -124,6 +141,21 @@ pub async fn serve(
             io.sleep(CLOSE_GRACE).await;
             hang_up();
             std::future::pending::<()>().await;
+        };
+        let watch = async {
+            let lost = async {
+                let Some(patience) = terms.patience else { return };
+                loop {
+                    io.sleep(Debt::look_every(patience)).await;
+                    if line.debt.look() {
+                        tracing::warn!("a client left a request or replies half done; cutting it off");
+                        line.stop();
+                        hang_up();
+                        std::future::pending::<()>().await;
+                    }
+                }
+            };
+            join(watch, lost).await;
         };
         let receive = async {
             let end = Receiver::new(&line, session.leftover).run().await;
@@ -154,6 +186,9 @@ struct Line {
     contexts: Vec<Selected>,
     outbox: RefCell<Outbox>,
     held: Cell<Share>,
+    part: Part,
+    /// What keeps the connection waiting for the client.
+    debt: Debt,
     /// The connection's task, if it waits for one of its own conditions.
     waker: Cell<Option<Waker>>,
     /// The connection's task is starting a request and will look at the outbox itself.
@@ -189,17 +224,24 @@ impl Line {
 
     fn hold(&self, bytes: u64) {
         let held = self.held.get();
-        self.held.set(Share { requests: held.requests + 1, bytes: held.bytes + bytes });
+        self.now_held(Share { requests: held.requests + 1, bytes: held.bytes + bytes });
     }
 
     fn release(&self, share: Share) {
         let held = self.held.get();
-        self.held.set(Share { requests: held.requests - share.requests, bytes: held.bytes - share.bytes });
+        self.now_held(Share { requests: held.requests - share.requests, bytes: held.bytes - share.bytes });
+    }
+
+    fn now_held(&self, share: Share) {
+        self.part.hold(share.requests, share.bytes);
+        self.held.set(share);
     }
 
     fn has_room(&self, bytes: u64) -> bool {
         let held = self.held.get();
-        held.requests < IN_FLIGHT_MAX && (held.bytes == 0 || held.bytes + bytes <= IN_FLIGHT_BYTES_MAX)
+        let here =
+            held.requests < IN_FLIGHT_MAX && (held.bytes == 0 || held.bytes + bytes <= IN_FLIGHT_BYTES_MAX);
+        here && self.part.has(held.requests + 1, held.bytes + bytes)
     }
 
     fn reply_to(&self, request: &Request) -> Reply {
@@ -232,7 +274,11 @@ async fn send_replies(line: &Line, hang_up: &dyn Fn()) {
         if batch.is_empty() {
             return;
         }
-        if let Err(error) = line.io.send(line.socket, batch).await {
+        line.debt.reply.set(true);
+        let sent = line.io.send(line.socket, batch).await;
+        line.debt.reply.set(false);
+        line.debt.paid();
+        if let Err(error) = sent {
             tracing::debug!("a client takes no replies any more: {error}");
             line.stop();
             hang_up();
@@ -287,8 +333,10 @@ impl<'a> Receiver<'a> {
             if let Some(header) = self.intake.header() {
                 break header;
             }
+            self.line.debt.request.set(self.intake.is_in_header());
             self.fill(self.receive_size).await?;
         };
+        self.line.debt.request.set(false);
         let request = Request::decode(&header).map_err(|_| End::BadMagic)?;
         if request.command == cmd::DISC {
             return Err(End::Disconnect);
@@ -311,13 +359,24 @@ impl<'a> Receiver<'a> {
             return Err(End::Stopped);
         }
         let mut payload = Bytes::new();
-        if is_write {
-            match &command {
-                Ok(_) => payload = self.payload(request.len as usize).await?,
-                Err(_) => self.skip(request.len as usize).await?,
-            }
-        }
         self.line.hold(bytes);
+        if is_write {
+            self.line.debt.request.set(true);
+            let len = request.len as usize;
+            let received = match &command {
+                Ok(_) => self.payload(len).await,
+                Err(_) => self.skip(len).await.map(|()| Bytes::new()),
+            };
+            self.line.debt.request.set(false);
+            payload = match received {
+                Ok(payload) => payload,
+                Err(end) => {
+                    self.line.release(Share { requests: 1, bytes });
+                    return Err(end);
+                }
+            };
+        }
+        self.line.debt.paid();
         let line = Rc::clone(self.line);
         self.line.starting.set(true);
         match command {
@@ -356,6 +415,7 @@ impl<'a> Receiver<'a> {
         if received.is_empty() {
             return Err(End::Gone);
         }
+        self.line.debt.moved(received.len());
         if polls == 1 {
             self.inline_receives += 1;
             if !self.line.outbox.borrow().is_empty() {

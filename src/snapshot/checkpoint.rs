@@ -7,8 +7,8 @@
 //! the new journal takes the place of the old one in one rename. Only then is the other
 //! file brought to the same content, so that one of them may rot.
 
-use super::volume::Volume;
-use crate::error::Result;
+use super::volume::{Exclusive, Volume, Who};
+use crate::error::{ErrorKind, Result};
 use crate::format::journal::{AfterImage, Record};
 use crate::format::state::{CheckpointRecord, VolumeState};
 use crate::io::OpenHow;
@@ -60,16 +60,30 @@ impl Volume {
         while self.checkpointing.replace(true) {
             self.changed.wait().await;
         }
-        let result = self.with_reserve(|| self.checkpoint_now()).await;
+        let result = self.checkpoint_with_reserve().await;
         self.checkpointing.set(false);
         self.changed.notify();
         result
     }
 
-    async fn checkpoint_now(self: &Rc<Self>) -> Result<()> {
+    /// Whoever keeps others away may wait for space himself, and gets none while the reserve
+    /// is lent: so he is waited for before.
+    async fn checkpoint_with_reserve(self: &Rc<Self>) -> Result<()> {
+        match self.checkpoint_now(self.exclusive().await).await {
+            Err(error) if error.kind() == ErrorKind::Full && self.reserve.bytes() > 0 => {}
+            other => return other,
+        }
+        let exclusive = self.exclusive().await;
+        self.lending_reserve(self.checkpoint_now(exclusive)).await
+    }
+
+    async fn checkpoint_now(self: &Rc<Self>, exclusive: Exclusive) -> Result<()> {
+        // After a rotation that failed nobody knows which journal the next open finds, and
+        // that one may start from the file that would be written here.
+        self.writable(Who::Store)?;
         let cut = {
             // Nobody takes or deletes at the cut, and only the tail is not sealed.
-            let _exclusive = self.exclusive().await;
+            let _exclusive = exclusive;
             self.seal_closed().await?;
             self.cut()
         };

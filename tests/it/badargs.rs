@@ -470,6 +470,30 @@ Content-Length: 40
     ok(&f.store, &["check"]);
 }
 
+/// A request that arrives a byte at a time is given up in the time that a request has.
+#[test]
+fn a_request_that_trickles_in_is_given_up() {
+    let f = Fixture::new();
+    let server = Server::start(&f.store, &[]);
+    let mut stream = UnixStream::connect(f.store.join("control.sock")).unwrap();
+    stream.set_read_timeout(Some(Duration::from_millis(1))).unwrap();
+    let begun = std::time::Instant::now();
+    let mut answer = Vec::new();
+    for byte in std::iter::repeat_n(b'A', 120) {
+        let _ = stream.write_all(&[byte]);
+        std::thread::sleep(Duration::from_millis(150));
+        let mut some = [0; 256];
+        match stream.read(&mut some) {
+            Ok(0) => break,
+            Ok(read) => answer.extend(&some[..read]),
+            Err(_) => {}
+        }
+    }
+    assert!(begun.elapsed() < Duration::from_secs(15), "it was heard for {:?}", begun.elapsed());
+    assert!(!answer.starts_with(b"HTTP/1.1 200"));
+    server.stop();
+}
+
 /// A daemon that is stopped ends, whoever is connected and silent.
 #[test]
 fn silence_does_not_keep_the_daemon() {

@@ -8,6 +8,7 @@ mod clients;
 mod copies;
 mod damage;
 mod death;
+mod failures;
 mod full;
 mod hostile;
 mod layers;

@@ -9,7 +9,8 @@ mod random;
 mod shrink;
 
 use clap::Parser;
-use snapvol::snapshot::model::{Counts, Id, KINDS, Kind};
+use snapvol::engine::model as store;
+use snapvol::snapshot::model::{self as volume, Counts, Id, Kind};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -72,11 +73,10 @@ impl Args {
 
     fn kinds(&self) -> Result<Vec<&'static Kind>, String> {
         if self.kinds.is_empty() {
-            return Ok(KINDS.iter().collect());
+            return Ok(all_kinds().collect());
         }
         let find = |name: &String| {
-            KINDS
-                .iter()
+            all_kinds()
                 .find(|kind| kind.name == name)
                 .ok_or(format!("there is no kind of runs called {name}"))
         };
@@ -84,10 +84,15 @@ impl Args {
     }
 }
 
+/// The kinds of runs of one volume, and of whole stores.
+fn all_kinds() -> impl Iterator<Item = &'static Kind> {
+    volume::KINDS.iter().chain(store::KINDS)
+}
+
 fn main() -> ExitCode {
     let args = Args::parse();
     if args.list {
-        for kind in KINDS {
+        for kind in all_kinds() {
             println!("{:10} {}", kind.name, kind.what);
         }
         exhaustive::list();

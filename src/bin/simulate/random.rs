@@ -89,7 +89,7 @@ fn tell(kind: &Kind, run: Run) -> usize {
     let command = replay_command(kind, &run);
     let start = Instant::now();
     let (run, counts, result) = attempt_run(kind, run.noted());
-    for (id, what) in run.did() {
+    for (id, what) in run.did().into_iter().filter(|(_, what)| !what.is_empty()) {
         println!("  {:>9}  {what}", id.to_string());
     }
     match &result {

@@ -18,6 +18,9 @@ pub fn shrink(kind: &Kind, seed: u64, deadline: Instant) -> Run {
     let class = class_of(&message);
     let all: BTreeSet<Id> = run.did().into_iter().map(|(id, _)| id).collect();
     let mut best: (Vec<Id>, u64) = (all.into_iter().collect(), 0);
+    if best.0.is_empty() || fails(kind, seed, &best.0, 0, &class).is_none() {
+        return Run::new(seed);
+    }
     let mut parts = 2;
     while parts <= best.0.len() && Instant::now() < deadline {
         let size = best.0.len().div_ceil(parts);

@@ -10,11 +10,11 @@ use crate::types::{OnFull, Role, SnapName};
 use std::rc::Rc;
 
 /// Volumes that commands make.
-const VOLUMES_MAX: usize = 4;
+const VOLUMES_MAX: usize = 3;
 /// Snapshots of a volume.
 const SNAPSHOTS_MAX: usize = 6;
 /// The number of the command that makes a volume.
-const CREATE: u32 = 27;
+const CREATE: u32 = 26;
 /// Blocks of a volume.
 const BLOCKS_MAX: u64 = 90;
 
@@ -23,7 +23,7 @@ pub(super) async fn run(process: Rc<Process>) {
     while process.commands_left.get() > 0 {
         process.commands_left.set(process.commands_left.get() - 1);
         let few = process.oracle.borrow().volumes.len() < 2;
-        let kind = if few { CREATE } else { process.shared.rng.borrow_mut().u32(0..40) };
+        let kind = if few { CREATE } else { process.shared.rng.borrow_mut().u32(0..46) };
         let number = process.shared.number();
         process.doing.borrow_mut().push(format!("{number}: kind {kind}"));
         one(&process, kind).await;
@@ -36,18 +36,18 @@ pub(super) async fn run(process: Rc<Process>) {
 async fn one(process: &Rc<Process>, kind: u32) {
     match kind {
         0..10 => connect(process),
-        10..18 => take(process).await,
-        18..22 => delete(process).await,
-        22 | 23 => hold(process).await,
-        24 => roll_back(process).await,
-        25 | 26 => resize(process).await,
+        10..17 => take(process).await,
+        17..21 => delete(process).await,
+        21 | 22 => hold(process).await,
+        23 => roll_back(process).await,
+        24 | 25 => resize(process).await,
         CREATE => create(process).await,
-        28 => remove(process).await,
-        29 => role(process).await,
-        30 => look(process).await,
-        31 => refused(process).await,
-        32 | 33 => transfers::send(process).await,
-        34 => transfers::abort(process).await,
+        27 => remove(process).await,
+        28 => role(process).await,
+        29 => look(process).await,
+        30 => refused(process).await,
+        31..36 => transfers::send(process).await,
+        36 => transfers::abort(process).await,
         _ => transfers::receive(process).await,
     }
 }
@@ -137,7 +137,15 @@ async fn delete(process: &Rc<Process>) {
     for volume in &volumes {
         let some = process.shared.rng.borrow_mut().u32(1..3);
         for _ in 0..some {
-            if let Some(name) = idle_snapshot(process, volume, false) {
+            let spare = !process.shared.chance(6);
+            let newest = process.oracle.borrow().volumes[volume].snaps.last().map(|snap| snap.name.clone());
+            let news = process.shared.news.borrow().get(&transfers::partner(volume)).cloned();
+            // The bases of the deltas to come mostly stay.
+            let is_base = |name: &String| {
+                newest.as_ref() == Some(name) || news.as_ref().is_some_and(|news| news.is_newest(name))
+            };
+            if let Some(name) = idle_snapshot(process, volume, false).filter(|name| !spare || !is_base(name))
+            {
                 let mut oracle = process.oracle.borrow_mut();
                 let snap = oracle.vol(volume).snap(&name);
                 (snap.busy, snap.fate, snap.group) = (true, Fate::May, Some(group));
@@ -296,6 +304,9 @@ async fn create(process: &Rc<Process>) {
 }
 
 async fn remove(process: &Rc<Process>) {
+    if !process.shared.chance(3) {
+        return;
+    }
     let free = |vol: &Vol| !vol.half && vol.snaps.iter().all(|snap| !snap.held && !snap.busy);
     let Some(volume) = claim(process, free) else { return };
     process.shut(&volume).await;
@@ -309,6 +320,11 @@ async fn remove(process: &Rc<Process>) {
 
 async fn role(process: &Rc<Process>) {
     let Some(volume) = claim(process, |vol| !vol.half) else { return };
+    let native = if volume.starts_with("r-") { Role::Secondary } else { Role::Primary };
+    if process.oracle.borrow().volumes[&volume].role == native && !process.shared.chance(4) {
+        // Most volumes are what they were made to be, so that streams find something to do.
+        return release(process, &volume);
+    }
     let primary = {
         let mut oracle = process.oracle.borrow_mut();
         let vol = oracle.vol(&volume);

@@ -339,7 +339,7 @@ impl Process {
 }
 
 /// Sizes that make everything happen often.
-fn tuning(block_size: u32) -> Tuning {
+pub(super) fn tuning(block_size: u32) -> Tuning {
     let block = u64::from(block_size);
     Tuning {
         segment_bytes: (block * 16).max(128 << 10),

@@ -46,6 +46,8 @@ pub(super) struct Snap {
     pub fate: Fate,
     /// Those of the same number come and go together.
     pub group: Option<u64>,
+    /// Those of the same number were taken at one instant.
+    instant: Option<u64>,
     /// Its content; where `open` says so, it may be another one.
     pub image: Vec<u8>,
     open: Vec<Change>,
@@ -63,6 +65,7 @@ impl Snap {
             name,
             fate: Fate::Must,
             group: None,
+            instant: None,
             image,
             open: Vec::new(),
             taking: false,
@@ -122,7 +125,7 @@ pub(super) struct Vol {
 pub(super) struct Oracle {
     pub volumes: BTreeMap<String, Vol>,
     clock: u64,
-    /// Per group: the latest begin of a change that is in one of its snapshots, and the
+    /// Of each instant: the latest begin of a change that is in one of its snapshots, and the
     /// earliest answer to one that is not.
     instants: BTreeMap<u64, (u64, u64)>,
 }
@@ -272,6 +275,7 @@ impl Oracle {
         let snap = Snap {
             fate: Fate::May,
             group: Some(group),
+            instant: Some(group),
             open,
             taking: true,
             busy: true,
@@ -306,8 +310,8 @@ impl Oracle {
             }
         }
         snap.image = found.to_vec();
-        if let Some(group) = snap.group {
-            let instant = self.instants.entry(group).or_insert((0, u64::MAX));
+        if let Some(instant) = snap.instant {
+            let instant = self.instants.entry(instant).or_insert((0, u64::MAX));
             *instant = (instant.0.max(last_in), instant.1.min(first_out));
             if instant.0 > instant.1 {
                 return Err(format!("{volume}@{name} is of another instant than those taken with it"));

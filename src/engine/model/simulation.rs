@@ -1,8 +1,9 @@
 //! One run: the machines, chance, and the loop that gives each its turn.
 
 use super::machine::Machine;
-use super::transfers::Transfer;
+use super::transfers::{News, Transfer};
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 /// Turns without any operation after which a run counts as stuck.
@@ -10,7 +11,7 @@ const IDLE_TURNS_MAX: u64 = 200_000;
 
 /// What a run does.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Options {
+pub struct Options {
     /// Lives of a process on each machine, before the one that only looks.
     pub lives: u32,
     /// Commands in each life.
@@ -29,7 +30,7 @@ impl Default for Options {
 
 /// What a run did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Counts {
+pub struct Counts {
     /// Requests of clients.
     pub requests: u64,
     /// Snapshots taken, those of several volumes at one instant among them.
@@ -46,6 +47,10 @@ pub(crate) struct Counts {
     pub others: u64,
     /// Streams received whole.
     pub received: u64,
+    /// Those of them that were deltas.
+    pub deltas: u64,
+    /// Those of them that went on where another one had ended.
+    pub resumed: u64,
     /// Streams that were cut, altered or refused.
     pub refused: u64,
     /// Receives given up.
@@ -63,8 +68,15 @@ pub(crate) struct Counts {
 }
 
 impl Counts {
+    /// Requests and commands.
+    #[must_use]
+    pub fn done(&self) -> u64 {
+        let streams = self.received + self.refused + self.aborted;
+        self.requests + self.snapshots + self.deletions + self.volumes + self.others + streams
+    }
+
     /// Adds another run's.
-    pub(crate) fn add(&mut self, other: &Self) {
+    pub fn add(&mut self, other: &Self) {
         let Self {
             requests,
             snapshots,
@@ -74,6 +86,8 @@ impl Counts {
             volumes,
             others,
             received,
+            deltas,
+            resumed,
             refused,
             aborted,
             deaths,
@@ -90,6 +104,8 @@ impl Counts {
         self.volumes += volumes;
         self.others += others;
         self.received += received;
+        self.deltas += deltas;
+        self.resumed += resumed;
         self.refused += refused;
         self.aborted += aborted;
         self.deaths += deaths;
@@ -111,6 +127,9 @@ pub(super) struct Shared {
     pub numbers: Cell<u64>,
     /// Streams on their way to each machine.
     pub wire: [RefCell<Vec<Transfer>>; 2],
+    /// The newest snapshot that a volume received, and what it lacks of another one: its
+    /// owner tells that to whoever sends.
+    pub news: RefCell<BTreeMap<String, News>>,
 }
 
 impl Shared {
@@ -155,7 +174,7 @@ impl Drop for Seed {
 ///
 /// # Panics
 /// When the store does what it must not.
-pub(crate) fn run(seed: u64, options: Options) -> Counts {
+pub fn run(seed: u64, options: Options) -> Counts {
     let _seed = Seed(seed);
     let mut rng = fastrand::Rng::with_seed(seed);
     let block_size = [512, 4096, 4096][rng.usize(0..3)];
@@ -166,6 +185,7 @@ pub(crate) fn run(seed: u64, options: Options) -> Counts {
         block_size,
         numbers: Cell::default(),
         wire: Default::default(),
+        news: RefCell::default(),
     });
     let mut machines = [Machine::new(&shared, 0), Machine::new(&shared, 1)];
     let mut idle = 0;

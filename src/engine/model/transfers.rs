@@ -29,6 +29,23 @@ pub(super) struct Transfer {
     bytes: Vec<u8>,
     /// It ended too early.
     cut: bool,
+    /// It leaves out what came before.
+    resumes: bool,
+}
+
+/// What is known of a volume that receives.
+#[derive(Clone, Debug, Default)]
+pub(super) struct News {
+    /// The newest snapshot that it received.
+    newest: Option<String>,
+    /// The snapshot that it has half, its base, and the token to go on with.
+    half: Option<(String, Option<String>, String)>,
+}
+
+impl News {
+    pub fn is_newest(&self, snapshot: &str) -> bool {
+        self.newest.as_deref() == Some(snapshot)
+    }
 }
 
 /// What a receive is to answer.
@@ -40,7 +57,7 @@ enum Expected {
 }
 
 /// The volume that takes the streams of another one, and the other way round.
-fn partner(volume: &str) -> String {
+pub(super) fn partner(volume: &str) -> String {
     match volume.strip_prefix("r-") {
         Some(origin) => origin.to_owned(),
         None => format!("r-{volume}"),
@@ -52,22 +69,35 @@ pub(super) async fn send(process: &Rc<Process>) {
     if process.shared.wire[1 - process.index].borrow().len() >= WAITING_MAX {
         return;
     }
-    let Some(volume) = claim(process, |vol| !vol.snaps.is_empty() && !vol.half) else { return };
-    let Some(snapshot) = idle_snapshot(process, &volume, true) else {
-        release(process, &volume);
-        return;
+    let often = !process.shared.chance(5);
+    let wanted = |vol: &Vol| !vol.snaps.is_empty() && !vol.half && (vol.role == Role::Primary || !often);
+    let Some(volume) = claim(process, wanted) else { return };
+    let youngest = process.oracle.borrow().volumes[&volume].snaps.last().map(|snap| snap.name.clone());
+    let Some(snapshot) = youngest.filter(|_| often).or_else(|| idle_snapshot(process, &volume, true)) else {
+        return release(process, &volume);
     };
+    let news = process.shared.news.borrow().get(&partner(&volume)).cloned().unwrap_or_default();
+    let half = news.half.filter(|_| !process.shared.chance(3));
+    let snapshot = half.as_ref().map_or(snapshot, |(name, _, _)| name.clone());
+    if !is_idle(process, &volume, &snapshot) {
+        return release(process, &volume);
+    }
     restart::snapshot(process, &volume, &snapshot).await;
-    let (image, base) = {
+    let mut base = choose_base(process, &volume, &snapshot, news.newest);
+    let mut resume = None;
+    if let Some((_, of, token)) = half {
+        (base, resume) = (of, Some(token));
+    }
+    if base.as_ref().is_some_and(|base| !is_idle(process, &volume, base)) {
+        return release(process, &volume);
+    }
+    let image = {
         let mut oracle = process.oracle.borrow_mut();
         let vol = oracle.vol(&volume);
-        let older = vol.snaps.iter().take_while(|snap| snap.name != snapshot).filter(|snap| !snap.busy);
-        let older: Vec<String> = older.map(|snap| snap.name.clone()).collect();
-        let base = process.shared.pick(older).filter(|_| !process.shared.chance(3));
         for name in base.iter().chain([&snapshot]) {
             vol.snap(name).busy = true;
         }
-        (vol.snap(&snapshot).image.clone(), base)
+        vol.snap(&snapshot).image.clone()
     };
     // Only its snapshots are in use from here on.
     release(process, &volume);
@@ -78,9 +108,10 @@ pub(super) async fn send(process: &Rc<Process>) {
         base: base.clone(),
         bytes: Vec::new(),
         cut: process.shared.chance(4),
+        resumes: resume.is_some(),
     };
     let compress = process.shared.chance(2);
-    let request = SendRequest { volume: volume.clone(), snapshot, from: base, compress, resume: None };
+    let request = SendRequest { volume: volume.clone(), snapshot, from: base, compress, resume };
     let made = make(process, &request, &mut transfer).await;
     process.alive().await;
     made.expect("a stream");
@@ -91,6 +122,26 @@ pub(super) async fn send(process: &Rc<Process>) {
         }
     }
     process.shared.wire[1 - process.index].borrow_mut().push(transfer);
+}
+
+/// Whether a volume has that snapshot and no command works with it.
+fn is_idle(process: &Process, volume: &str, snapshot: &str) -> bool {
+    let oracle = process.oracle.borrow();
+    oracle.volumes[volume].snaps.iter().any(|snap| snap.name == *snapshot && !snap.busy)
+}
+
+/// Often the newest snapshot that the other side has, sometimes any older one or none.
+fn choose_base(process: &Process, volume: &str, snapshot: &str, newest: Option<String>) -> Option<String> {
+    let older: Vec<String> = {
+        let oracle = process.oracle.borrow();
+        let snaps = oracle.volumes[volume].snaps.iter();
+        snaps.take_while(|snap| snap.name != *snapshot).map(|snap| snap.name.clone()).collect()
+    };
+    match newest.filter(|newest| older.contains(newest)) {
+        Some(newest) if !process.shared.chance(8) => Some(newest),
+        // Mostly a whole stream, sometimes a base that does not fit.
+        _ => process.shared.pick(older).filter(|_| process.shared.chance(4)),
+    }
 }
 
 /// Makes the frames, or some of them.
@@ -196,10 +247,16 @@ async fn apply(process: &Rc<Process>, transfer: &Transfer, altered: bool) {
         (Err(error), Expected::Conflict) => {
             assert!(!good || error.kind() == ErrorKind::Conflict, "{error:?}");
         }
+        // What it leaves out may have been given up since.
+        (Err(error), Expected::Received) if transfer.resumes && error.kind() == ErrorKind::Conflict => {}
         (Err(error), _) => assert!(!good, "{volume}@{}: {error:?}", transfer.snapshot),
     }
     process.shared.count(|counts| match result.is_ok() {
-        true => counts.received += 1,
+        true => {
+            counts.received += 1;
+            counts.deltas += u64::from(transfer.base.is_some());
+            counts.resumed += u64::from(transfer.resumes);
+        }
         false => counts.refused += 1,
     });
     if is_new && !process.core().has_volume(volume) {
@@ -217,8 +274,22 @@ async fn apply(process: &Rc<Process>, transfer: &Transfer, altered: bool) {
         }
     }
     restart::half(process, volume).await;
+    tell(process, volume).await;
     look_at_secondary(process, volume).await;
     release(process, volume);
+}
+
+/// Tells the other side what this volume has.
+async fn tell(process: &Rc<Process>, volume: &str) {
+    let half = process.core().receive_status(volume).await;
+    process.alive().await;
+    let half = half.expect("a status");
+    let mut oracle = process.oracle.borrow_mut();
+    let vol = oracle.vol(volume);
+    let half = half.zip(vol.half_of.clone());
+    let half = half.map(|(status, (snapshot, base))| (snapshot, base, status.token));
+    let newest = vol.snaps.last().map(|snap| snap.name.clone());
+    process.shared.news.borrow_mut().insert(volume.to_owned(), News { newest, half });
 }
 
 /// Gives a receive up: the volume is as before.

@@ -101,6 +101,11 @@ impl SimDisk {
         self.0.borrow().files()
     }
 
+    /// Operations that were to fail and have not come yet succeed.
+    pub fn fail_no_more(&self) {
+        self.0.borrow_mut().failures.clear();
+    }
+
     /// From now on syncs fail, or no longer.
     pub fn fail_syncs(&self, fail: bool) {
         self.0.borrow_mut().syncs_fail = fail;

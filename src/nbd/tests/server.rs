@@ -6,17 +6,23 @@ use crate::error::ErrorKind;
 use crate::io::DriverKind;
 use crate::nbd::client::{Client, Options};
 use crate::nbd::memory::{Memory, MemoryExports};
-use crate::nbd::proto::{cmd, cmd_flag, flag};
+use crate::nbd::proto::{Request, cmd, cmd_flag, flag};
 use crate::nbd::server::Address;
 use crate::nbd::{Limits, Listen, Server};
+use bytes::BytesMut;
 use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-const QUICK: Limits =
-    Limits { connections: 8, handshake: Duration::from_millis(300), stop: Duration::from_millis(300) };
+const QUICK: Limits = Limits {
+    connections: 8,
+    handshake: Duration::from_millis(300),
+    stop: Duration::from_millis(300),
+    patience: Duration::from_secs(60),
+    in_flight_bytes: 1 << 30,
+};
 
 fn structured() -> Options {
     Options { structured: true, ..Options::default() }
@@ -30,9 +36,13 @@ struct Here {
 
 impl Here {
     fn new(exports: MemoryExports) -> Self {
+        Self::within(QUICK, exports)
+    }
+
+    fn within(limits: Limits, exports: MemoryExports) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let listen = [Listen::Unix(dir.path().join("s")), Listen::Tcp("127.0.0.1:0".to_owned())];
-        let server = Server::start(exports.clone(), &listen, QUICK).unwrap();
+        let server = Server::start(exports.clone(), &listen, limits).unwrap();
         Self { dir, exports, server }
     }
 
@@ -160,6 +170,87 @@ fn a_client_that_takes_nothing_stalls_only_itself() {
     here.server.stop();
     assert!(start.elapsed() < Duration::from_secs(10));
     assert_eq!(here.server.connections(), 0);
+}
+
+#[test]
+fn clients_that_stop_half_way_are_cut_off() {
+    let limits = Limits { patience: Duration::from_millis(400), ..QUICK };
+    let here = Here::within(limits, exports());
+    let connect = || {
+        let client = here.client("disk", &structured());
+        here.client("disk", &structured()).disconnect().unwrap();
+        client
+    };
+    // Half a payload, half a header, and replies that nobody takes.
+    let mut payload = connect();
+    payload.send(cmd::WRITE, 0, 0, 1 << 20, &[0; 1000]).unwrap();
+    let mut header = UnixStream::connect(here.socket()).unwrap();
+    enter(&mut header, "disk");
+    header.write_all(&[0x25, 0x60, 0x95]).unwrap();
+    let mut greedy = connect();
+    greedy.write(0, &vec![1; 32 << 20], false).unwrap();
+    for _ in 0..4 {
+        greedy.send(cmd::READ, 0, 0, 32 << 20, &[]).unwrap();
+    }
+    // Who is silent between requests stays, and so does who is slow.
+    let mut idle = connect();
+    let mut slow = UnixStream::connect(here.socket()).unwrap();
+    enter(&mut slow, "disk");
+    let request = Request { flags: 0, command: cmd::WRITE, cookie: 7, offset: 0, len: 512 << 10 };
+    let mut bytes = BytesMut::new();
+    request.encode(&mut bytes);
+    slow.write_all(&bytes).unwrap();
+    for _ in 0..16 {
+        slow.write_all(&[7; 32 << 10]).unwrap();
+        std::thread::sleep(Duration::from_millis(80));
+    }
+    let mut reply = [0; 16];
+    slow.read_exact(&mut reply).unwrap();
+    assert_eq!(reply[4..8], [0; 4], "a slow write is done");
+    here.wait_for(2);
+    idle.write(0, b"still here", false).unwrap();
+    idle.disconnect().unwrap();
+    let mut left = Vec::new();
+    header.read_to_end(&mut left).unwrap();
+    assert!(left.is_empty(), "it was told something");
+}
+
+/// A handshake by hand.
+fn enter(stream: &mut UnixStream, export: &str) {
+    let mut hello = [0; 18];
+    stream.read_exact(&mut hello).unwrap();
+    stream.write_all(&3_u32.to_be_bytes()).unwrap();
+    stream.write_all(&[b"IHAVEOPT", &super::option(1, export.as_bytes())[8..]].concat()).unwrap();
+    stream.read_exact(&mut [0; 10]).unwrap();
+}
+
+#[test]
+fn all_connections_together_hold_no_more_than_they_may() {
+    let exports = MemoryExports::new(DriverKind::Auto);
+    exports.add("disk", Memory::new(64 << 20).slow(Duration::from_millis(30)));
+    let here = Here::within(Limits { in_flight_bytes: 4 << 20, ..QUICK }, exports);
+    let clients: Vec<_> = (0..6).map(|_| here.client("disk", &structured())).collect();
+    let threads: Vec<_> = clients
+        .into_iter()
+        .map(|mut client| {
+            std::thread::spawn(move || {
+                for at in 0..12 {
+                    client.send(cmd::WRITE, 0, at << 20, 1 << 20, &vec![5; 1 << 20]).unwrap();
+                }
+                (0..12).for_each(|_| assert_eq!(client.receive().unwrap().errno, 0));
+                client.disconnect().unwrap();
+            })
+        })
+        .collect();
+    let mut most = 0;
+    while !threads.iter().all(std::thread::JoinHandle::is_finished) {
+        most = most.max(here.server.held_bytes());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    assert!(most > 0 && most <= 4 << 20, "{most} bytes were held");
+    here.wait_for(0);
+    assert_eq!(here.server.held_bytes(), 0);
 }
 
 #[test]

@@ -157,6 +157,8 @@ pub(super) fn secondary(run: &Rc<Run>, crashes: bool, power: bool) {
                     });
                     held += 1;
                     count.set(held);
+                } else {
+                    std::future::pending::<()>().await;
                 }
             }
             let refused = volume.write(Who::Client, 0, Bytes::from_static(b"no"), false).await;

@@ -112,7 +112,7 @@ impl Run {
         self.counts.get()
     }
 
-    /// Its operations so far, if they were to be noted.
+    /// Its operations so far, if they were to be noted; those that did nothing without text.
     #[must_use]
     pub fn did(&self) -> Vec<(Id, String)> {
         self.did.borrow().clone()
@@ -142,7 +142,7 @@ impl Run {
         }
     }
 
-    pub(super) fn count(&self, change: impl FnOnce(&mut Counts)) {
+    pub(crate) fn count(&self, change: impl FnOnce(&mut Counts)) {
         let mut counts = self.counts.get();
         change(&mut counts);
         self.counts.set(counts);

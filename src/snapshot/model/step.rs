@@ -17,7 +17,12 @@ impl Script {
         let id = Id { life: self.id.life, step, index };
         let place = [u64::from(id.life), u64::from(step), u64::from(index)];
         let rng = Rc::new(RefCell::new(self.run.rng(&place)));
-        (!self.run.is_left_out(id)).then(|| Rc::new(Self { id, rng, ..self.clone() }))
+        if self.run.is_left_out(id) {
+            return None;
+        }
+        // Also of those that find nothing to do: without them the others run otherwise.
+        self.run.note(id, String::new);
+        Some(Rc::new(Self { id, rng, ..self.clone() }))
     }
 
     fn chance(&self, of: u32) -> bool {

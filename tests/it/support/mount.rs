@@ -80,6 +80,12 @@ impl Mounted {
         run(tool("mount").args(["-o", &format!("remount,{options}")]).arg(&self.dir));
     }
 
+    /// The file system gives up, as after an error of its disk.
+    #[track_caller]
+    pub fn abort(&self) {
+        self.remount("abort");
+    }
+
     /// Bytes that are free.
     pub fn free(&self) -> u64 {
         let stat = rustix::fs::statvfs(&self.dir).unwrap();

@@ -27,6 +27,15 @@ impl Server {
         Self::spawn(command, store)
     }
 
+    /// As [`Server::start`], within a limit that `prlimit` sets.
+    #[track_caller]
+    pub fn start_limited(store: &Path, limit: &str, args: &[&str]) -> Self {
+        let mut command = Command::new("prlimit");
+        command.arg(limit).arg(super::SNAPVOL).arg("--store").arg(store).arg("serve").args(args);
+        command.stdin(Stdio::null()).stdout(Stdio::piped());
+        Self::spawn(command, store)
+    }
+
     /// As [`Server::start`], and on a port of 127.0.0.1 as well.
     #[track_caller]
     pub fn start_tcp(store: &Path, args: &[&str]) -> Self {
