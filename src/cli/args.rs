@@ -11,6 +11,13 @@ pub(super) struct Target {
     pub snapshot: Option<Name>,
 }
 
+impl Target {
+    /// Whether it is that volume itself, and no snapshot of it.
+    pub fn is_volume(&self, volume: &Name) -> bool {
+        self.snapshot.is_none() && self.volume == *volume
+    }
+}
+
 impl FromStr for Target {
     type Err = Error;
 

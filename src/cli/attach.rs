@@ -4,15 +4,19 @@
 //! when this process ends. A process of its own stays, the keeper, which connects again
 //! when the daemon was restarted.
 
-mod handshake;
+#[doc(hidden)]
+pub mod handshake;
 mod keeper;
 pub(super) mod netlink;
 
 use super::args::Target;
+use super::leases::Lease;
 use super::output;
 use crate::control::Access;
 use crate::error::{Error, ErrorKind, Result};
+use crate::nbd::proto::flag;
 use handshake::{Address, Negotiated};
+use netlink::Nbd;
 use std::path::Path;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
@@ -22,9 +26,9 @@ const RESTART_SECONDS: u64 = 60;
 
 /// Attach an export to the kernel's nbd driver, and print the device
 ///
-/// Needs root and the nbd module (modprobe nbd). The store must be served. Over the unix
-/// socket the device outlasts a restart of the daemon: requests wait, a process that stays
-/// in the background connects again, and what is mounted goes on.
+/// Needs root and the nbd module (modprobe nbd). The store must be served. The device
+/// outlasts a restart of the daemon: requests wait, a process that stays in the background
+/// connects again, and what is mounted goes on.
 #[derive(clap::Args)]
 pub(super) struct Args {
     /// The volume or snapshot
@@ -46,17 +50,17 @@ pub(super) struct Args {
     timeout: u64,
 
     /// Seconds for which requests wait for a new connection when this one is lost, before
-    /// they fail; 60 over a unix socket, 0 over TCP
+    /// they fail; 60 unless said, 0 with --uri and for a secondary
     ///
     /// Requests that were under way are made again, half a minute after the loss unless
-    /// --timeout is shorter. Over TCP give it only if the machine that serves keeps its
-    /// power: after a power loss there, what it had acknowledged and not flushed is gone,
-    /// and a client that goes on does not notice.
+    /// --timeout is shorter. With --uri give it only if what is served there can't become
+    /// something else meanwhile: by a roll-back, or by a power loss, after which what was
+    /// acknowledged and not flushed is gone and a client that goes on does not notice.
     #[arg(long, value_name = "SECONDS")]
     dead_conn_timeout: Option<u64>,
 
     /// Be the keeper of a device whose socket is standard input
-    #[arg(long, hide = true, value_names = ["IDENTIFIER", "SIZE", "FLAGS"], num_args = 3, requires = "uri")]
+    #[arg(long, hide = true, value_names = ["IDENTIFIER", "SIZE", "FLAGS", "LEASE"], num_args = 4, requires = "uri")]
     keep: Option<Vec<String>>,
 }
 
@@ -83,20 +87,32 @@ impl std::fmt::Display for DeviceName {
 }
 
 pub(super) fn run(dir: &Path, args: &Args) -> Result<()> {
-    let family = netlink::Nbd::open()?;
+    let family = Nbd::open()?;
     if let Some(kept) = &args.keep {
         return keeper::run(&family, args, kept);
     }
-    let address = match &args.uri {
-        Some(address) => address.clone(),
-        None => served_address(dir)?,
+    let (address, lease) = match &args.uri {
+        Some(address) => (address.clone(), None),
+        // Before it is looked at, so that it stays what it is from here on.
+        None => (served_address(dir)?, Some(Lease::take(dir, &args.export)?)),
     };
-    let patience = args.dead_conn_timeout.unwrap_or(match address {
-        Address::Unix(_) => RESTART_SECONDS,
-        Address::Tcp(_) => 0,
-    });
+    let attached = attach(&family, args, &address, lease.as_ref());
+    if let (Err(_), Some(lease)) = (&attached, &lease) {
+        // The first error is the one to tell.
+        let _ = std::fs::remove_file(&lease.path);
+    }
+    let device = attached?;
+    wait_for(device);
+    output::print(&format!("{device}\n"))
+}
+
+fn attach(family: &Nbd, args: &Args, address: &Address, lease: Option<&Lease>) -> Result<DeviceName> {
     let Negotiated { socket, size, flags, block_size } =
-        handshake::connect(&address, &args.export.to_string())?;
+        handshake::connect(address, &args.export.to_string())?;
+    // A volume that is read-only is another snapshot whenever somebody connects.
+    let moves = flags & flag::READ_ONLY != 0 && args.export.snapshot.is_none();
+    let usual = if lease.is_some() && !moves { RESTART_SECONDS } else { 0 };
+    let patience = args.dead_conn_timeout.unwrap_or(usual);
     let request = netlink::Connect {
         index: args.device.map(|device| device.0),
         size,
@@ -108,14 +124,19 @@ pub(super) fn run(dir: &Path, args: &Args) -> Result<()> {
     };
     let device = DeviceName(family.connect(&request, &socket)?);
     if patience > 0
-        && let Err(error) = keeper::start(device, args, &address, patience, &request, socket)
+        && let Err(error) = keeper::start(device, args, address, lease, &request, socket)
     {
         // Half of what was asked for is worse than nothing.
         family.disconnect(device.0)?;
         return Err(error);
     }
-    wait_for(device);
-    output::print(&format!("{device}\n"))
+    if patience == 0
+        && let Some(lease) = lease
+    {
+        // It ends with its connection, of which the daemon knows.
+        let _ = std::fs::remove_file(&lease.path);
+    }
+    Ok(device)
 }
 
 /// The first address of the daemon that serves the store; unix before TCP.

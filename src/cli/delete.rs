@@ -1,7 +1,7 @@
 //! `delete`: snapshots, or a volume.
 
 use super::args::Target;
-use super::with_store;
+use super::{leases, with_store};
 use crate::error::{Error, Result};
 use crate::types::{Name, SnapName};
 use std::path::Path;
@@ -46,6 +46,12 @@ fn what(targets: &[Target], recursive: bool) -> Result<What> {
 
 pub(super) fn run(dir: &Path, args: &Args) -> Result<()> {
     let what = what(&args.targets, args.recursive)?;
+    leases::end(dir, false, |export| match &what {
+        What::Volume(volume) => export.volume == *volume,
+        What::Snapshots(names) => names
+            .iter()
+            .any(|name| export.volume == name.volume && export.snapshot.as_ref() == Some(&name.snapshot)),
+    })?;
     with_store(dir, |access| match &what {
         What::Volume(volume) => access.delete_volume(volume.as_str(), args.recursive),
         What::Snapshots(names) => access.delete_snapshots(names),

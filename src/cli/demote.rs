@@ -1,8 +1,9 @@
 //! `demote`: a primary becomes a secondary.
 
-use crate::control::Access;
+use super::{leases, with_store};
 use crate::error::Result;
 use crate::types::Name;
+use std::path::Path;
 
 /// Make a volume read-only, to be changed by receive alone
 #[derive(clap::Args)]
@@ -15,6 +16,7 @@ pub(super) struct Args {
     force: bool,
 }
 
-pub(super) fn run(access: &Access, args: &Args) -> Result<()> {
-    access.demote(args.volume.as_str(), args.force)
+pub(super) fn run(dir: &Path, args: &Args) -> Result<()> {
+    leases::end(dir, args.force, |export| export.is_volume(&args.volume))?;
+    with_store(dir, |access| access.demote(args.volume.as_str(), args.force))
 }

@@ -5,7 +5,8 @@
 //! hint) and an exit code, see [`crate::ErrorKind::exit_code`].
 
 mod args;
-mod attach;
+#[doc(hidden)]
+pub mod attach;
 mod check;
 mod completions;
 mod copy;
@@ -16,12 +17,14 @@ mod detach;
 mod diff;
 mod hold;
 mod init;
+mod leases;
 mod list;
 mod man;
 pub mod output;
 pub mod progress;
 mod promote;
-mod receive;
+#[doc(hidden)]
+pub mod receive;
 mod release;
 mod resize;
 mod rollback;
@@ -29,7 +32,8 @@ mod scrub;
 mod send;
 mod serve;
 mod set;
-mod shipping;
+#[doc(hidden)]
+pub mod shipping;
 mod snapshot;
 mod status;
 
@@ -141,18 +145,18 @@ fn run(dir: &Path, command: Command) -> Result<()> {
         Command::Attach(args) => attach::run(dir, &args),
         Command::Detach(args) => detach::run(&args),
         Command::List(args) => with_store(dir, |access| list::run(access, &args)),
-        Command::Resize(args) => with_store(dir, |access| resize::run(access, &args)),
+        Command::Resize(args) => resize::run(dir, &args),
         Command::Snapshot(args) => with_store(dir, |access| snapshot::run(access, &args)),
         Command::Delete(args) => delete::run(dir, &args),
         Command::Hold(args) => with_store(dir, |access| hold::run(access, &args)),
         Command::Release(args) => with_store(dir, |access| release::run(access, &args)),
-        Command::Rollback(args) => with_store(dir, |access| rollback::run(access, &args)),
+        Command::Rollback(args) => rollback::run(dir, &args),
         Command::Diff(args) => diff::run(dir, &args),
         Command::Send(args) => with_store(dir, |access| send::run(access, args)),
         Command::Receive(args) => with_store(dir, |access| receive::run(access, args)),
         Command::Copy(args) => with_store(dir, |access| copy::run(access, args)),
         Command::Promote(args) => with_store(dir, |access| promote::run(access, &args)),
-        Command::Demote(args) => with_store(dir, |access| demote::run(access, &args)),
+        Command::Demote(args) => demote::run(dir, &args),
         Command::Check(args) => check::run(dir, &args),
         Command::Scrub(args) => scrub::run(dir, &args),
         Command::Status(args) => with_store(dir, |access| status::run(access, &args)),

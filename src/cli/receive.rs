@@ -105,7 +105,10 @@ fn status_text(volume: &str, half: Option<&HalfReceived>, json: bool) -> Result<
 
 /// The far end of a copy. A failure goes to the near end; here it is said again for
 /// who looks at the exit code.
-pub(super) fn far_end(
+///
+/// # Errors
+/// Those of the store, of the stream and of the conversation.
+pub fn far_end(
     store: &dyn Shipping,
     volume: &str,
     mut input: impl BufRead + Send,

@@ -1,9 +1,10 @@
 //! `rollback`: production becomes a snapshot again.
 
 use super::progress::Progress;
-use crate::control::Access;
+use super::{leases, with_store};
 use crate::error::Result;
 use crate::types::SnapName;
+use std::path::Path;
 
 /// Make a volume equal one of its snapshots again; younger snapshots stay
 ///
@@ -19,7 +20,8 @@ pub(super) struct Args {
     force: bool,
 }
 
-pub(super) fn run(access: &Access, args: &Args) -> Result<()> {
+pub(super) fn run(dir: &Path, args: &Args) -> Result<()> {
+    leases::end(dir, args.force, |export| export.is_volume(&args.name.volume))?;
     let _progress = Progress::spinner("rolling back");
-    access.rollback(&args.name, args.force)
+    with_store(dir, |access| access.rollback(&args.name, args.force))
 }

@@ -226,7 +226,9 @@ pub(super) async fn intend(io: &Io, store: &Path, deletions: &Deletions) -> Resu
     io.sync_dir(store).await
 }
 
-fn encode_deletions(deletions: &Deletions) -> Bytes {
+/// The file `deleting`, as bytes.
+#[must_use]
+pub fn encode_deletions(deletions: &BTreeMap<String, Vec<Uuid>>) -> Bytes {
     let mut out = Put::default();
     out.count(deletions.len());
     for (volume, snapshots) in deletions {
@@ -241,7 +243,11 @@ fn encode_deletions(deletions: &Deletions) -> Bytes {
     out.0.into()
 }
 
-fn decode_deletions(bytes: &[u8]) -> Result<Deletions> {
+/// What the file `deleting` says.
+///
+/// # Errors
+/// `Corrupt`.
+pub fn decode_deletions(bytes: &[u8]) -> Result<BTreeMap<String, Vec<Uuid>>> {
     let (body, sum) = bytes.split_at_checked(bytes.len().saturating_sub(4)).unwrap_or_default();
     if crc32c::crc32c(body).to_le_bytes() != *sum {
         return Err(Error::corrupt("wrong checksum").hint(

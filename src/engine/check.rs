@@ -55,6 +55,25 @@ async fn check_all(io: &Io, store: &Path, only: Option<&str>, images: bool) -> R
     Ok(report)
 }
 
+/// What a repair did: findings that are gone are told as repaired, the others as they are
+/// now.
+pub(super) fn compare(before: CheckReport, mut after: CheckReport) -> CheckReport {
+    let same = |a: &Finding, b: &Finding| (&a.volume, &a.file, a.block) == (&b.volume, &b.file, b.block);
+    let gone = before.findings.into_iter().filter(|old| !after.findings.iter().any(|new| same(old, new)));
+    let mut findings: Vec<Finding> = gone
+        .map(|old| {
+            let how = if old.file.contains("/snapshots/") && old.snapshot.is_some() {
+                "made again from the segments, or from its second file"
+            } else {
+                "written again"
+            };
+            Finding { repaired: Some(how.to_owned()), ..old }
+        })
+        .collect();
+    findings.append(&mut after.findings);
+    CheckReport { findings, ..after }
+}
+
 fn finding(volume: Option<&str>, file: String, error: &Error) -> Finding {
     Finding {
         volume: volume.map(str::to_owned),

@@ -23,6 +23,8 @@ mod thread;
 mod transfers;
 mod volumes;
 
+#[doc(hidden)]
+pub use batch::{decode_deletions, encode_deletions};
 pub use export::{Export, ExportInfo};
 pub use space::Watch;
 pub use store::Store;

@@ -75,6 +75,16 @@ impl Core {
         Ok(report)
     }
 
+    /// Repairs every volume that could be opened.
+    pub async fn repair(&self) -> Result<()> {
+        for name in self.names() {
+            if self.engine_of(&name).is_ok() {
+                self.with(&name, |volume| async move { volume.repair().await }).await?;
+            }
+        }
+        Ok(())
+    }
+
     /// Clients and transfers; what the daemon knows of itself is its to fill in.
     pub async fn status(&self) -> Result<Status> {
         let mut status = Status { version: env!("CARGO_PKG_VERSION").to_owned(), ..Status::default() };

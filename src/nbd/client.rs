@@ -62,9 +62,13 @@ pub struct Client {
     pub contexts: Vec<(u32, String)>,
     structured: bool,
     next_cookie: u64,
-    /// Reads under way: where they start, how long they are.
-    reads: HashMap<u64, (u64, u32)>,
+    /// Requests under way; of reads where they start and how long they are.
+    under_way: HashMap<u64, Option<(u64, u32)>>,
 }
+
+/// The most content chunks in a reply besides one for each sector, and the most extents of
+/// all kinds: a server that sends more without an end has no bound for what it sends.
+const PARTS_MAX: usize = 1 << 20;
 
 fn broken(text: impl Into<String>) -> Error {
     Error::new(ErrorKind::Invalid, text).context("the NBD server")
@@ -108,7 +112,7 @@ impl Client {
             contexts: Vec::new(),
             structured: false,
             next_cookie: 1,
-            reads: HashMap::new(),
+            under_way: HashMap::new(),
         };
         let greeting: [u8; 18] = client.take()?;
         if u64_at(&greeting, 0) != Some(MAGIC) || u64_at(&greeting, 8) != Some(OPTION_MAGIC) {
@@ -210,9 +214,7 @@ impl Client {
     pub fn send(&mut self, command: u16, flags: u16, offset: u64, len: u32, payload: &[u8]) -> Result<u64> {
         let cookie = self.next_cookie;
         self.next_cookie += 1;
-        if command == cmd::READ {
-            self.reads.insert(cookie, (offset, len));
-        }
+        self.under_way.insert(cookie, (command == cmd::READ).then_some((offset, len)));
         let mut out = Vec::with_capacity(Request::SIZE + payload.len());
         Request { flags, command, cookie, offset, len }.encode(&mut out);
         out.extend_from_slice(payload);
@@ -237,7 +239,9 @@ impl Client {
                         cookie: u64_at(&head, 4).unwrap_or(0),
                         ..Reply::default()
                     };
-                    if let Some((_, len)) = self.reads.remove(&reply.cookie)
+                    let asked = self.under_way.remove(&reply.cookie);
+                    let asked = asked.ok_or_else(|| broken("answered what nobody asked"))?;
+                    if let Some((_, len)) = asked
                         && reply.errno == 0
                     {
                         if self.structured {
@@ -266,7 +270,7 @@ impl Client {
         let kind = u16_at(&head, 2).unwrap_or(0);
         let cookie = u64_at(&head, 4).unwrap_or(0);
         let len = u32_at(&head, 12).unwrap_or(0);
-        let read = self.reads.get(&cookie).copied();
+        let read = *self.under_way.get(&cookie).ok_or_else(|| broken("answered what nobody asked"))?;
         let mut reply = partial.remove(&cookie).unwrap_or_else(|| Reply {
             cookie,
             data: vec![0; read.map_or(0, |(_, len)| len as usize)],
@@ -310,8 +314,12 @@ impl Client {
             _ => return Err(broken(format!("sent a chunk of type {kind}"))),
         }
         if done {
-            self.reads.remove(&cookie);
+            self.under_way.remove(&cookie);
             return Ok(Some(reply));
+        }
+        let parts = reply.chunks + reply.extents.iter().map(|(_, extents)| 1 + extents.len()).sum::<usize>();
+        if parts > PARTS_MAX {
+            return Err(broken("does not come to the end of a reply"));
         }
         partial.insert(cookie, reply);
         Ok(None)

@@ -1,15 +1,16 @@
 //! Checking a volume that nobody has open: recovery is replayed in memory only, nothing
 //! is written.
 
-use super::inspect::{Inspector, Verified};
+use super::inspect::{Inspector, REWRITES, Verified};
 use super::mend::{Sources, is_damage};
 use crate::error::{Error, Result};
 use crate::format::journal::Record;
 use crate::format::state::VolumeState;
 use crate::io::{Io, OpenHow};
 use crate::store::paths::VolumePaths;
+use crate::store::replay::Replay;
 use crate::store::save::SaveVolume;
-use crate::store::{Tuning, replay};
+use crate::store::{Tuning, journal_copy, replay};
 use std::rc::Rc;
 
 /// Checks the structure and all metadata checksums, with `images` also every before-image;
@@ -23,6 +24,11 @@ pub async fn check_closed(io: &Io, paths: &VolumePaths, images: bool) -> Result<
         Ok(replay) => {
             out.files += 1;
             out.bytes += replay.end;
+            if let Some(what) = &replay.mended {
+                let error = Error::corrupt(format!("{what}; its second copy is whole"));
+                out.file(paths.journal(), &error, "the volume begins a new journal when it is opened");
+            }
+            check_copy(io, paths, &replay, &mut out).await?;
             (replay.records, replay.clean)
         }
         Err(error) => {
@@ -52,6 +58,23 @@ pub async fn check_closed(io: &Io, paths: &VolumePaths, images: bool) -> Result<
     look.layers_and_segments().await?;
     let snapshots = state.snapshots.iter().filter(|r| !r.is_internal()).count() as u64;
     Ok((look.out, snapshots))
+}
+
+/// The second copy of what the journal begins with. After a crash it may be of the file
+/// before.
+async fn check_copy(io: &Io, paths: &VolumePaths, replay: &Replay, out: &mut Verified) -> Result<()> {
+    out.files += 1;
+    let number = replay.header.number;
+    let problem = match journal_copy::read(io, &paths.journal_copy()).await {
+        Ok(_) if !replay.clean => return Ok(()),
+        Ok(copy) if copy.torn => Error::corrupt("its last record is damaged"),
+        Ok(copy) if copy.header.number == number => return Ok(()),
+        Ok(copy) => Error::corrupt(format!("it is of file number {}, not {number}", copy.header.number)),
+        Err(error) if is_damage(&error) => error,
+        Err(error) => return Err(error),
+    };
+    out.file(paths.journal_copy(), &problem, REWRITES);
+    Ok(())
 }
 
 async fn check_clone(io: &Io, paths: &VolumePaths, state: &VolumeState, out: &mut Verified) -> Result<()> {

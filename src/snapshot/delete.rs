@@ -213,6 +213,7 @@ impl Volume {
             self.save.drop_live(segment, count);
         }
         self.save.deleted();
+        self.space.freed.notify();
     }
 
     /// The frozen map of the snapshot that becomes the tail, from the one of the tail that

@@ -7,6 +7,7 @@
 use super::delete::DeleteCheck;
 use super::volume::{Volume, Who};
 use crate::error::{Error, ErrorKind, Result};
+use crate::store::event::Event;
 use crate::store::reserve::Lending;
 use crate::types::{Epoch, OnFull};
 use futures::future::select;
@@ -37,6 +38,10 @@ pub type Wanted<'a> = &'a dyn Fn() -> bool;
 pub(super) struct Space {
     /// Writers that wait.
     waiting: Cell<usize>,
+    /// There may be more space than before, or another policy. Writers that wait wait for
+    /// this and not for any change: each one's own attempt is a change too, and two of them
+    /// would wake each other for ever.
+    pub freed: Event,
     /// The log says that they do.
     told: Cell<bool>,
     /// The last write that needed space was refused.
@@ -111,6 +116,7 @@ impl Volume {
         self.closing.set(true);
         self.journal.close();
         self.changed.notify();
+        self.space.freed.notify();
     }
 
     /// What becomes of a request that met a full disk: `Ok` when it is to be tried again.
@@ -163,7 +169,7 @@ impl Volume {
             }
         }
         // What was settled leaves space for a little more.
-        select(pin!(self.io.sleep(RETRY)), pin!(self.changed.wait())).await;
+        select(pin!(self.io.sleep(RETRY)), pin!(self.space.freed.wait())).await;
         Ok(())
     }
 
@@ -176,6 +182,9 @@ impl Volume {
 
     /// A group of staged writes was settled, or why not.
     pub(super) fn note_settled(&self, failed: Option<&Error>) {
+        if failed.is_none() {
+            self.space.freed.notify();
+        }
         let full = failed.filter(|e| e.kind() == ErrorKind::Full).map(Error::duplicate);
         if let Some(error) = failed
             && (full.is_none() || self.space.unsettled.borrow().is_none())
@@ -293,6 +302,7 @@ impl Volume {
         let result = work.await;
         self.reserve.take_back(lent).await;
         self.changed.notify();
+        self.space.freed.notify();
         result
     }
 

@@ -141,6 +141,7 @@ impl Volume {
     pub async fn set_on_full(self: &Rc<Self>, policy: OnFull) -> Result<()> {
         self.writable(Who::Store)?;
         self.record_durably(Record::Policy(policy)).await?;
+        self.space.freed.notify();
         Ok(())
     }
 

@@ -24,6 +24,7 @@ mod read;
 mod reader;
 mod receive;
 mod recover;
+mod repair;
 mod resize;
 mod retained;
 mod rollback;

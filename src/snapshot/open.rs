@@ -99,7 +99,12 @@ impl Volume {
                     .hint("the volume was copied in part; restore its directory from a whole copy")
             })?;
         }
-        let replay = replay::read(io, &paths.journal()).await?;
+        let mut replay = replay::read(io, &paths.journal()).await?;
+        if let Some(what) = &replay.mended {
+            tracing::warn!("{}: {what}; its second copy is whole", paths.journal().display());
+            // A new file is begun, as after a crash.
+            replay.clean = false;
+        }
         let (number, end, clean) = (replay.header.number, replay.end, replay.clean);
         let recovered = Recovered::load(io, &paths, tuning, replay, committed).await?;
         let file = io.open(&paths.journal(), OpenHow::Write).await?;
@@ -153,19 +158,25 @@ impl Volume {
             let size = state.geometry.block_size;
             let path = paths.stage();
             let open = || Stage::open(io, &path, state.uuid, count, size);
-            let (mut opened, left) = match open().await {
-                // A power cut may have taken the file with its name, on a disk that is full.
-                Err(error) if error.kind() == ErrorKind::Full => {
-                    let _lent = reserve.lend().await?;
-                    open().await?
-                }
-                other => other?,
-            };
-            // Slots of this boot that no record needs any more.
-            for slot in left {
-                opened.release(slot.index);
+            let mut result = open().await;
+            if result.as_ref().is_err_and(|e| e.kind() == ErrorKind::Full) {
+                // The file may have been lost with the power, on a disk that is full.
+                let _lent = reserve.lend().await?;
+                result = open().await;
             }
-            stage = Some(opened);
+            match result {
+                Ok((mut opened, left)) => {
+                    // Slots of this boot that no record needs any more.
+                    for slot in left {
+                        opened.release(slot.index);
+                    }
+                    stage = Some(opened);
+                }
+                Err(error) if error.kind() == ErrorKind::Full && recovered.staged.is_empty() => {
+                    tracing::warn!("volume {name}: no space to stage writes: {error}");
+                }
+                Err(error) => return Err(error),
+            }
         }
         slots.stage = stage;
         for (seq, staged) in recovered.staged {
@@ -318,8 +329,9 @@ impl Volume {
             s.latched.is_none() && !s.untidy
         };
         if sound {
-            self.record(Record::Close);
+            let seq = self.record(Record::Close);
             self.journal_synced().await?;
+            self.journal.closed(seq).await;
         }
         Ok(())
     }

@@ -32,6 +32,7 @@ impl Volume {
             }
             volume.punching.set(false);
             volume.changed.notify();
+            volume.space.freed.notify();
         });
     }
 

@@ -10,6 +10,7 @@ use super::volume::{Exclusive, Volume, Who};
 use crate::error::{Error, Result};
 use crate::format::journal::Record;
 use crate::format::state::SnapshotRecord;
+use crate::io::OpenHow;
 use crate::store::room::Room;
 use crate::store::stage::Stage;
 use crate::types::Epoch;
@@ -107,10 +108,22 @@ impl Volume {
             (s.durable.uuid, slots, s.durable.geometry.block_size)
         };
         let (stage, left) = Stage::open(&self.io, &self.paths.stage(), volume, slots, size).await?;
-        debug_assert!(left.is_empty(), "an open volume has taken in what was left");
-        self.s.borrow_mut().slots.stage = Some(stage);
+        if self.s.borrow().slots.stage.is_none() {
+            debug_assert!(left.is_empty(), "an open volume has taken in what was left");
+            self.s.borrow_mut().slots.stage = Some(stage);
+            // A power cut on a full disk must not take its space.
+            self.sync_stage().await?;
+        }
         self.weigh_layers();
         self.fill_reserve(0).await
+    }
+
+    async fn sync_stage(&self) -> Result<()> {
+        let file = self.io.open(&self.paths.stage(), OpenHow::Write).await?;
+        let synced = self.io.sync(file).await;
+        self.io.close(file);
+        synced?;
+        self.io.sync_dir(&self.paths.0).await
     }
 
     /// Raises the epoch: a new open layer from now on. Nothing else may be raised meanwhile.

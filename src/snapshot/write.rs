@@ -255,7 +255,11 @@ impl Volume {
             return Err(Error::new(ErrorKind::Full, "the last space is lent to a deletion"));
         }
         if self.s.borrow().slots.stage.is_none() {
-            return Ok(());
+            if staged.is_empty() {
+                return Ok(());
+            }
+            // There was no space for it when the volume was opened.
+            self.map_stage().await?;
         }
         self.fill_reserve(staged.len() as u64).await?;
         let holes: Vec<Block> = {

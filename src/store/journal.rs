@@ -12,6 +12,7 @@
 //! only where the slack was used up; then it waits for space, and everything behind it.
 
 use super::event::{Event, Syncer};
+use super::journal_copy;
 use super::paths::VolumePaths;
 use super::room::{Ledger, Room};
 use crate::error::{Error, ErrorKind, Result};
@@ -355,13 +356,22 @@ impl Journal {
     pub async fn rotate(&self, state: (Seq, Record), images: Vec<AfterImage>) -> Result<()> {
         let number = self.inner.borrow().number + 1;
         let result = match self.drain(state.0).await {
-            Ok(()) => self.write_new(number, state, images).await,
+            Ok(()) => self.write_new(number, &state, images).await,
             Err(error) => Err(error),
         };
         self.held.set(false);
         self.inner.borrow_mut().carry = None;
         self.event.notify();
-        result
+        result?;
+        let header = FileHeader { volume: self.volume, number };
+        let copied = journal_copy::write(&self.io, &self.paths, header, (state.0, &state.1)).await;
+        if let Err(error) = copied {
+            tracing::warn!(
+                "{}: the journal's state has no second copy: {error}",
+                self.paths.journal().display()
+            );
+        }
+        Ok(())
     }
 
     /// Writes what was pushed before that number to the file in force: it is part of the
@@ -385,7 +395,7 @@ impl Journal {
         }
     }
 
-    async fn write_new(&self, number: u64, state: (Seq, Record), images: Vec<AfterImage>) -> Result<()> {
+    async fn write_new(&self, number: u64, state: &(Seq, Record), images: Vec<AfterImage>) -> Result<()> {
         let path = self.paths.journal_new();
         let file = self.io.open(&path, OpenHow::CreateEmpty).await?;
         let mut out = NewFile { io: &self.io, file, number, end: 0 };
@@ -427,7 +437,7 @@ impl Journal {
     async fn fill_new(
         &self,
         out: &mut NewFile<'_>,
-        state: (Seq, Record),
+        state: &(Seq, Record),
         images: Vec<AfterImage>,
     ) -> Result<u64> {
         let (volume, number) = (self.volume, out.number);
@@ -450,6 +460,17 @@ impl Journal {
         let allocated = allocate(&self.io, out.file, out.end, need, self.step).await?;
         self.io.sync(out.file).await?;
         Ok(allocated)
+    }
+
+    /// The record that ends a good order is durable, and was the last one.
+    pub async fn closed(&self, seq: Seq) {
+        let (number, end) = {
+            let inner = self.inner.borrow();
+            (inner.number, inner.end)
+        };
+        if let Err(error) = journal_copy::closed(&self.io, &self.paths, number, seq, end).await {
+            tracing::warn!("{}: {error}", self.paths.journal_copy().display());
+        }
     }
 
     /// Reads the file in force again and checks every frame that was written. The caller
@@ -493,7 +514,7 @@ pub async fn create(io: &Io, paths: &VolumePaths, volume: Uuid, state: &Record) 
     out.record(Seq(2), &Record::Close).await?;
     io.sync(file).await?;
     io.close(file);
-    Ok(())
+    journal_copy::write(io, paths, FileHeader { volume, number: 1 }, (Seq(1), state)).await
 }
 
 /// A journal file that nobody else writes yet.

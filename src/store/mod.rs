@@ -5,6 +5,7 @@
 pub mod clone_volume;
 pub mod event;
 pub mod journal;
+pub mod journal_copy;
 pub mod paths;
 pub mod replay;
 pub mod reserve;

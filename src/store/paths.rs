@@ -20,6 +20,18 @@ impl VolumePaths {
         self.0.join("journal")
     }
 
+    /// The second copy of what the journal begins with.
+    #[must_use]
+    pub fn journal_copy(&self) -> PathBuf {
+        self.0.join("journal.copy")
+    }
+
+    /// The same, not in force yet.
+    #[must_use]
+    pub fn journal_copy_new(&self) -> PathBuf {
+        self.0.join("journal.copy.new")
+    }
+
     /// A journal that is not in force yet.
     #[must_use]
     pub fn journal_new(&self) -> PathBuf {

@@ -5,7 +5,8 @@
 //! damage, and nothing is believed. Otherwise it is the torn tail of the last writes,
 //! which nobody was promised.
 
-use crate::error::{Error, Result};
+use super::journal_copy::{self, JournalCopy};
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::journal::{FileHeader, Found, HEADER_SIZE, Record, decode_frame, frame_at};
 use crate::io::{FileId, Io, OpenHow};
 use crate::types::Seq;
@@ -23,6 +24,8 @@ pub struct Replay {
     pub end: u64,
     /// Whether the last record says that the volume was closed in good order.
     pub clean: bool,
+    /// What was damaged and taken from the second copy. A new file must be begun then.
+    pub mended: Option<String>,
 }
 
 /// Reads a whole journal.
@@ -33,11 +36,13 @@ pub async fn read(io: &Io, path: &Path) -> Result<Replay> {
     let file = io.open(path, OpenHow::Read).await?;
     let result = async {
         let size = io.size(file).await?;
-        read_below(io, file, size).await
+        bytes_below(io, file, size).await
     };
     let result = result.await;
     io.close(file);
-    result.map_err(|e| e.context(path.display().to_string()))
+    let copy = journal_copy::read(io, &path.with_extension("copy")).await;
+    // A copy that is damaged says nothing; a check tells of it.
+    parse_with(&result?, copy.ok().as_ref()).map_err(|e| e.context(path.display().to_string()))
 }
 
 /// Reads the part of an open journal below an offset.
@@ -45,12 +50,16 @@ pub async fn read(io: &Io, path: &Path) -> Result<Replay> {
 /// # Errors
 /// As for [`read`].
 pub async fn read_below(io: &Io, file: FileId, size: u64) -> Result<Replay> {
+    parse(&bytes_below(io, file, size).await?)
+}
+
+async fn bytes_below(io: &Io, file: FileId, size: u64) -> Result<Bytes> {
     let mut bytes = BytesMut::new();
     while (bytes.len() as u64) < size {
         let step = usize::try_from(size - bytes.len() as u64).unwrap_or(usize::MAX).min(4 << 20);
         bytes.extend_from_slice(&io.read(file, bytes.len() as u64, step).await?);
     }
-    parse(&bytes.freeze())
+    Ok(bytes.freeze())
 }
 
 /// Whose journal it is.
@@ -69,9 +78,43 @@ pub async fn identity(io: &Io, path: &Path) -> Result<Uuid> {
 /// # Errors
 /// `Corrupt`, `Unsupported`.
 pub fn parse(bytes: &Bytes) -> Result<Replay> {
-    let header = FileHeader::decode(bytes)?;
+    parse_with(bytes, None)
+}
+
+/// The same, with the second copy of what it begins with.
+///
+/// # Errors
+/// `Corrupt`, also when the two are of different volumes or times; `Unsupported`.
+pub fn parse_with(bytes: &Bytes, copy: Option<&JournalCopy>) -> Result<Replay> {
+    let mut mended = None;
+    let header = match FileHeader::decode(bytes) {
+        Ok(header) => header,
+        Err(error) if error.kind() == ErrorKind::Corrupt => match copy {
+            // With the header of another file no frame would be found.
+            Some(copy)
+                if frame_at(copy.header.number, bytes.get(HEADER_SIZE..).unwrap_or_default()).is_some() =>
+            {
+                mended = Some(error.to_string());
+                copy.header
+            }
+            _ => return Err(error),
+        },
+        Err(error) => return Err(error),
+    };
+    if let Some(copy) = copy {
+        agree(header, copy.header)?;
+    }
+    let copy = copy.filter(|copy| copy.header.number == header.number);
     let mut at = HEADER_SIZE;
     let mut records: Vec<(Seq, Record)> = Vec::new();
+    let first = decode_frame(header.number, &bytes.slice(at.min(bytes.len())..));
+    if let (Some(copy), Ok(Found::Nothing) | Err(_)) = (copy, &first) {
+        mended = Some("the journal does not begin with a whole state".to_owned());
+        records.push(copy.state.clone());
+        at += copy.state_len;
+    } else {
+        first?;
+    }
     while let Found::Frame(frame, record, len) =
         decode_frame(header.number, &bytes.slice(at.min(bytes.len())..))?
     {
@@ -85,8 +128,37 @@ pub fn parse(bytes: &Bytes) -> Result<Replay> {
         return Err(Error::corrupt("the journal does not begin with a whole state"));
     }
     check_tail(header.number, bytes, at)?;
+    if let Some(copy) = copy
+        && (at as u64) < copy.bound
+    {
+        return Err(Error::corrupt(format!(
+            "the journal ends at offset {at}, and was durable up to {}: it is damaged there, cut off, or older \
+             than the rest",
+            copy.bound
+        ))
+        .hint("restore the volume's directory from one copy"));
+    }
     let clean = matches!(records.last(), Some((_, Record::Close)));
-    Ok(Replay { header, records, end: at as u64, clean })
+    Ok(Replay { header, records, end: at as u64, clean, mended })
+}
+
+/// Whether a journal and its copy can stand beside each other.
+fn agree(journal: FileHeader, copy: FileHeader) -> Result<()> {
+    if journal.volume != copy.volume {
+        return Err(Error::corrupt(format!(
+            "the journal is volume {}'s, and its second copy volume {}'s: one of them is another volume's file",
+            journal.volume, copy.volume
+        ))
+        .hint("put the volume's own files back"));
+    }
+    if journal.number < copy.number {
+        return Err(Error::corrupt(format!(
+            "the journal is file number {}, and its second copy is of {}: the journal is older than the rest",
+            journal.number, copy.number
+        ))
+        .hint("the volume's files are of two copies; restore all of its directory from one"));
+    }
+    Ok(())
 }
 
 /// Tells a torn tail from damage.

@@ -95,7 +95,7 @@ fn stop(vm: &mut Vm, port: u16) {
 
 impl World {
     fn new(file_system: &'static str, seed: u64, dir: &Path) -> (Self, Server) {
-        let disk = LossyDisk::new(384 << 20);
+        let disk = LossyDisk::new(1 << 30);
         let socket = dir.join("disk");
         let server = Server::start(disk.clone(), &[Listen::Unix(socket.clone())], Limits::default()).unwrap();
         let free = || std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -197,7 +197,7 @@ impl World {
             }
         }
         let time = Duration::from_millis(self.rng.u64(200..6000));
-        let loss = [Loss::All, Loss::None, Loss::Requests, Loss::Sectors][self.rng.usize(0..4)];
+        let loss = [Loss::All, Loss::None, Loss::Requests, Loss::Pages][self.rng.usize(0..4)];
         let (switch, disk, mut chance) = (vm.switch(), self.disk.clone(), self.rng.fork());
         let operating = {
             let life = life.clone();
@@ -303,9 +303,11 @@ impl World {
             } else {
                 Outcome::Done
             };
-            if again == Outcome::Done {
-                outcome = run(vm, life, NEAR, &format!("copy --full {name} {FAR}/{there}"));
-            }
+            outcome = match again {
+                Outcome::Done => run(vm, life, NEAR, &format!("copy --full {name} {FAR}/{there}")),
+                // Cut off, like the copy that it was for.
+                other => other,
+            };
         }
         assert!(!matches!(outcome, Outcome::Refused(_)), "{outcome:?}");
         self.count(&outcome);

@@ -17,7 +17,8 @@ const WRITER: &str = "rm -f /tmp/noted /tmp/stop /tmp/ended; (i=0; while [ ! -e 
      [ $i -lt 400 ] || break; done; touch /tmp/ended) >/tmp/writer.log 2>&1 &";
 
 /// Whether a keeper runs in the guest.
-const KEEPER: &str = "grep -q -e '-[-]keep' /proc/[0-9]*/cmdline 2>/dev/null";
+const KEEPER: &str =
+    "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' ' | grep -q -e 'attach [^ ]* [^ ]* --uri'";
 
 /// Ends the writer: it must not have met an error, and everything must be there, on the
 /// file system as it stands and after it was mounted anew.
@@ -50,6 +51,7 @@ fn an_attached_device_outlasts_the_daemon() {
         return;
     }
     let mut vm = Vm::boot_with(&[Path::new(SNAPVOL)]);
+    let no_keeper = format!("for i in $(seq 100); do {KEEPER} || exit 0; sleep 0.1; done; exit 1");
     let serve = "(snapvol --store /tmp/s serve --create v:48M >/tmp/log 2>/tmp/err & echo $! > /tmp/pid); \
                  while ! grep -q ready /tmp/log; do sleep 0.05; done";
     vm.ok(serve);
@@ -67,20 +69,37 @@ fn an_attached_device_outlasts_the_daemon() {
 
     // Nobody keeps what was detached, and what is not served any more fails in the end.
     vm.ok(&format!("snapvol detach {device}"));
-    vm.ok(&format!("for i in $(seq 100); do {KEEPER} || exit 0; sleep 0.1; done; exit 1"));
+    vm.ok(&no_keeper);
     let device = vm.ok("snapvol --store /tmp/s attach v --timeout 1 --dead-conn-timeout 2").trim().to_owned();
     vm.ok("kill -9 $(cat /tmp/pid)");
-    let read = format!("dd if={device} of=/dev/null bs=4k count=1 skip=77 iflag=direct");
+    let read = format!("[ $(dd if={device} bs=4k count=1 skip=77 iflag=direct 2>/dev/null | wc -c) = 4096 ]");
     assert_ne!(vm.run(&read).0, 0);
-    vm.ok(&format!("for i in $(seq 100); do {KEEPER} || exit 0; sleep 0.1; done; exit 1"));
-    vm.ok(&format!("snapvol detach {device}; rm /tmp/log; {serve}"));
+    vm.ok(&no_keeper);
+    vm.ok(&format!("snapvol detach {device}"));
+    assert_eq!(vm.run(&format!("snapvol detach {device}")).0, 5);
+    vm.ok(&format!("rm /tmp/log; {serve}"));
+
+    // Nothing puts other content under a device while no daemon knows of it; what was done
+    // by force ends it.
+    vm.ok("snapvol --store /tmp/s snapshot v@one");
+    let attach = "snapvol --store /tmp/s attach v --timeout 1 --dead-conn-timeout 9";
+    vm.ok(attach);
+    vm.ok("kill -9 $(cat /tmp/pid)");
+    for refused in ["rollback v@one", "delete v --recursive", "demote v"] {
+        let (code, said) = vm.run(&format!("snapvol --store /tmp/s {refused}"));
+        assert!(code == 3 && said.contains("attached"), "{refused}: {code} {said}");
+    }
+    vm.ok(&format!("snapvol --store /tmp/s rollback --force v@one; rm /tmp/log; {serve}"));
+    vm.ok(&no_keeper);
+    assert_ne!(vm.run(&read).0, 0);
+    vm.ok(&format!("snapvol detach {device}"));
 
     // A volume of that name that is another one is not taken for it.
-    let device = vm.ok("snapvol --store /tmp/s attach v --timeout 1").trim().to_owned();
+    vm.ok(attach);
     vm.ok("kill -9 $(cat /tmp/pid); rm -r /tmp/s /tmp/log");
     vm.ok(&serve.replace("48M", "32M"));
-    vm.ok(&format!("for i in $(seq 100); do {KEEPER} || exit 0; sleep 0.1; done; exit 1"));
-    vm.ok(&format!("snapvol detach {device}"));
+    vm.ok(&no_keeper);
+    assert_ne!(vm.run(&read).0, 0);
 }
 
 /// The usual client of the kernel's driver, over TCP, with the daemon on the host. Newer

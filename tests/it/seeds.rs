@@ -2,6 +2,7 @@
 //! `SNAPVOL_WRITE_FIXTURES=1 cargo test --test it seeds` writes them anew.
 
 use bytes::Bytes;
+use snapvol::delta::{Encoder, PlainChunk, SnapshotId, StreamHeader};
 use snapvol::format::checkpoint as stored;
 use snapvol::format::journal::{FileHeader, Frame, Record, encode_frame};
 use snapvol::format::segment::{GroupEntry, GroupHeader, SegmentHeader};
@@ -140,6 +141,102 @@ fn headers() -> Seeds {
     all
 }
 
+/// What a store's own files hold besides volumes.
+fn files() -> Seeds {
+    let deletions = [("a", 2), ("b", 1)].map(|(name, count)| {
+        (name.to_owned(), (0..count).map(|number| Uuid::from_u128(number + 1)).collect())
+    });
+    let bytes = snapvol::engine::encode_deletions(&deletions.into_iter().collect());
+    vec![
+        ("deleting-as-is".to_owned(), [&[0], &bytes[..]].concat()),
+        ("deleting-mended".to_owned(), [&[1], &bytes[..bytes.len() - 4]].concat()),
+    ]
+}
+
+/// Two chunks, as frames.
+fn frames(compress: bool) -> Vec<u8> {
+    let header = StreamHeader {
+        stream: VOLUME,
+        volume: VOLUME,
+        volume_name: "v".to_owned(),
+        base: None,
+        base_size: 0,
+        target: SnapshotId { uuid: Uuid::from_u128(9), name: "new".to_owned() },
+        created: "2026-01-01T00:00:00Z".to_owned(),
+        geometry: Geometry::new(256 << 10, 4096, 1).unwrap(),
+        resume_from: 0,
+        data_bytes: None,
+        discard_bytes: None,
+        compressed: compress,
+    };
+    let (mut encoder, mut bytes) = Encoder::new(&header).unwrap();
+    let front = bytes.len();
+    for (number, at) in [(1, 0), (2, 64 << 10)] {
+        let mut chunk = PlainChunk::new();
+        chunk.data(at, &[0x33; 4096]);
+        chunk.discard(at + 8192, 16384);
+        bytes.extend(encoder.push(chunk.encode(number, compress).unwrap()));
+    }
+    bytes.drain(..front);
+    bytes
+}
+
+/// The first five bytes choose the header: here a whole stream, and a delta.
+fn streams() -> Seeds {
+    let seed = |choice: [u8; 5], compress| [&choice[..], &frames(compress)].concat();
+    vec![
+        ("whole".to_owned(), seed([2, 0, 0, 0, 0], false)),
+        ("whole-compressed".to_owned(), seed([3, 0, 0, 0, 0], true)),
+        ("delta".to_owned(), seed([2, 4, 0, 0, 0], false)),
+        ("delta-cut".to_owned(), seed([0, 4, 0, 0, 0], false)),
+        ("smaller".to_owned(), seed([2, 0x44, 47, 0, 0], false)),
+        ("larger".to_owned(), seed([2, 0xc4, 20, 0, 0], false)),
+        ("to-a-primary".to_owned(), seed([6, 0, 0, 0, 0], false)),
+        ("held".to_owned(), seed([2, 2, 0, 0, 0], false)),
+    ]
+}
+
+/// What the two ends of a copy say.
+fn talk() -> Seeds {
+    let stream = include_bytes!("../../fixtures/stream-v1/compressed.stream");
+    let mut pipe = snapvol::transport::PipeWriter::new(Vec::new());
+    pipe.piece(&stream[..stream.len().min(8 << 10)]).unwrap();
+    let hello =
+        "{\"hello\":{\"version\":1,\"target\":\"00000000-0000-0000-0000-000000000009\"}}\n\"start\"\n";
+    vec![
+        ("far".to_owned(), [&[0], hello.as_bytes(), &pipe.finish().unwrap()].concat()),
+        (
+            "near".to_owned(),
+            b"\x01{\"held\":{\"version\":1,\"role\":\"secondary\",\"snapshots\":[],\"half\":null}}\n\
+              {\"progress\":{\"durable\":4096}}\n{\"error\":{\"kind\":\"io\",\"message\":\"x\",\"hint\":null}}\n"
+                .to_vec(),
+        ),
+    ]
+}
+
+/// Answers to the requests that the target makes: two reads, block status, a flush.
+fn answers() -> Seeds {
+    let simple = |cookie: u64| [&0x6744_6698_u32.to_be_bytes()[..], &[0; 4], &cookie.to_be_bytes()].concat();
+    let chunk = |flags: u16, kind: u16, cookie: u64, payload: &[u8]| {
+        let len = u32::try_from(payload.len()).unwrap().to_be_bytes();
+        let head = [&flags.to_be_bytes()[..], &kind.to_be_bytes(), &cookie.to_be_bytes(), &len].concat();
+        [&0x668e_33ef_u32.to_be_bytes()[..], &head, payload].concat()
+    };
+    let at = 8192u64.to_be_bytes();
+    let plain = [simple(1), vec![1; 4096], simple(2), vec![1; 512], simple(3), simple(4)].concat();
+    let structured = [
+        chunk(0, 1, 1, &[&at[..], &[1; 512]].concat()),
+        chunk(1, 2, 1, &[&8704u64.to_be_bytes()[..], &3584u32.to_be_bytes()].concat()),
+        chunk(1, 1 << 15 | 1, 2, b"\0\0\0\x05\0\x02no"),
+        chunk(1, 5, 3, &[&7u32.to_be_bytes()[..], &(1u32 << 20).to_be_bytes(), &[0; 4]].concat()),
+        chunk(1, 0, 4, &[]),
+    ];
+    vec![
+        ("simple".to_owned(), [vec![4], plain].concat()),
+        ("structured".to_owned(), [vec![6], structured.concat()].concat()),
+    ]
+}
+
 fn texts(list: &[(&str, &str)]) -> Seeds {
     list.iter().map(|(name, text)| ((*name).to_owned(), text.as_bytes().to_vec())).collect()
 }
@@ -176,6 +273,10 @@ fn all() -> Vec<(&'static str, Seeds)> {
         ("headers", headers()),
         ("control", control),
         ("names", names),
+        ("files", files()),
+        ("receive", streams()),
+        ("talk", talk()),
+        ("server", answers()),
     ]
 }
 

@@ -143,8 +143,11 @@ pub(super) fn connect(address: &Address, export: &str) -> Result<Negotiated> {
     Ok(Negotiated { socket, size, flags, block_size })
 }
 
-/// Size, flags and preferred block size.
-fn negotiate<S: Read + Write>(socket: &mut S, export: &str) -> Result<(u64, u16, u32)> {
+/// Negotiates over a connected socket: size, flags and preferred block size.
+///
+/// # Errors
+/// As for the connection.
+pub fn negotiate<S: Read + Write>(socket: &mut S, export: &str) -> Result<(u64, u16, u32)> {
     let broken = |error| Error::os("negotiate with the NBD server", error);
     let stranger = || Error::invalid("the server does not speak NBD as it should");
     let hello: [u8; 18] = read(socket).map_err(broken)?;

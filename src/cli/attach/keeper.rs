@@ -3,14 +3,16 @@
 //!
 //! It holds a second descriptor of the socket that the kernel reads and writes, and waits
 //! for its end; it never reads from it. It goes when the device was detached, when the
-//! kernel has stopped waiting, or when what is served is not what was attached.
+//! kernel has stopped waiting, or when what is served is not what was attached (see
+//! [`crate::cli::leases`]).
 
 use super::handshake::{self, Address, Negotiated};
 use super::netlink::{Connect, Nbd};
-use super::{Args, DeviceName};
+use super::{Args, DeviceName, Lease};
 use crate::error::{Error, ErrorKind, Result};
 use rustix::event::{PollFd, PollFlags, poll};
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -25,7 +27,7 @@ pub(super) fn start(
     device: DeviceName,
     args: &Args,
     address: &Address,
-    patience: u64,
+    lease: Option<&Lease>,
     request: &Connect,
     socket: OwnedFd,
 ) -> Result<()> {
@@ -33,10 +35,22 @@ pub(super) fn start(
     let program = std::env::current_exe().map_err(failed)?;
     let mut command = Command::new(program);
     command.args(["attach", &args.export.to_string(), &device.to_string()]);
-    command.args(["--uri", &address.uri()?, "--dead-conn-timeout", &patience.to_string(), "--keep"]);
+    command.args([
+        "--uri",
+        &address.uri()?,
+        "--dead-conn-timeout",
+        &request.dead_conn_timeout.to_string(),
+        "--keep",
+    ]);
     command.args([&request.identifier, &request.size.to_string(), &request.server_flags.to_string()]);
-    // Nothing of ours stays open in it, so that nobody waits for its end.
-    command.stdin(socket).stdout(Stdio::null()).stderr(Stdio::null()).current_dir("/");
+    command.arg(lease.map_or(Path::new(""), |lease| &lease.path));
+    // Its standard output is the lease, whose lock it holds from here on. Nothing else of
+    // ours stays open in it, so that nobody waits for its end.
+    let locked = match lease {
+        Some(lease) => lease.file.try_clone().map_err(failed)?.into(),
+        None => Stdio::null(),
+    };
+    command.stdin(socket).stdout(locked).stderr(Stdio::null()).current_dir("/");
     command.spawn().map(drop).map_err(failed)
 }
 
@@ -46,11 +60,14 @@ pub(super) fn start(
 /// `Interrupted` when nobody serves it any more, `Conflict` when something else is served.
 pub(super) fn run(family: &Nbd, args: &Args, kept: &[String]) -> Result<()> {
     let usage = || Error::invalid("the keeper is started by attach alone");
-    let ([identifier, size, flags], Some(device), Some(address)) = (kept, args.device, &args.uri) else {
+    let ([identifier, size, flags, lease], Some(device), Some(address)) = (kept, args.device, &args.uri)
+    else {
         return Err(usage());
     };
     let number = |text: &String| text.parse::<u64>().map_err(|_| usage());
-    let kept = Kept { device, identifier, size: number(size)?, flags: number(flags)? };
+    let lease = (!lease.is_empty()).then_some(Path::new(lease));
+    let kept = Kept { device, identifier, size: number(size)?, flags: number(flags)?, lease };
+    let _ended = Ended(lease);
     // The end of a terminal is none of this process's business.
     let _ = rustix::process::setsid();
     let mut socket =
@@ -66,8 +83,10 @@ pub(super) fn run(family: &Nbd, args: &Args, kept: &[String]) -> Result<()> {
             match kept.connect(family, address, &args.export.to_string()) {
                 Ok(Some(socket)) => break socket,
                 Ok(None) => return Ok(()),
-                Err(error) if error.kind() == ErrorKind::Conflict => return Err(error),
-                Err(error) if Instant::now() >= until => return Err(error),
+                Err(error) if error.kind() == ErrorKind::Conflict || Instant::now() >= until => {
+                    // The kernel fails what waits when its own time is over.
+                    return Err(error);
+                }
                 Err(_) => std::thread::sleep(INTERVAL),
             }
         };
@@ -91,6 +110,19 @@ struct Kept<'a> {
     identifier: &'a str,
     size: u64,
     flags: u64,
+    lease: Option<&'a Path>,
+}
+
+/// Takes the lease away at the end.
+struct Ended<'a>(Option<&'a Path>);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        if let Some(lease) = self.0 {
+            // Somebody may have done so by force.
+            let _ = std::fs::remove_file(lease);
+        }
+    }
 }
 
 impl Kept<'_> {
@@ -104,6 +136,11 @@ impl Kept<'_> {
                 self.device
             ))
             .hint(format!("detach it with: snapvol detach {}", self.device)));
+        }
+        // From the handshake on the daemon counts a client, so this is late enough.
+        if self.lease.is_some_and(|lease| !lease.exists()) {
+            return Err(Error::conflict(format!("the volume of {} was taken from it by force", self.device))
+                .hint(format!("detach it with: snapvol detach {}", self.device)));
         }
         let taken = family.reconnect(self.device.0, self.identifier, &socket)?;
         Ok(taken.then_some(socket))

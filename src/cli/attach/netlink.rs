@@ -124,6 +124,10 @@ impl Nbd {
     /// `NotFound` for a device that is not connected.
     pub(in crate::cli) fn disconnect(&self, index: u32) -> Result<()> {
         let what = format!("disconnect /dev/nbd{index}");
+        // The kernel finds nothing wrong with letting go of what is not attached.
+        if !self.is_attached(index)? {
+            return Err(Error::not_found(format!("/dev/nbd{index} is not attached")));
+        }
         match self.ask(NBD_DISCONNECT, &attribute(NBD_INDEX, &index.to_ne_bytes())) {
             Ok(_) => Ok(()),
             Err(Failure::Refused(Errno::INVAL | Errno::NOENT | Errno::NXIO | Errno::NODEV)) => {
@@ -154,10 +158,11 @@ impl Nbd {
     /// # Errors
     /// `Io`.
     pub(in crate::cli) fn is_attached(&self, index: u32) -> Result<bool> {
-        let answer = self
-            .ask(NBD_STATUS, &attribute(NBD_INDEX, &index.to_ne_bytes()))
-            .map_err(|error| error.into_error(&format!("ask for /dev/nbd{index}")))?;
-        Ok(connected(&answer))
+        match self.ask(NBD_STATUS, &attribute(NBD_INDEX, &index.to_ne_bytes())) {
+            Ok(answer) => Ok(connected(&answer)),
+            Err(Failure::Refused(Errno::INVAL | Errno::NOENT | Errno::NXIO | Errno::NODEV)) => Ok(false),
+            Err(error) => Err(error.into_error(&format!("ask for /dev/nbd{index}"))),
+        }
     }
 
     /// Sends a request and returns the attributes of the answer, if it has one.

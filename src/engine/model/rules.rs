@@ -4,7 +4,8 @@
 use super::clients::bytes_of;
 use super::machine::tuning;
 use crate::ErrorKind;
-use crate::engine::api::CreateOptions;
+use crate::delta::FrameMaker;
+use crate::engine::api::{CreateOptions, SendRequest};
 use crate::engine::core::Core;
 use crate::engine::thread::Worker;
 use crate::error::Result;
@@ -127,44 +128,50 @@ fn stop(disk: &SimDisk, how: u64) {
     }
 }
 
-/// A script on a fork of a disk, of which every operation fails once, then a stop: `check` is told what the script answered.
-fn fail_everywhere<T: 'static, F: Future<Output = T> + 'static>(
+/// A script on a fork of a disk, of which every operation fails once, and every operation
+/// is the last one of its process once; then a stop. `check` is told what the script
+/// answered, if it lived so long.
+fn trouble_everywhere<T: 'static, F: Future<Output = T> + 'static>(
     disk: &SimDisk,
     script: impl Fn(Rc<Core>) -> F + Clone + 'static,
-    check: impl Fn(&SimDisk, T),
+    check: impl Fn(&SimDisk, Option<T>),
 ) {
     for at in 1..1000 {
-        // One way to stop after each error; which ones differs from operation to operation.
-        for how in [at % 4, 4 + (at + 1) % 4] {
+        let mut operations = 0;
+        for trouble in [Some(EIO), Some(ENOSPC), None] {
             let fork = disk.fork();
             let (machine, script) = (fork.clone(), script.clone());
             let answer = live(&fork, move |core| {
-                machine.fail_at(machine.ops() + at, if how < 4 { EIO } else { ENOSPC });
                 let start = machine.ops();
+                match trouble {
+                    Some(errno) => machine.fail_at(start + at, errno),
+                    None => machine.crash_after(at),
+                }
                 async move { (script(core).await, machine.ops() - start) }
             });
-            let (answer, operations) = answer.expect("nobody dies");
             fork.fail_no_more();
-            stop(&fork, how);
-            check(&fork, answer);
-            if how >= 4 && operations < at {
-                return;
-            }
+            operations = answer.as_ref().map_or(operations, |(_, operations)| *operations);
+            // Which way to stop follows which trouble differs from operation to operation.
+            stop(&fork, at + u64::from(trouble == Some(EIO)));
+            check(&fork, answer.map(|(answer, _)| answer));
+        }
+        if operations < at {
+            return;
         }
     }
     panic!("it never ended");
 }
 
 #[test]
-fn a_batch_is_whole_whatever_fails() {
+fn a_batch_is_whole_whatever_happens() {
     let disk = two_volumes(1);
     let (all, none) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
     let counts = (Rc::clone(&all), Rc::clone(&none));
     let script = |core: Rc<Core>| async move { core.snapshot(&[name("a@s"), name("b@s")]).await.is_ok() };
-    fail_everywhere(&disk, script, move |disk, taken| {
+    trouble_everywhere(&disk, script, move |disk, taken| {
         let [a, b] = which(disk, "s").map(Result::unwrap);
         assert_eq!(a, b, "half a batch");
-        assert!(!taken || a, "a snapshot that was taken is gone");
+        assert!(taken != Some(true) || a, "a snapshot that was taken is gone");
         let count = if a { &counts.0 } else { &counts.1 };
         count.set(count.get() + 1);
     });
@@ -172,7 +179,7 @@ fn a_batch_is_whole_whatever_fails() {
 }
 
 #[test]
-fn a_deletion_of_several_is_whole_whatever_fails() {
+fn a_deletion_of_several_is_whole_whatever_happens() {
     let disk = two_volumes(2);
     live(&disk, |core| async move {
         core.snapshot(&[name("a@s"), name("b@s")]).await.unwrap();
@@ -180,10 +187,10 @@ fn a_deletion_of_several_is_whole_whatever_fails() {
     });
     let script =
         |core: Rc<Core>| async move { core.delete_snapshots(&[name("a@s"), name("b@s")]).await.is_ok() };
-    fail_everywhere(&disk, script, |disk, deleted| {
+    trouble_everywhere(&disk, script, |disk, deleted| {
         let [a, b] = which(disk, "s").map(Result::unwrap);
         assert_eq!(a, b, "half a deletion");
-        assert!(!deleted || !a, "a snapshot that was deleted is there");
+        assert!(deleted != Some(true) || !a, "a snapshot that was deleted is there");
     });
 }
 
@@ -201,7 +208,7 @@ fn a_later_deletion_does_not_forget_an_earlier_one() {
         let _ = core.delete_snapshots(&[name("a@s"), name("b@s")]).await;
         let _ = core.delete_snapshots(&[name("a@t"), name("b@t")]).await;
     };
-    fail_everywhere(&disk, script, |disk, ()| {
+    trouble_everywhere(&disk, script, |disk, _| {
         for snapshot in ["s", "t"] {
             let [a, b] = which(disk, snapshot).map(Result::unwrap);
             assert_eq!(a, b, "half of the deletion of {snapshot}");
@@ -270,7 +277,7 @@ fn a_volume_that_an_open_found_stays() {
 
 /// A failed creation or removal leaves nothing that is in the way of the next.
 #[test]
-fn a_volume_is_made_and_removed_whatever_fails() {
+fn a_volume_is_made_and_removed_whatever_happens() {
     let disk = store(6);
     let script = |core: Rc<Core>| async move {
         let options =
@@ -282,10 +289,10 @@ fn a_volume_is_made_and_removed_whatever_fails() {
         }
         core.delete_volume("a", false).await.is_ok()
     };
-    fail_everywhere(&disk, script, |disk, removed| {
+    trouble_everywhere(&disk, script, |disk, removed| {
         let there = live(disk, |core| async move { core.list(None).await.unwrap().volumes }).unwrap();
         assert!(there.iter().all(|info| info.state == "ok"), "{there:?}");
-        assert!(!removed || there.is_empty(), "it came back");
+        assert!(removed != Some(true) || there.is_empty(), "it came back");
         if there.is_empty() {
             live(disk, |core| async move { make(&core, "a", Role::Primary).await });
         }
@@ -320,4 +327,100 @@ fn an_aborted_receive_restores_the_size() {
         assert_eq!(size, 64 << 10);
         assert!(content.iter().all(|byte| *byte == 0));
     });
+}
+
+/// A volume `a` with two snapshots on a disk of its own: the whole stream of the first and
+/// the delta to the second.
+fn streams() -> [Vec<u8>; 2] {
+    let disk = two_volumes(8);
+    let made = live(&disk, |core| async move {
+        let mut streams = Vec::new();
+        for (snapshot, from) in [("s", None), ("t", Some("s".to_owned()))] {
+            let written = core.with("a", move |volume| async move {
+                let data = Bytes::from(snapshot.repeat(9000));
+                volume.write(crate::snapshot::Who::Client, 9000, data, false).await
+            });
+            written.await.unwrap();
+            core.snapshot(&[name(&format!("a@{snapshot}"))]).await.unwrap();
+            let (volume, snapshot) = ("a".to_owned(), snapshot.to_owned());
+            let request = SendRequest { volume, snapshot, from, compress: true, resume: None };
+            let mut frames = FrameMaker::new(Box::new(core.source(&request).await.unwrap())).unwrap();
+            let mut bytes = Vec::new();
+            while let Some(frame) = frames.next_frame().await.unwrap() {
+                bytes.extend(frame);
+            }
+            streams.push(bytes);
+        }
+        streams
+    });
+    made.unwrap().try_into().unwrap()
+}
+
+/// The snapshots of `a` with their contents, and whether a receive is half done.
+fn received(disk: &SimDisk) -> (Vec<(String, Vec<u8>)>, bool) {
+    let looked = live(disk, |core| async move {
+        if !core.has_volume("a") {
+            return (Vec::new(), false);
+        }
+        let half = core.receive_status("a").await.unwrap().is_some();
+        let there = core.with("a", |volume| async move {
+            let mut all = Vec::new();
+            for record in volume.snapshots() {
+                let reader = volume.open_snapshot(&record.name)?;
+                all.push((record.name, bytes_of(reader.read(0, reader.size()).await?)));
+            }
+            Ok(all)
+        });
+        (there.await.unwrap(), half)
+    });
+    looked.unwrap()
+}
+
+#[test]
+fn a_receive_is_whole_or_absent_whatever_happens() {
+    let streams = Rc::new(streams());
+    let all = {
+        let (disk, streams) = (store(9), Rc::clone(&streams));
+        let done = live(&disk, |core| async move {
+            for stream in streams.iter() {
+                core.receive("a", &mut &stream[..]).await.unwrap();
+            }
+        });
+        done.unwrap();
+        received(&disk).0
+    };
+    assert_eq!(all.len(), 2);
+    for before in 0..2 {
+        let disk = store(10);
+        let first = Rc::clone(&streams);
+        live(&disk, move |core| async move {
+            for stream in &first[..before] {
+                core.receive("a", &mut &stream[..]).await.unwrap();
+            }
+        });
+        let stream = Rc::clone(&streams);
+        let script = move |core: Rc<Core>| {
+            let stream = Rc::clone(&stream);
+            async move { core.receive("a", &mut &stream[before][..]).await.is_ok() }
+        };
+        let (streams, all) = (Rc::clone(&streams), &all);
+        let completed = Cell::new(0);
+        trouble_everywhere(&disk, script, |disk, answer| {
+            let (there, half) = received(disk);
+            assert!(there == all[..before] || there == all[..=before], "{} snapshots", there.len());
+            let is_there = there.len() > before;
+            assert!(is_there || answer != Some(true), "what was received is gone");
+            assert!(!(is_there && half), "half of what is there");
+            if half {
+                // The same stream once more completes it.
+                let stream = Rc::clone(&streams);
+                live(disk, move |core| async move {
+                    core.receive("a", &mut &stream[before][..]).await.unwrap();
+                });
+                assert!(received(disk) == (all[..=before].to_vec(), false));
+                completed.set(completed.get() + 1);
+            }
+        });
+        assert!(completed.get() > 5, "{completed:?}");
+    }
 }

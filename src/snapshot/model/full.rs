@@ -24,9 +24,20 @@ fn stride() -> u64 {
     if std::env::var("SNAPVOL_ROUNDS").is_ok() { 1 } else { 11 }
 }
 
+/// What the reserve of these volumes has at least.
+const RESERVE: usize = 1 << 20;
+
+/// Opens; with its reserve a volume opens on a full disk, and without, when there is space.
 async fn opened(io: &Io, disk: &SimDisk, oracle: Oracle) -> Rc<Script> {
     let committed = oracle.committed.clone();
-    let volume = open(io, Path::new(DIR), 4096, &committed).await;
+    let reserve = disk.contents(format!("{DIR}/reserve")).map_or(0, |bytes| bytes.len());
+    let volume = match Volume::open(io, Path::new(DIR), "vol", tuning(4096), &committed).await {
+        Err(error) if error.kind() == ErrorKind::Full && reserve < RESERVE => {
+            disk.fill(Some(2 << 20));
+            open(io, Path::new(DIR), 4096, &committed).await
+        }
+        other => other.unwrap().0,
+    };
     let oracle = Rc::new(RefCell::new(oracle));
     let script = Script::new(io, volume, oracle, Rc::new(Run::new(1)), 0);
     Rc::new(Script { disk: Some(disk.clone()), ..script })
@@ -240,4 +251,94 @@ fn writers_are_refused_while_the_disk_is_full() {
 #[test]
 fn the_oldest_snapshots_make_room() {
     fills_up_at_any_operation(OnFull::DropOldest);
+}
+
+/// What one life of a random run does, on a disk of any size at any time.
+async fn random_life(script: &Rc<Script>, disk: &SimDisk, rng: &mut fastrand::Rng, next: &mut u128) {
+    for _ in 0..rng.u32(4..25) {
+        match rng.u32(0..6) {
+            0 => disk.fill(Some(0)),
+            1 => disk.fill(Some(rng.u64(0..400_000))),
+            2 => disk.fill(None),
+            _ => {}
+        }
+        // Where a writer waits, space comes back.
+        let relief = async {
+            script.io.sleep(FULL_TIME).await;
+            disk.fill(None);
+        };
+        let at = rng.usize(0..SIZE);
+        let len = rng.usize(1..=SIZE - at).min(BLOCK * rng.usize(1..9));
+        let byte = rng.u8(1..=255);
+        let number = rng.u128(1..=*next);
+        match rng.u32(0..12) {
+            0..5 => drop(join(change(script, at, len, byte), relief).await),
+            5 => drop(join(change(script, at, len, 0), relief).await),
+            6 => {
+                *next += 1;
+                let (number, other) = (*next, Rc::clone(script));
+                let beside = async move { change(&other, at, len, byte).await };
+                drop(join(join(take(script, number), beside), relief).await);
+            }
+            7 | 8 => delete(script, number).await,
+            9 => drop(join(join(delete(script, number), change(script, at, len, byte)), relief).await),
+            10 => drop(script.volume.checkpoint().await),
+            _ => flush(script).await,
+        }
+        if script.volume.on_full_policy() == OnFull::DropOldest {
+            forget_dropped(script);
+        }
+        if rng.u32(0..8) == 0 {
+            let policy = [OnFull::Freeze, OnFull::Readonly, OnFull::DropOldest][rng.usize(0..3)];
+            // The record is small, and there is always space for one.
+            script.volume.set_on_full(policy).await.unwrap();
+        }
+    }
+}
+
+fn random_full_disks(seed: u64) {
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let granularity = [1, 1, 4][rng.usize(0..3)];
+    let (disk, mut oracle) = prepared(OnFull::Freeze, granularity, rng.bool());
+    disk.reseed(seed);
+    let mut next = 4;
+    let mut crash = None;
+    for _ in 0..4 {
+        let cell: Rc<RefCell<Option<Rc<RefCell<Oracle>>>>> = Rc::default();
+        let (seen, machine, before) = (Rc::clone(&cell), disk.clone(), oracle.clone());
+        let (mut chance, mut number) = (rng.fork(), next);
+        let done = on_sim(&disk, move |io| async move {
+            let script = opened(&io, &machine, before).await;
+            *seen.borrow_mut() = Some(Rc::clone(&script.oracle));
+            if let Some(crash) = crash {
+                recovered(&script, crash).await;
+            }
+            script.check().await;
+            random_life(&script, &machine, &mut chance, &mut number).await;
+            number
+        });
+        next = done.unwrap();
+        oracle = cell.take().unwrap().borrow().clone();
+        // Lives follow each other on a disk that is as full as it was, or has space.
+        if rng.bool() {
+            disk.crash_process();
+            crash = Some(Crash::Process);
+        } else {
+            disk.power_cut([Loss::All, Loss::Random, Loss::None][rng.usize(0..3)]);
+            // A file system never holds more than it has: what a cut brought back was there.
+            disk.fill(Some(rng.u64(4 << 20..8 << 20)));
+            crash = Some(Crash::Power);
+        }
+        expect_drops(&mut oracle);
+    }
+    disk.fill(None);
+    survives(&disk, oracle, crash.unwrap_or(Crash::Process), OnFull::DropOldest);
+}
+
+#[test]
+fn disks_of_any_size_at_any_time() {
+    for seed in rounds(7000, 25) {
+        let _seed = Seed(format!("SNAPVOL_SEED={seed} (random full disks)"));
+        random_full_disks(seed);
+    }
 }

@@ -368,7 +368,12 @@ pub(super) async fn recovered(script: &Script, crash: Crash) {
     let role = volume.role();
     {
         let mut oracle = script.oracle.borrow_mut();
-        assert!(role == oracle.role || Some(role) == oracle.changing_role, "its role is {role:?}");
+        assert!(
+            role == oracle.role || Some(role) == oracle.changing_role,
+            "its role is {role:?}, not {:?} or {:?} ({crash:?})",
+            oracle.role,
+            oracle.changing_role
+        );
         (oracle.role, oracle.changing_role) = (role, None);
     }
     let receiving = script.oracle.borrow_mut().receiving.take();

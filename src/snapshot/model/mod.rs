@@ -21,6 +21,8 @@ mod tails;
 #[cfg(test)]
 mod crash;
 #[cfg(test)]
+mod damage;
+#[cfg(test)]
 mod drivers;
 #[cfg(test)]
 mod full;

@@ -398,6 +398,7 @@ impl Script {
     }
 
     pub async fn set_role(&self, role: Role) {
+        self.alive().await;
         self.oracle.borrow_mut().changing_role = Some(role);
         let result = self.volume.set_role(role).await;
         if !self.is_done(&result) {

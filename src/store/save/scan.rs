@@ -14,6 +14,7 @@ use crate::format::segment::{
 };
 use crate::io::FileId;
 use crate::types::{Epoch, SaveAddr};
+use bytes::Bytes;
 use std::ops::Range;
 
 /// A group found in a segment.
@@ -163,6 +164,40 @@ impl SaveVolume {
         }
         walk.end = at;
         Ok(())
+    }
+
+    /// Writes again the header, and heads and tails of groups, that are damaged and whose
+    /// other copy is whole.
+    ///
+    /// # Errors
+    /// As for [`Self::walk`].
+    pub async fn mend(&self, number: u32, mark: u64) -> Result<()> {
+        let walk = self.walk(number, mark, true).await?;
+        if walk.spoiled.is_empty() {
+            return Ok(());
+        }
+        let generation = self.inner.borrow().segments.get(&number).map_or(0, |s| s.generation);
+        let open = self.open_file(number).await?;
+        for (at, len, what) in &walk.spoiled {
+            let found = walk.groups.iter().find(|g| (g.at..g.at + self.size_of(g)).contains(at));
+            let bytes = match found {
+                None => SegmentHeader { volume: self.volume, segment: number, generation }.encode(),
+                Some(group) if group.at == *at => group.header.encode(),
+                Some(group) => group.header.encode_tail(),
+            };
+            debug_assert!(bytes.len() as u64 >= *len, "all of it is written again");
+            self.io.write(open.file, *at, Bytes::from(bytes)).await?;
+            tracing::warn!(
+                "{}: {what} at offset {at} was written again",
+                self.paths.segment(number).display()
+            );
+        }
+        open.syncer.wrote();
+        open.syncer.sync().await
+    }
+
+    fn size_of(&self, group: &FoundGroup) -> u64 {
+        group_size(group.header.entries.len(), self.block_size)
     }
 
     /// The head of the group that begins there, if it is whole.
