@@ -307,7 +307,7 @@ async fn random_life(script: &Rc<Script>, disk: &SimDisk, rng: &mut fastrand::Rn
                 *next += 1;
                 let (number, other) = (*next, Rc::clone(script));
                 let beside = async move { change(&other, at, len, byte).await };
-                let _ = join(join(take(script, number), beside), relief).await;
+                join(join(take(script, number), beside), relief).await;
             }
             7 | 8 => delete(script, number).await,
             9 => _ = join(join(delete(script, number), change(script, at, len, byte)), relief).await,

@@ -267,7 +267,7 @@ fn a_snapshot_comes_back_whole_when_its_deletion_was_lost() {
             .await;
         });
         disk.power_cut(if seed.is_multiple_of(3) {
-            Loss::AllBut(disk.unsynced().max(1) - 1)
+            Loss::AllBut(disk.unsynced().saturating_sub(1))
         } else {
             Loss::Random
         });
