@@ -4,7 +4,7 @@ use super::api::{CheckReport, Finding};
 use super::{batch, volumes};
 use crate::error::{Error, Result};
 use crate::io::{DriverKind, Io, Reactor, driver};
-use crate::snapshot::{Verified, check_closed};
+use crate::snapshot::{Verified, check_closed, give_up_stage};
 use crate::store::paths::VolumePaths;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -55,6 +55,24 @@ async fn check_all(io: &Io, store: &Path, only: Option<&str>, images: bool) -> R
     Ok(report)
 }
 
+/// Before a repair opens the volumes: what keeps one closed and only a decision of its owner
+/// gives up is given up.
+pub(super) fn give_up(store: &Path) -> Result<()> {
+    let driver = driver(DriverKind::Plain).map_err(|e| Error::os("cannot start an engine", e))?;
+    let mut reactor = Reactor::new(driver);
+    let (io, store) = (reactor.io(), store.to_owned());
+    reactor.block_on(async move {
+        for (name, _) in volumes::listed(&io, &store).await? {
+            let dir = VolumePaths(volumes::dir_of(&store, &name));
+            if let Err(error) = give_up_stage(&io, &dir).await {
+                // The check that follows tells of it.
+                tracing::warn!("volume {name}: {error}");
+            }
+        }
+        Ok(())
+    })
+}
+
 /// What a repair did: findings that are gone are told as repaired, the others as they are
 /// now.
 pub(super) fn compare(before: CheckReport, mut after: CheckReport) -> CheckReport {
@@ -62,7 +80,9 @@ pub(super) fn compare(before: CheckReport, mut after: CheckReport) -> CheckRepor
     let gone = before.findings.into_iter().filter(|old| !after.findings.iter().any(|new| same(old, new)));
     let mut findings: Vec<Finding> = gone
         .map(|old| {
-            let how = if old.file.contains("/snapshots/") && old.snapshot.is_some() {
+            let how = if old.file.ends_with("/stage") {
+                "given up: the volume goes on with what was flushed; the file is kept as stage.damaged"
+            } else if old.file.contains("/snapshots/") && old.snapshot.is_some() {
                 "made again from the segments, or from its second file"
             } else {
                 "written again"

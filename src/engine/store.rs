@@ -143,7 +143,11 @@ impl Store {
     pub fn check(dir: &Path, repair: bool) -> Result<CheckReport> {
         let before = {
             let _lock = lock(dir)?;
-            check::check(dir, None, false)?
+            let before = check::check(dir, None, false)?;
+            if repair {
+                check::give_up(dir)?;
+            }
+            before
         };
         if !repair {
             return Ok(before);

@@ -3,6 +3,7 @@
 
 use super::inspect::{Inspector, REWRITES, Verified};
 use super::mend::{Sources, is_damage};
+use super::recover;
 use crate::error::{Error, Result};
 use crate::format::journal::Record;
 use crate::format::state::VolumeState;
@@ -29,6 +30,10 @@ pub async fn check_closed(io: &Io, paths: &VolumePaths, images: bool) -> Result<
                 out.file(paths.journal(), &error, "the volume begins a new journal when it is opened");
             }
             check_copy(io, paths, &replay, &mut out).await?;
+            if let Some(error) = recover::stage_lost(io, paths, &replay).await? {
+                let advice = "put the file back, or 'check --repair' goes on with what was flushed";
+                out.file(paths.stage(), &error, advice);
+            }
             (replay.records, replay.clean)
         }
         Err(error) => {

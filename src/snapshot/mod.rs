@@ -48,5 +48,6 @@ pub use read::Piece;
 pub use reader::SnapshotReader;
 pub use receive::{Incoming, ReceiveStart, Receiving};
 pub use recover::undecided_takes;
+pub use repair::give_up_stage;
 pub use take::{TakeRequest, TakeTicket};
 pub use volume::{Volume, Who};

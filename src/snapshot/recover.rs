@@ -9,6 +9,7 @@
 
 use crate::error::{Error, Result};
 use crate::format::journal::Record;
+use crate::format::slot::SlotHeader;
 use crate::format::state::VolumeState;
 use crate::io::{FileId, Io, OpenHow};
 use crate::map::{BitMap, LayerChain, LayerContents, Page, SavedImage, SealedLayer, checkpoint};
@@ -16,7 +17,7 @@ use crate::store::Tuning;
 use crate::store::paths::VolumePaths;
 use crate::store::replay::{self, Replay};
 use crate::store::save::SaveVolume;
-use crate::store::stage::Stage;
+use crate::store::stage::{self, Seen, Stage};
 use crate::types::{Block, Epoch, SaveAddr, Seq};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,6 +30,7 @@ use super::mend::{Loaded, Sources};
 use super::slots::Slots;
 
 /// A staged write that must be settled.
+#[derive(Clone)]
 pub(super) struct Staged {
     pub block: Block,
     pub epoch: Epoch,
@@ -488,11 +490,17 @@ async fn load_stage(
     maps: &mut Maps,
     after_images: &BTreeMap<Seq, Staged>,
 ) -> Result<(Option<Stage>, BTreeMap<Seq, Staged>)> {
-    let there = io.list(&paths.0).await?.iter().any(|name| name == "stage");
-    if !there {
-        return Ok((None, BTreeMap::new()));
-    }
-    let slots = Slots::capacity(state, tuning.stage_bytes);
+    // Before a snapshot is recorded, and before a volume with snapshots is opened, the stage
+    // is whole: what it holds now was acknowledged.
+    let needed = !state.snapshots.is_empty();
+    let (slots, bad) = match stage::look(io, &paths.stage(), state.uuid, state.geometry.block_size).await? {
+        Seen::Missing if !needed => return Ok((None, BTreeMap::new())),
+        Seen::Unfit(_) if !needed => (Slots::capacity(state, tuning.stage_bytes), Vec::new()),
+        Seen::Missing => return Err(lost_stage(paths, "it is missing")),
+        Seen::Unfit(why) => return Err(lost_stage(paths, &why)),
+        // It keeps its size, whatever size a new one would have.
+        Seen::Fit(slots, bad) => (slots, bad),
+    };
     let (mut stage, left) =
         Stage::open(io, &paths.stage(), state.uuid, slots, state.geometry.block_size).await?;
     let mut by_block: BTreeMap<u64, Vec<(Seq, usize, Epoch)>> = BTreeMap::new();
@@ -514,6 +522,11 @@ async fn load_stage(
             }
             keep
         });
+    }
+    let from_journal =
+        instead_of(&bad, records, after_images, maps.shift).map_err(|why| lost_stage(paths, &why))?;
+    for (index, _) in &bad {
+        tracing::warn!("{}: slot {index} is damaged; nothing is lost with it", paths.stage().display());
     }
     let clears = records.iter().filter_map(|(seq, r)| match r {
         Record::MetaClear { ranges, .. } => Some((*seq, ranges)),
@@ -552,7 +565,79 @@ async fn load_stage(
             );
         }
     }
+    staged.extend(from_journal);
     Ok((Some(stage), staged))
+}
+
+/// If a volume was not closed, and in this boot its stage held acknowledged writes that
+/// can't be read any more: why. Nothing is changed.
+pub(super) async fn stage_lost(io: &Io, paths: &VolumePaths, replay: &Replay) -> Result<Option<Error>> {
+    let Some((_, Record::State(first))) = replay.records.first() else { return Ok(None) };
+    let mut state = (**first).clone();
+    replay.records[1..].iter().for_each(|(_, record)| state.apply(record));
+    let boots = replay.records.iter().rev();
+    let mut boots = boots.filter_map(|(_, r)| if let Record::Open { boot } = r { Some(*boot) } else { None });
+    if replay.clean || boots.next().is_some_and(|boot| boot != io.boot_id()) {
+        return Ok(None);
+    }
+    let mut maps = Maps {
+        production: BitMap::new(),
+        stale: BitMap::new(),
+        before: BTreeMap::new(),
+        frozen: BTreeMap::new(),
+        youngest: first.epoch,
+        shift: state.geometry.granularity.trailing_zeros(),
+    };
+    // All blocks, so that no after-image is left out for want of the checkpoint.
+    maps.production.set_range(0..state.geometry.blocks());
+    let images = maps.replay(&replay.records[1..], true);
+    let needed = !state.snapshots.is_empty();
+    let why = match stage::look(io, &paths.stage(), state.uuid, state.geometry.block_size).await? {
+        Seen::Missing if needed => Some("it is missing".to_owned()),
+        Seen::Unfit(why) if needed => Some(why),
+        Seen::Fit(_, bad) => instead_of(&bad, &replay.records, &images, maps.shift).err(),
+        _ => None,
+    };
+    Ok(why.map(|why| lost_stage(paths, &why)))
+}
+
+/// What the journal has of damaged slots. One that is settled, or trimmed since, is nothing.
+fn instead_of(
+    bad: &[(usize, Option<SlotHeader>)],
+    records: &[(Seq, Record)],
+    after_images: &BTreeMap<Seq, Staged>,
+    shift: u32,
+) -> std::result::Result<BTreeMap<Seq, Staged>, String> {
+    let mut found = BTreeMap::new();
+    for (index, header) in bad {
+        let Some(header) = header else {
+            return Err(format!("slot {index} is damaged, and which block it held is not known"));
+        };
+        if let Some(image) = after_images.get(&header.seq) {
+            found.insert(header.seq, image.clone());
+            continue;
+        }
+        let granule = header.block.0 >> shift;
+        let over = records.iter().any(|(seq, record)| match record {
+            Record::Settled { seqs } => seqs.contains(&header.seq),
+            Record::MetaClear { ranges, .. } => {
+                *seq > header.seq
+                    && ranges.iter().any(|(start, count)| (*start..start + count).contains(&granule))
+            }
+            _ => false,
+        });
+        if !over {
+            return Err(format!("the staged write of block {} is damaged", header.block));
+        }
+    }
+    Ok(found)
+}
+
+/// Writes that were acknowledged are lost; nothing is opened over that in silence.
+fn lost_stage(paths: &VolumePaths, why: &str) -> Error {
+    Error::corrupt(format!("{}: {why}, and it held acknowledged writes", paths.stage().display())).hint(
+        "put the file back, or run 'snapvol check --repair' to go on with what was flushed, as after a power cut",
+    )
 }
 
 /// Rebuilds the layers that are in no file from the segments' headers: the oldest image of

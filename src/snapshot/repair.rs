@@ -7,12 +7,46 @@
 //! held, and the group has the other one meanwhile; a checkpoint is one as always.
 
 use super::mend::{GIVEN_UP, is_damage};
+use super::recover;
 use super::seal::pages_only;
 use super::volume::Volume;
 use crate::error::Result;
+use crate::format::journal::{Frame, Record, encode_frame};
 use crate::format::state::LayerRecord;
+use crate::io::{Io, OpenHow};
 use crate::map::{LayerContents, SealedLayer};
+use crate::store::paths::VolumePaths;
+use crate::store::replay;
 use std::rc::Rc;
+
+/// Gives up what was staged, where a closed volume can't be opened for want of it: the
+/// volume goes on with what was flushed, as after a power cut. The stage is kept under another
+/// name. Nothing is done to a volume whose stage is whole, or means nothing.
+///
+/// # Errors
+/// `Io`, `Corrupt`.
+pub async fn give_up_stage(io: &Io, paths: &VolumePaths) -> Result<()> {
+    let replay = replay::read(io, &paths.journal()).await?;
+    let Some(error) = recover::stage_lost(io, paths, &replay).await? else { return Ok(()) };
+    tracing::error!("{error}; what was not flushed is given up");
+    // A boot that never was: the stage means nothing, and the journal stands for it.
+    let seq = replay.records.last().map(|(seq, _)| seq.next()).unwrap_or_default();
+    let frame =
+        encode_frame(replay.header.number, Frame { seq, durable: 0 }, &Record::Open { boot: [0; 16] });
+    let file = io.open(&paths.journal(), OpenHow::Write).await?;
+    let written = async {
+        io.write_all(file, replay.end, frame).await?;
+        io.sync(file).await
+    };
+    let written = written.await;
+    io.close(file);
+    written?;
+    match io.rename(&paths.stage(), &paths.stage().with_extension("damaged")).await {
+        Err(error) if !is_damage(&error) => return Err(error),
+        _ => {}
+    }
+    io.sync_dir(&paths.0).await
+}
 
 impl Volume {
     /// Writes again whatever is damaged and has a second copy.

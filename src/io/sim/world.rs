@@ -697,7 +697,9 @@ impl Region for SimRegion {
         let world = &mut *self.world.borrow_mut();
         if world.life == self.life && !world.dead {
             if world.is_dead() {
-                let kept = world.rng.usize(0..=data.len());
+                // A store of eight bytes is one instruction: all of it or nothing.
+                let some = world.rng.usize(0..=data.len());
+                let kept = if data.len() > 8 { some } else { some / data.len().max(1) * data.len() };
                 self.bytes.borrow_mut()[offset..offset + kept].copy_from_slice(&data[..kept]);
                 crash::die(world);
             } else {

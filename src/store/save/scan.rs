@@ -132,7 +132,7 @@ impl SaveVolume {
         let mut at = HEADER_SIZE as u64;
         while at < mark || at + GROUP_FIXED_SIZE as u64 <= walk.size {
             let found = match self.head_at(file, of, at).await? {
-                Some(header) if at < mark || self.images_hold(file, &header, at).await? => {
+                Some(header) if at < mark || self.is_complete(file, of, &header, at).await? => {
                     let count = header.entries.len();
                     if thorough && self.tail_at(file, of, at, count).await?.is_none() {
                         let end = at + group_size(count, self.block_size);
@@ -250,8 +250,11 @@ impl SaveVolume {
         Ok(mark)
     }
 
-    /// Whether every image of a group that nobody was promised is there.
-    async fn images_hold(&self, file: FileId, header: &GroupHeader, at: u64) -> Result<bool> {
+    /// Whether all of a group that nobody was promised is there: it may be under way, or torn.
+    async fn is_complete(&self, file: FileId, of: &GroupOf, header: &GroupHeader, at: u64) -> Result<bool> {
+        if self.tail_at(file, of, at, header.entries.len()).await?.as_ref() != Some(header) {
+            return Ok(false);
+        }
         let first = at + images_at(header.entries.len()) as u64;
         for (index, entry) in header.entries.iter().enumerate() {
             let offset = first + index as u64 * u64::from(self.block_size);

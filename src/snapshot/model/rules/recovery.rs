@@ -303,3 +303,64 @@ fn files_that_no_record_names_are_removed() {
         assert_eq!(then(&volume, "b").await[..4], [2, 2, 1, 1]);
     });
 }
+
+/// A volume whose process died with writes staged: `now` has 2 in four blocks.
+fn with_staged_writes() -> SimDisk {
+    let disk = machine(2, 1, Role::Primary);
+    live(&disk, |volume| async move {
+        put(&volume, 0, 8 * BLOCK, 1).await;
+        take(&volume, "a").await;
+        put(&volume, 0, 4 * BLOCK, 2).await;
+    });
+    disk.crash_process();
+    disk
+}
+
+#[test]
+fn a_stage_of_another_size_keeps_what_is_staged() {
+    let disk = with_staged_writes();
+    on_sim(&disk, |io| async move {
+        let larger = Tuning { stage_bytes: tuning(4096).stage_bytes * 2, ..tuning(4096) };
+        let opened = Volume::open(&io, Path::new(DIR), "vol", larger, &BTreeSet::new()).await.unwrap();
+        assert!(opened.1.staged > 1, "some are not settled yet");
+        assert_eq!(now(&opened.0).await[..8], [2, 2, 2, 2, 1, 1, 1, 1]);
+    });
+}
+
+#[test]
+fn acknowledged_writes_are_not_forgotten_with_their_slot() {
+    use crate::format::slot::{data_at, slot_at};
+    let slots = usize::try_from(tuning(4096).stage_bytes / BLOCK).unwrap();
+    // The number, the block and the checksum of a slot's header, its data, the stage's header.
+    for at in [slot_at(0), slot_at(0) + 9, slot_at(0) + 25, data_at(slots, 4096, 1) + 7, 20] {
+        let disk = with_staged_writes();
+        on_sim(&disk, move |io| async move {
+            let len = crate::format::slot::region_size(slots, 4096) as u64;
+            let region = io.map_region(Path::new("/v/stage"), len).await.unwrap();
+            let mut byte = [0];
+            region.read(at, &mut byte);
+            // The slot may be free: then one that is used is further on.
+            region.write(at, &[byte[0] ^ 0x40]);
+        });
+        disk.crash_process();
+        let refused = on_sim(&disk, |io| async move {
+            let opened = Volume::open(&io, Path::new(DIR), "vol", tuning(4096), &BTreeSet::new()).await;
+            opened.err().map(|e| (e.kind(), e.to_string()))
+        });
+        let (kind, text) = refused.flatten().unwrap_or_else(|| panic!("byte {at} goes unseen"));
+        assert!(kind == ErrorKind::Corrupt && text.contains("stage"), "byte {at}: {text}");
+        disk.crash_process();
+        on_sim(&disk, |io| async move {
+            let paths = crate::store::paths::VolumePaths(Path::new(DIR).to_owned());
+            let found = crate::snapshot::check_closed(&io, &paths, false).await.unwrap().0.found;
+            assert!(found.iter().any(|f| f.file == paths.stage()), "{found:?}");
+            crate::snapshot::give_up_stage(&io, &paths).await.unwrap();
+        });
+        disk.crash_process();
+        live(&disk, |volume| async move {
+            // Nothing was flushed after the snapshot.
+            assert_eq!(then(&volume, "a").await[..8], [1; 8]);
+            assert!(now(&volume).await[..8].iter().all(|byte| [1, 2].contains(byte)));
+        });
+    }
+}
