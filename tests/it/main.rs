@@ -10,6 +10,7 @@ mod damage;
 mod death;
 mod failures;
 mod full;
+mod hostile;
 mod layers;
 mod power;
 mod readme;

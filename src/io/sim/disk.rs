@@ -78,6 +78,12 @@ impl SimDisk {
         self.0.borrow_mut().faults = faults;
     }
 
+    /// How many operations are under way.
+    #[must_use]
+    pub fn under_way(&self) -> usize {
+        self.0.borrow().flying.len()
+    }
+
     /// How many operations failed by chance.
     #[must_use]
     pub fn injected(&self) -> u64 {

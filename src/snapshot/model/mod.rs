@@ -49,6 +49,9 @@ use uuid::Uuid;
 /// Turns of a reactor after which a run counts as spinning.
 const TURNS_MAX: u64 = 300_000;
 
+/// Operations under way at a time after which a run counts as one that never ends.
+const UNDER_WAY_MAX: usize = 5_000;
+
 /// The directory of the volume on a simulated disk.
 const DIR: &str = "/v";
 
@@ -130,9 +133,18 @@ fn on_sim<T: 'static, F: Future<Output = T> + 'static>(
 /// The same, looking around after every turn.
 fn on_sim_watched<T: 'static, F: Future<Output = T> + 'static>(
     disk: &SimDisk,
-    look: impl FnMut(),
+    mut look: impl FnMut(),
     task: impl FnOnce(Io) -> F,
 ) -> Option<T> {
+    let look = || {
+        let count = disk.under_way();
+        if count > UNDER_WAY_MAX {
+            let mut text = format!("{disk:?}");
+            text.truncate(2000);
+            panic!("{count} operations are under way: {text}");
+        }
+        look();
+    };
     drive(Box::new(disk.driver()), || disk.is_dead(), look, task)
 }
 
