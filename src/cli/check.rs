@@ -11,7 +11,7 @@ use std::path::Path;
 /// Without --repair nothing is written. Damage that is found makes the exit code 4.
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// Repair what can be repaired without losing data; not while the store is served
+    /// Write again what is damaged and stands somewhere else too; not while the store is served
     #[arg(long)]
     repair: bool,
 
