@@ -266,7 +266,11 @@ fn a_snapshot_comes_back_whole_when_its_deletion_was_lost() {
             })
             .await;
         });
-        disk.power_cut(if seed.is_multiple_of(3) { Loss::AllBut(disk.unsynced().saturating_sub(1)) } else { Loss::Random });
+        disk.power_cut(if seed.is_multiple_of(3) {
+            Loss::AllBut(disk.unsynced().saturating_sub(1))
+        } else {
+            Loss::Random
+        });
         live(&disk, move |volume| async move {
             if volume.open_snapshot("a").is_ok() {
                 assert_eq!(then(&volume, "a").await[..8], [1; 8], "seed {seed}");
