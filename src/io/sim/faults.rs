@@ -54,12 +54,9 @@ impl World {
 
     /// Until which count of operations one that is submitted now is kept back.
     pub(super) fn stall(&mut self, op: &Op) -> u64 {
-        match self.faults {
-            Some(faults) if faults.stalls > 0 && !matches!(op, Op::Sleep { .. }) => {
-                if self.rng.u32(0..1 << 16) < faults.stalls { self.ops + self.rng.u64(100..600) } else { 0 }
-            }
-            _ => 0,
-        }
+        let stalls = self.faults.map_or(0, |faults| faults.stalls);
+        let may_stall = stalls > 0 && !matches!(op, Op::Sleep { .. });
+        if may_stall && self.rng.u32(0..1 << 16) < stalls { self.ops + self.rng.u64(100..600) } else { 0 }
     }
 
     /// Operations of an engine that may complete now: those kept back only when there is nothing else.
