@@ -15,7 +15,9 @@ thread_local! {
 /// Panics are kept, not printed; but for one during another, which ends the program.
 pub fn quieten_panics() {
     std::panic::set_hook(Box::new(|info| {
-        let text = info.payload_as_str().unwrap_or("no text");
+        let payload = info.payload();
+        let text = payload.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("no text");
         let place = info.location().map_or(String::new(), |l| format!(" ({}:{})", l.file(), l.line()));
         let message = format!("{text}{place}");
         if message.contains("panic in a destructor") || message.contains("cannot unwind") {

@@ -177,8 +177,9 @@ fn places(disk: &SimDisk, dir: &'static str) -> Places {
         let mut state = (**first).clone();
         replay.records[1..].iter().for_each(|(_, record)| state.apply(record));
         let copy = paths.journal_copy();
+        let whole = |len: u64| Vec::from_iter(std::iter::once(0..len));
         let mut covered =
-            BTreeMap::from([(paths.journal(), vec![0..replay.end]), (copy.clone(), vec![0..lens[&copy]])]);
+            BTreeMap::from([(paths.journal(), whole(replay.end)), (copy.clone(), whole(lens[&copy]))]);
         let mut images: BTreeMap<PathBuf, Vec<Range<u64>>> = BTreeMap::new();
         for file in 1..=2 {
             let mut ranges: Vec<Range<u64>> = Vec::new();
@@ -187,7 +188,13 @@ fn places(disk: &SimDisk, dir: &'static str) -> Places {
                 [(0, 512), (1 << 26, 512), (2 << 26, 512), (3 << 26, 4096), ((3 << 26) + (1 << 20), 4096)]
             {
                 // A body is there for a page of kind bits alone.
-                if io.read(handle, at, len as usize).await.unwrap().iter().any(|byte| *byte != 0) {
+                if io
+                    .read(handle, at, usize::try_from(len).unwrap())
+                    .await
+                    .unwrap()
+                    .iter()
+                    .any(|byte| *byte != 0)
+                {
                     ranges.push(at..at + len);
                 }
             }
@@ -197,13 +204,13 @@ fn places(disk: &SimDisk, dir: &'static str) -> Places {
         }
         for name in io.list(&paths.snapshots()).await.unwrap() {
             let path = paths.snapshots().join(name);
-            covered.insert(path.clone(), vec![0..lens[&path]]);
+            covered.insert(path.clone(), whole(lens[&path]));
         }
         let save = SaveVolume::new(io.clone(), paths.clone(), state.uuid, 4096, tuning(4096));
         for (number, segment) in &state.segments {
             save.add(*number, segment);
             let walk = save.walk(*number, segment.mark, true).await.unwrap();
-            let mut ranges = vec![0..44];
+            let mut ranges = whole(44);
             let data = images.entry(paths.segment(*number)).or_default();
             for group in &walk.groups {
                 let count = group.header.entries.len();
