@@ -5,6 +5,8 @@
 //!
 //! `SNAPVOL_FLIP_STEP=1` turns over every byte in turn; without it every 41st.
 
+#![allow(clippy::single_range_in_vec_init, reason = "a list of ranges, of one at times")]
+
 use super::*;
 use crate::format::journal::Record;
 use crate::io::OpenHow;
@@ -187,7 +189,13 @@ fn places(disk: &SimDisk, dir: &'static str) -> Places {
                 [(0, 512), (1 << 26, 512), (2 << 26, 512), (3 << 26, 4096), ((3 << 26) + (1 << 20), 4096)]
             {
                 // A body is there for a page of kind bits alone.
-                if io.read(handle, at, len as usize).await.unwrap().iter().any(|byte| *byte != 0) {
+                if io
+                    .read(handle, at, usize::try_from(len).unwrap())
+                    .await
+                    .unwrap()
+                    .iter()
+                    .any(|byte| *byte != 0)
+                {
                     ranges.push(at..at + len);
                 }
             }
