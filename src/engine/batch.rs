@@ -138,8 +138,8 @@ pub(super) async fn committed(io: &Io, store: &Path, sync: bool) -> Result<Batch
 /// Commits a batch. The outcome is durable when this returns, unless it is unknown.
 pub(super) async fn commit(io: &Io, store: &Path, batch: Uuid) -> Commit {
     let path = paths::batches(store);
-    let (file, new) = match open_or_create(io, &path).await {
-        Ok(found) => found,
+    let file = match open_or_create(io, &path).await {
+        Ok(file) => file,
         Err(error) => return Commit::Undone(error),
     };
     let end = match end_of_entries(io, file).await {
@@ -152,7 +152,9 @@ pub(super) async fn commit(io: &Io, store: &Path, batch: Uuid) -> Commit {
     let appended = async {
         io.write(file, end, encode_entry(batch)).await?;
         io.sync(file).await?;
-        if new { io.sync_dir(store).await } else { Ok(()) }
+        // An empty file may be one that nobody has made durable under its name: the commit
+        // that made it may have failed.
+        if end == 0 { io.sync_dir(store).await } else { Ok(()) }
     }
     .await;
     let outcome = match appended {
@@ -172,10 +174,10 @@ pub(super) async fn commit(io: &Io, store: &Path, batch: Uuid) -> Commit {
     outcome
 }
 
-async fn open_or_create(io: &Io, path: &Path) -> Result<(FileId, bool)> {
+async fn open_or_create(io: &Io, path: &Path) -> Result<FileId> {
     match open(io, path, OpenHow::Write).await? {
-        Some(file) => Ok((file, false)),
-        None => Ok((io.open(path, OpenHow::CreateNew).await?, true)),
+        Some(file) => Ok(file),
+        None => io.open(path, OpenHow::CreateNew).await,
     }
 }
 

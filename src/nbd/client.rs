@@ -422,3 +422,53 @@ pub fn context_query(export: &str, queries: &[String]) -> BytesMut {
     queries.iter().for_each(|query| put_text(&mut data, query));
     data
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the server says after a handshake that went well, answering one read of 512
+    /// bytes.
+    fn answered(said: &[u8]) -> Result<Reply> {
+        let (here, mut there) = UnixStream::pair().unwrap();
+        let mut bytes = b"NBDMAGICIHAVEOPT\0\x03".to_vec();
+        let mut reply = |option: u32, kind: u32, payload: &[u8]| {
+            bytes.extend(OPTION_REPLY_MAGIC.to_be_bytes());
+            bytes.extend(option.to_be_bytes());
+            bytes.extend(kind.to_be_bytes());
+            bytes.extend(u32::try_from(payload.len()).unwrap().to_be_bytes());
+            bytes.extend(payload);
+        };
+        reply(opt::STRUCTURED_REPLY, rep::ACK, &[]);
+        reply(opt::GO, rep::INFO, &[&[0, 0][..], &(1u64 << 20).to_be_bytes(), &[0, 1]].concat());
+        reply(opt::GO, rep::ACK, &[]);
+        bytes.extend(said);
+        let writer = std::thread::spawn(move || {
+            // The client may have heard enough before the end.
+            let _ = there.write_all(&bytes);
+            there
+        });
+        let options = Options { structured: true, ..Options::default() };
+        let mut client = Client::new(Box::new(here), "v", &options)?;
+        client.send(cmd::READ, 0, 0, 512, &[])?;
+        let answer = client.receive();
+        drop(client);
+        drop(writer.join());
+        answer
+    }
+
+    fn part(flags: u16, cookie: u64, offset: u64) -> Vec<u8> {
+        let head = [&CHUNK_MAGIC.to_be_bytes()[..], &flags.to_be_bytes(), &chunk::OFFSET_HOLE.to_be_bytes()];
+        let rest = [&cookie.to_be_bytes()[..], &12u32.to_be_bytes(), &offset.to_be_bytes(), &[0, 0, 0, 1]];
+        [head.concat(), rest.concat()].concat()
+    }
+
+    #[test]
+    fn a_server_cannot_answer_without_an_end() {
+        assert_eq!(answered(&part(chunk::FLAG_DONE, 1, 0)).unwrap().data, vec![0; 512]);
+        let unasked = answered(&part(0, 7, 0)).unwrap_err().to_string();
+        assert!(unasked.contains("nobody asked"), "{unasked}");
+        let endless = answered(&part(0, 1, 0).repeat(PARTS_MAX + 1)).unwrap_err().to_string();
+        assert!(endless.contains("the end of a reply"), "{endless}");
+    }
+}

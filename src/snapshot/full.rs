@@ -9,7 +9,7 @@ use super::volume::{Volume, Who};
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::event::Event;
 use crate::store::reserve::Lending;
-use crate::types::{Epoch, OnFull};
+use crate::types::OnFull;
 use futures::future::select;
 use std::cell::{Cell, RefCell};
 use std::pin::pin;
@@ -332,9 +332,10 @@ impl Volume {
     pub(super) fn weigh_layers(&self) {
         let s = self.s.borrow();
         let mut largest = 0;
-        let mut of_one = (Epoch(0), 0);
+        let mut of_one = (0, 0);
         for layer in &s.durable.layers {
-            let owner = s.owner_of(layer.first).unwrap_or_default();
+            // Both lists are in the order of epochs, and there may be thousands of each.
+            let owner = s.durable.snapshots.partition_point(|r| r.epoch <= layer.first);
             if owner != of_one.0 {
                 of_one = (owner, 0);
             }
@@ -342,6 +343,8 @@ impl Volume {
             largest = largest.max(of_one.1);
         }
         let pages = s.production.pages().count() as u64 * LAYER_PAGE_BYTES;
-        self.space.layers.set(largest + 2 * pages.min(LAYER_PAGES_BYTES_MAX));
+        // In the layer that is sealed and in the one that takes over, and in each one's second
+        // file of them.
+        self.space.layers.set(largest + 4 * pages.min(LAYER_PAGES_BYTES_MAX));
     }
 }

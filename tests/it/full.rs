@@ -326,6 +326,27 @@ fn a_kill_on_a_full_disk_loses_nothing() {
     });
 }
 
+/// Several deletions at one time want a list of them first, and even that has its space.
+#[test]
+fn snapshots_of_several_volumes_are_deleted_on_a_full_disk() {
+    where_mounts_are_private("full::snapshots_of_several_volumes_are_deleted_on_a_full_disk", || {
+        for kind in [Kind::Tmpfs, Kind::Ext4] {
+            let disk = Mounted::new(kind, 320);
+            let server = two_volumes(&disk, "readonly");
+            let store = server.store().to_owned();
+            let _filler = disk.fill(0);
+            assert!(disk.free() < 4096, "{} bytes are free", disk.free());
+            ok(&store, &["delete", "a@one", "b@one"]);
+            for volume in ["a", "b"] {
+                assert_eq!(snapshot_names(&store, volume), Vec::<String>::new());
+                assert_eq!(rounds(&store, volume), [1; 160]);
+            }
+            server.stop();
+            ok(&store, &["check"]);
+        }
+    });
+}
+
 /// The daemon ends in good order while writers wait, and soon.
 #[test]
 fn a_frozen_store_stops_when_it_is_asked_to() {

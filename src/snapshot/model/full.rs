@@ -301,8 +301,8 @@ async fn random_life(script: &Rc<Script>, disk: &SimDisk, rng: &mut fastrand::Rn
         let byte = rng.u8(1..=255);
         let number = rng.u128(1..=*next);
         match rng.u32(0..12) {
-            0..5 => drop(join(change(script, at, len, byte), relief).await),
-            5 => drop(join(change(script, at, len, 0), relief).await),
+            0..5 => _ = join(change(script, at, len, byte), relief).await,
+            5 => _ = join(change(script, at, len, 0), relief).await,
             6 => {
                 *next += 1;
                 let (number, other) = (*next, Rc::clone(script));
@@ -310,8 +310,8 @@ async fn random_life(script: &Rc<Script>, disk: &SimDisk, rng: &mut fastrand::Rn
                 join(join(take(script, number), beside), relief).await;
             }
             7 | 8 => delete(script, number).await,
-            9 => drop(join(join(delete(script, number), change(script, at, len, byte)), relief).await),
-            10 => drop(script.volume.checkpoint().await),
+            9 => _ = join(join(delete(script, number), change(script, at, len, byte)), relief).await,
+            10 => _ = script.volume.checkpoint().await,
             _ => flush(script).await,
         }
         if script.volume.on_full_policy() == OnFull::DropOldest {
