@@ -5,6 +5,8 @@
 //!
 //! `SNAPVOL_FLIP_STEP=1` turns over every byte in turn; without it every 41st.
 
+#![allow(clippy::single_range_in_vec_init, reason = "a list of ranges, of one at times")]
+
 use super::*;
 use crate::format::journal::Record;
 use crate::io::OpenHow;
