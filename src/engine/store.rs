@@ -2,7 +2,7 @@
 //!
 //! `serve` keeps one open and answers the control socket with it; any other command
 //! opens one for itself when nobody serves. Both do the same work the same way. What a
-//! command does is decided in [`Core`]; here are the threads it runs on, the lock, and
+//! command does is decided in `Core`; here are the threads it runs on, the lock, and
 //! the waiting.
 
 use super::api::{CheckReport, CreateOptions, Diff, HalfReceived, Received, SendRequest, Status, StoreInfo};
