@@ -1,6 +1,7 @@
 //! What a crash may leave, and what the next open makes of it.
 
 use super::*;
+use crate::io::sim::EIO;
 
 #[test]
 fn slots_and_trims_keep_their_order_over_a_crash() {
@@ -361,6 +362,36 @@ fn acknowledged_writes_are_not_forgotten_with_their_slot() {
             // Nothing was flushed after the snapshot.
             assert_eq!(then(&volume, "a").await[..8], [1; 8]);
             assert!(now(&volume).await[..8].iter().all(|byte| [1, 2].contains(byte)));
+        });
+    }
+}
+
+#[test]
+fn a_checkpoint_after_a_rotation_that_failed_leaves_the_files_alone() {
+    for n in 1.. {
+        let disk = machine(2, 1, Role::Primary);
+        let machine = disk.clone();
+        let reached = live(&disk, move |volume| async move {
+            put(&volume, 0, 4 * BLOCK, 1).await;
+            take(&volume, "a").await;
+            put(&volume, 0, BLOCK, 2).await;
+            volume.flush().await.unwrap();
+            let last = machine.ops() + n;
+            machine.fail_at(last, EIO);
+            // The journal may have its new name, and the second one write over what it names.
+            for _ in 0..2 {
+                let _ = volume.checkpoint().await;
+            }
+            machine.ops() >= last
+        });
+        if reached != Some(true) {
+            assert!(n > 20, "two checkpoints take more than {n} operations");
+            return;
+        }
+        disk.crash_process();
+        live(&disk, |volume| async move {
+            assert_eq!(now(&volume).await[..4], [2, 1, 1, 1]);
+            assert_eq!(then(&volume, "a").await[..4], [1; 4]);
         });
     }
 }
