@@ -140,7 +140,7 @@ impl Volume {
             return Ok(());
         }
         if self.punching.get() {
-            self.changed.wait().await;
+            self.space.freed.wait().await;
             return Ok(());
         }
         let policy = self.s.borrow().durable.on_full;

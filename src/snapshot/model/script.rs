@@ -399,7 +399,8 @@ impl Script {
 
     pub async fn set_role(&self, role: Role) {
         self.alive().await;
-        self.oracle.borrow_mut().changing_role = Some(role);
+        // After a change that failed either of the two roles may be there.
+        self.oracle.borrow_mut().changing_role.get_or_insert(role);
         let result = self.volume.set_role(role).await;
         if !self.is_done(&result) {
             return;
