@@ -200,7 +200,6 @@ impl TakeTicket {
         let uuid = self.request.uuid;
         if volume.s.borrow().durable.snapshot(uuid).is_some() {
             volume.forget_snapshot(uuid).await?;
-            volume.journal_synced().await?;
         }
         volume.s.borrow_mut().hidden.remove(&uuid);
         Ok(())
@@ -241,13 +240,17 @@ impl Volume {
         self.load_from(older.unwrap_or(epoch)).await?;
         // The layer of the one before may have been sealed, its frozen map forgotten.
         let tail = older.map(|older| Ok::<_, Error>((older, self.thaw(older, epoch)?))).transpose()?;
-        self.record(Record::Delete {
+        let record = Record::Delete {
             snapshots: vec![uuid],
             removed: Vec::new(),
             added: Vec::new(),
             ends_receive: false,
-        });
+        };
+        // Until it is durable a crash may bring the snapshot back, so it is respected as long.
+        self.journal.push(record.clone());
+        self.journal_synced().await?;
         let mut s = self.s.borrow_mut();
+        s.durable.apply(&record);
         s.frozen.remove(&epoch);
         s.frozen.extend(tail);
         s.forget_retained();

@@ -256,7 +256,14 @@ impl Lives {
         let (run, machine) = (Rc::clone(&self.run), disk.clone());
         let (block_size, damage) = (self.block_size, self.damage.get());
         on_sim(disk, move |io| async move {
-            let volume = open(&io, Path::new(DIR), block_size, &oracle.committed).await;
+            let opened =
+                Volume::open(&io, Path::new(DIR), "vol", tuning(block_size), &oracle.committed).await;
+            let volume = match opened {
+                Ok((volume, _)) => volume,
+                // Both copies of something may have turned over.
+                Err(error) if damage && names_a_file(&error) => return,
+                Err(error) => panic!("{error:?}"),
+            };
             let oracle = Rc::new(RefCell::new(oracle));
             let script =
                 Script { disk: Some(machine), damage, ..Script::new(&io, volume, oracle, run, life) };
