@@ -250,6 +250,10 @@ impl Script {
 
     async fn roll_back(&self) {
         let Some(uuid) = self.pick() else { return };
+        // Nobody could look at it yet: it may hold changes that were under way.
+        if self.oracle.borrow().snaps.iter().any(|snap| snap.uuid == uuid && !snap.open.is_empty()) {
+            return;
+        }
         self.note(|| format!("roll back to {:?}", self.names(&[uuid])));
         self.roll_back_to(uuid).await;
     }
