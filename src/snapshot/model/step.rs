@@ -252,6 +252,7 @@ impl Script {
         let Some(uuid) = self.pick() else { return };
         // Nobody could look at it yet: it may hold changes that were under way.
         if self.oracle.borrow().snaps.iter().any(|snap| snap.uuid == uuid && !snap.open.is_empty()) {
+            self.put_back(uuid);
             return;
         }
         self.note(|| format!("roll back to {:?}", self.names(&[uuid])));
