@@ -19,7 +19,7 @@ enum Try {
 
 /// Prints the scripts.
 pub fn list() {
-    let mut names: Vec<&str> = configs().iter().map(Config::name).collect();
+    let mut names: Vec<&str> = configs(0).iter().map(Config::name).collect();
     names.dedup();
     for name in names {
         println!("script     {name}");
@@ -29,8 +29,9 @@ pub fn list() {
 /// Runs them; how many violations there were.
 pub fn run(args: &Args) -> usize {
     let start = Instant::now();
+    let seed = args.seed.unwrap_or(5);
     let chosen: Vec<Config> =
-        configs().into_iter().filter(|config| config.name().contains(&args.script)).collect();
+        configs(seed).into_iter().filter(|config| config.name().contains(&args.script)).collect();
     let mut jobs: Vec<(Config, Try, u64)> = Vec::new();
     let mut all = Exhaustive::default();
     for config in chosen {
@@ -59,8 +60,10 @@ pub fn run(args: &Args) -> usize {
                     if violations.load(Ordering::Relaxed) > 0 && !args.keep_going {
                         return;
                     }
-                    let command =
-                        format!("tools/simulate --exhaustive --script '{}' --at {n}", config.name());
+                    let command = format!(
+                        "tools/simulate --exhaustive --seed {seed} --script '{}' --at {n}",
+                        config.name()
+                    );
                     let done = attempt(&command, || match how {
                         Try::Crash => all.crash_after(*config, *n, true),
                         Try::Fail(errno) => all.fail_at(*config, *n, *errno),

@@ -24,7 +24,8 @@ struct Args {
     /// Run so many seeds of each kind.
     #[arg(long)]
     rounds: Option<u64>,
-    /// The first seed; random when it is left out.
+    /// The first seed; random when it is left out. The short scripts take it for the order of
+    /// completions and for what is torn.
     #[arg(long)]
     seed: Option<u64>,
     /// Only runs of these kinds.
