@@ -50,6 +50,16 @@ fn bits_that_turn_over() {
     runs("flips", rounds(9000, 25));
 }
 
+/// Runs that failed once: writers on a full disk that woke each other without end; a
+/// checkpoint and a roll-back that waited for each other there; a torn group that counted as
+/// whole; an undone take that was forgotten before its end was durable.
+#[test]
+fn runs_that_failed_once() {
+    for (kind, seed) in [("full", 1), ("full", 1013), ("full", 1029), ("both", 1063), ("flips", 200_101)] {
+        runs(kind, seed..seed + 1);
+    }
+}
+
 /// Another order of the same operations, and a part of them, are runs like any other.
 #[test]
 fn a_run_can_be_varied_and_cut_down() {
