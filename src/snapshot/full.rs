@@ -119,8 +119,24 @@ impl Volume {
         self.space.freed.notify();
     }
 
+    /// Does a step of a request until it has found space, or is not to wait for any.
+    ///
+    /// # Errors
+    /// What the step says; `Full` by policy.
+    pub(super) async fn with_space(
+        self: &Rc<Self>,
+        wanted: Wanted<'_>,
+        step: impl AsyncFn() -> Result<()>,
+    ) -> Result<()> {
+        let mut waiting = None;
+        while let Err(error) = step().await {
+            self.on_full(error, wanted, &mut waiting).await.map_err(|e| self.named(e))?;
+        }
+        Ok(())
+    }
+
     /// What becomes of a request that met a full disk: `Ok` when it is to be tried again.
-    pub(super) async fn on_full(
+    async fn on_full(
         self: &Rc<Self>,
         error: Error,
         wanted: Wanted<'_>,

@@ -53,18 +53,12 @@ impl Volume {
         let last = if end == size { end.div_ceil(unit) } else { end / unit };
         if first < last {
             self.zero_used(who, wanted, offset, first * unit).await?;
-            let mut waiting = None;
             let mut granule = first;
             while granule < last {
-                let step = (granule + TRIM_STEP).min(last);
-                match self.trim_granules(who, granule..step).await {
-                    Ok(()) => granule = step,
-                    Err(error) => {
-                        self.on_full(error, wanted, &mut waiting).await.map_err(|e| self.named(e))?;
-                    }
-                }
+                let step = granule..(granule + TRIM_STEP).min(last);
+                self.with_space(wanted, async || self.trim_granules(who, step.clone()).await).await?;
+                granule = step.end;
             }
-            drop(waiting);
             self.zero_used(who, wanted, last * unit, end).await?;
         } else {
             self.zero_used(who, wanted, offset, end).await?;

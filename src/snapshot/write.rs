@@ -56,11 +56,8 @@ impl Volume {
         data: Bytes,
         fua: bool,
     ) -> Result<()> {
-        let mut waiting = None;
-        while let Err(error) = self.healed(async || self.write_once(who, offset, &data).await).await {
-            self.on_full(error, wanted, &mut waiting).await.map_err(|e| self.named(e))?;
-        }
-        drop(waiting);
+        let once = async || self.healed(async || self.write_once(who, offset, &data).await).await;
+        self.with_space(wanted, once).await?;
         self.kick_checkpoint();
         if self.s.borrow().slots.fill() > PACE_FROM && self.writable(who).is_ok() {
             self.kick_settler();

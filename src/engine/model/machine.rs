@@ -8,7 +8,7 @@ use crate::engine::core::Core;
 use crate::engine::thread::{Engine, Worker};
 use crate::io::sim::{Loss, SimDisk, SimOptions};
 use crate::snapshot::Volume;
-use crate::store::Tuning;
+use crate::snapshot::model::tuning;
 use futures::channel::oneshot;
 use futures::executor::LocalPool;
 use futures::future::join_all;
@@ -335,20 +335,5 @@ impl Process {
         while self.oracle.borrow_mut().vol(volume).clients > 0 {
             self.rest().await;
         }
-    }
-}
-
-/// Sizes that make everything happen often.
-pub(super) fn tuning(block_size: u32) -> Tuning {
-    let block = u64::from(block_size);
-    Tuning {
-        segment_bytes: (block * 16).max(128 << 10),
-        segment_step_bytes: (block * 4).max(32 << 10),
-        stage_bytes: block * 24,
-        journal_bytes_max: 32 << 10,
-        journal_step_bytes: 16 << 10,
-        group_bytes_max: block * 4,
-        groups_in_flight_max: 2,
-        reserve_bytes: 1 << 20,
     }
 }

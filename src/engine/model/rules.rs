@@ -2,7 +2,6 @@
 //! crashes or fails once.
 
 use super::clients::bytes_of;
-use super::machine::tuning;
 use crate::ErrorKind;
 use crate::delta::FrameMaker;
 use crate::engine::api::{CreateOptions, SendRequest};
@@ -10,6 +9,7 @@ use crate::engine::core::Core;
 use crate::engine::thread::Worker;
 use crate::error::Result;
 use crate::io::sim::{EIO, ENOSPC, Loss, SimDisk, SimOptions};
+use crate::snapshot::model::tuning;
 use crate::types::{OnFull, Role, SnapName};
 use bytes::Bytes;
 use futures::executor::LocalPool;

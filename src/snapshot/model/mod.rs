@@ -56,7 +56,7 @@ const UNDER_WAY_MAX: usize = 5_000;
 const DIR: &str = "/v";
 
 /// Sizes that make everything happen often.
-fn tuning(block_size: u32) -> Tuning {
+pub(crate) fn tuning(block_size: u32) -> Tuning {
     let block = u64::from(block_size);
     Tuning {
         segment_bytes: (block * 16).max(128 << 10),
