@@ -7,7 +7,7 @@
 
 use crate::error::Result;
 pub use crate::snapshot::Piece;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures::future::LocalBoxFuture;
 
 /// A run of equal state.
@@ -55,6 +55,15 @@ pub trait Device {
 
     /// Reads a range; the pieces add up to `len`.
     fn read(&self, offset: u64, len: u64) -> LocalBoxFuture<'static, Result<Vec<Piece>>>;
+
+    /// Appends a range to `buffer` if that needs no wait (true); else the buffer stays as it
+    /// was, and [`Device::read`] says what is there.
+    ///
+    /// # Errors
+    /// As for [`Device::read`]; the buffer stays as it was.
+    fn read_now(&self, _offset: u64, _len: usize, _buffer: &mut BytesMut) -> Result<bool> {
+        Ok(false)
+    }
 
     /// Writes a range; with `fua` it is durable before the answer.
     fn write(&self, offset: u64, data: Bytes, fua: bool) -> LocalBoxFuture<'static, Result<()>>;

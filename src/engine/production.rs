@@ -6,7 +6,7 @@ use super::device::{
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::snapshot::{Delta, SnapshotReader, Volume, Who};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures::FutureExt;
 use futures::future::LocalBoxFuture;
 use std::cell::{Cell, RefCell};
@@ -48,6 +48,10 @@ impl Device for ProductionDevice {
     fn read(&self, offset: u64, len: u64) -> LocalBoxFuture<'static, Result<Vec<Piece>>> {
         let volume = Rc::clone(&self.volume);
         async move { volume.read(offset, len).await }.boxed_local()
+    }
+
+    fn read_now(&self, offset: u64, len: usize, buffer: &mut BytesMut) -> Result<bool> {
+        self.volume.read_now(offset, len, buffer)
     }
 
     fn write(&self, offset: u64, data: Bytes, fua: bool) -> LocalBoxFuture<'static, Result<()>> {

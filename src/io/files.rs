@@ -11,7 +11,7 @@
 //!   gives an error, never another file.
 
 use super::helpers::{Finished, Job};
-use super::{FileId, Op, OpenHow, Outcome, Output, disk, region};
+use super::{FileId, Op, OpenHow, Outcome, Output, cached, disk, region};
 use bytes::{Bytes, BytesMut};
 use rustix::fs::{Advice, FileType, Mode, OFlags};
 use rustix::io::Errno;
@@ -159,6 +159,23 @@ impl Files {
         place.generation = (place.generation + 1) & (u32::MAX >> PLACE_BITS);
         self.vacant.push(number);
         Ok(kind)
+    }
+
+    /// Appends what the page cache has, all of it or nothing.
+    pub(super) fn read_now(
+        &self,
+        file: FileId,
+        offset: u64,
+        len: usize,
+        buffer: &mut BytesMut,
+    ) -> io::Result<bool> {
+        cached::read_appending(self.handle(file)?, offset, len, buffer)
+    }
+
+    /// Writes to the page cache, if it is little.
+    pub(super) fn write_now(&self, file: FileId, offset: u64, data: &Bytes) -> Option<io::Result<()>> {
+        let write = || disk::write_all(self.handle(file)?, offset, std::slice::from_ref(data), 0);
+        (data.len() <= WRITE_INLINE_MAX_BYTES).then(write)
     }
 
     /// Does an operation inline, or says what is left of it.

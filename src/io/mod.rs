@@ -17,6 +17,7 @@
 //!   zeros. `Write` writes all of its bytes or fails. `Recv` returns at least one
 //!   byte or, at the end of the stream, none; `Send` sends all.
 
+mod cached;
 mod disk;
 mod files;
 mod helpers;
@@ -236,6 +237,26 @@ pub trait Driver {
     /// Starts an operation. `Some` means that it is done already (a cached write, a
     /// read that needed no disk); `None` that [`Driver::wait`] will say so later.
     fn submit(&mut self, id: OpId, op: Op) -> Option<Outcome>;
+
+    /// Appends exactly `len` bytes of a file to `buffer` if that needs no wait (true); else
+    /// the buffer stays as it was and the caller submits an operation.
+    ///
+    /// # Errors
+    /// What the kernel says; the buffer stays as it was.
+    fn read_now(
+        &mut self,
+        _file: FileId,
+        _offset: u64,
+        _len: usize,
+        _buffer: &mut BytesMut,
+    ) -> io::Result<bool> {
+        Ok(false)
+    }
+
+    /// Writes all of `data` if that is done at once; `None` when it must be submitted.
+    fn write_now(&mut self, _file: FileId, _offset: u64, _data: &Bytes) -> Option<io::Result<()>> {
+        None
+    }
 
     /// Takes over a socket or a file that somebody else opened.
     ///

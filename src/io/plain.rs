@@ -9,6 +9,7 @@ use super::helpers::{Bell, Finished, Helpers, Job};
 use super::streams::{Interest, Streams};
 use super::timers::Timers;
 use super::{Driver, FileId, Op, OpId, Outcome, Output, Wake, disk};
+use bytes::{Bytes, BytesMut};
 use rustc_hash::FxHashMap;
 use rustix::event::{Timespec, epoll};
 use std::io;
@@ -179,6 +180,14 @@ impl Driver for Plain {
                 None
             }
         }
+    }
+
+    fn read_now(&mut self, file: FileId, offset: u64, len: usize, buffer: &mut BytesMut) -> io::Result<bool> {
+        self.files.read_now(file, offset, len, buffer)
+    }
+
+    fn write_now(&mut self, file: FileId, offset: u64, data: &Bytes) -> Option<io::Result<()>> {
+        self.files.write_now(file, offset, data)
     }
 
     fn adopt(&mut self, descriptor: OwnedFd) -> io::Result<FileId> {

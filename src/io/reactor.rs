@@ -149,6 +149,22 @@ impl Io {
         Completion { io: self.clone(), id }
     }
 
+    /// Appends `len` bytes of a file to `buffer` if they are at hand (true); else it stays as
+    /// it was.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn read_now(&self, file: FileId, offset: u64, len: usize, buffer: &mut BytesMut) -> Result<bool> {
+        let read = self.0.driver.borrow_mut().read_now(file, offset, len, buffer);
+        read.map_err(|error| Error::os("cannot read", error))
+    }
+
+    /// Writes if that is done at once; `None` when it has to be waited for.
+    pub fn write_now(&self, file: FileId, offset: u64, data: &Bytes) -> Option<Result<()>> {
+        let written = self.0.driver.borrow_mut().write_now(file, offset, data)?;
+        Some(written.map_err(|error| Error::os("cannot write", error)))
+    }
+
     fn complete(&self, id: OpId, outcome: Outcome) {
         self.0.under_way.set(self.0.under_way.get() - 1);
         let mut slots = self.0.slots.borrow_mut();

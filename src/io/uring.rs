@@ -388,6 +388,14 @@ impl Driver for Uring {
         None
     }
 
+    fn read_now(&mut self, file: FileId, offset: u64, len: usize, buffer: &mut BytesMut) -> io::Result<bool> {
+        self.files.read_now(file, offset, len, buffer)
+    }
+
+    fn write_now(&mut self, file: FileId, offset: u64, data: &Bytes) -> Option<io::Result<()>> {
+        self.files.write_now(file, offset, data)
+    }
+
     fn adopt(&mut self, descriptor: OwnedFd) -> io::Result<FileId> {
         self.files.adopt(descriptor)
     }

@@ -8,6 +8,9 @@
 use bytes::{Bytes, BytesMut};
 use std::collections::VecDeque;
 
+/// What is allocated at once for headers and for data that was read at once.
+const ROOM_BYTES: usize = 256 << 10;
+
 /// What a request holds of its connection's limits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Share {
@@ -38,6 +41,15 @@ impl Outbox {
 
     /// Where headers are appended.
     pub fn head(&mut self) -> &mut BytesMut {
+        &mut self.head
+    }
+
+    /// The same with room for so many bytes, so that nothing that is there has to move.
+    pub fn room(&mut self, bytes: usize) -> &mut BytesMut {
+        if self.head.capacity() - self.head.len() < bytes {
+            self.flush_head();
+            self.head.reserve(bytes.max(ROOM_BYTES));
+        }
         &mut self.head
     }
 

@@ -6,7 +6,7 @@
 use super::outbox::Outbox;
 use super::proto::{self, STRING_SIZE_MAX, chunk, errno};
 use crate::engine::device::{Extent, Piece};
-use bytes::{BufMut, Bytes};
+use bytes::{BufMut, Bytes, BytesMut};
 
 /// The most extents in the reply for one metadata context: half a MiB of them.
 pub const EXTENTS_MAX: usize = 64 << 10;
@@ -61,6 +61,32 @@ impl Reply {
         head.put_u32(refusal.errno);
         head.put_u16(len_on_wire);
         head.put_slice(text);
+    }
+
+    /// What `read` appends to the buffer it is given, if it says true; else nothing is queued.
+    ///
+    /// # Errors
+    /// Those of `read`; nothing is queued then.
+    pub fn read_now<E>(
+        self,
+        out: &mut Outbox,
+        offset: u64,
+        len: u32,
+        read: impl FnOnce(&mut BytesMut) -> Result<bool, E>,
+    ) -> Result<bool, E> {
+        let buffer = out.room(len as usize + proto::CHUNK_HEADER_SIZE + 8);
+        let before = buffer.len();
+        if self.structured {
+            proto::put_chunk_header(buffer, true, chunk::OFFSET_DATA, self.cookie, len.saturating_add(8));
+            buffer.put_u64(offset);
+        } else {
+            proto::put_simple_reply(buffer, 0, self.cookie);
+        }
+        let done = read(buffer);
+        if !matches!(done, Ok(true)) {
+            buffer.truncate(before);
+        }
+        done
     }
 
     /// What a read found. `whole`: in one piece (the flag `DF`).

@@ -11,6 +11,7 @@ mod delete;
 mod diff;
 mod flush;
 mod full;
+mod immediate;
 mod info;
 mod inspect;
 mod locks;

@@ -58,6 +58,22 @@ impl CloneVolume {
             .map_err(|e| e.context(format!("clone volume, block {block}")))
     }
 
+    /// Appends bytes to `buffer` if they are at hand (true); else it stays as it was.
+    ///
+    /// # Errors
+    /// `Io`, naming the block.
+    pub fn read_now(&self, offset: u64, len: usize, buffer: &mut BytesMut) -> Result<bool> {
+        let read = self.io.read_now(self.file, offset, len, buffer);
+        read.map_err(|e| e.context(format!("clone volume, block {}", offset / self.block_size)))
+    }
+
+    /// Writes whole blocks if that is done at once; `None` when it has to be waited for.
+    pub fn write_now(&self, block: Block, data: &Bytes) -> Option<Result<()>> {
+        let written = self.io.write_now(self.file, block.0 * self.block_size, data)?;
+        self.syncer.wrote();
+        Some(written.map_err(|e| e.context(format!("clone volume, block {block}"))))
+    }
+
     /// Writes whole blocks.
     ///
     /// # Errors

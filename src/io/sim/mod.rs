@@ -33,7 +33,8 @@ pub use crash::Loss;
 pub use disk::{EIO, ENOSPC, SimDisk};
 pub use faults::Faults;
 
-use super::{Driver, FileId, Op, OpId, Outcome, Wake};
+use super::{Driver, FileId, Op, OpId, Outcome, Output, Wake};
+use bytes::{Bytes, BytesMut};
 use std::cell::RefCell;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -81,10 +82,34 @@ impl Wake for Quiet {
     fn wake(&self) {}
 }
 
+impl Sim {
+    /// Does an operation at once, if this machine does such ones inline.
+    fn now(&mut self, op: Op) -> Option<Outcome> {
+        let world = &mut *self.world.borrow_mut();
+        if world.life == self.life { world.now(op, &self.world) } else { None }
+    }
+}
+
 impl Driver for Sim {
     fn submit(&mut self, id: OpId, op: Op) -> Option<Outcome> {
         let world = &mut *self.world.borrow_mut();
         if world.life == self.life { world.submit((self.port, id), op, &self.world) } else { None }
+    }
+
+    fn read_now(&mut self, file: FileId, offset: u64, len: usize, buffer: &mut BytesMut) -> io::Result<bool> {
+        match self.now(Op::Read { file, offset, len }) {
+            Some(Ok(Output::Bytes(bytes))) => {
+                buffer.extend_from_slice(&bytes);
+                Ok(true)
+            }
+            Some(Err(error)) => Err(error),
+            _ => Ok(false),
+        }
+    }
+
+    fn write_now(&mut self, file: FileId, offset: u64, data: &Bytes) -> Option<io::Result<()>> {
+        let outcome = self.now(Op::Write { file, offset, data: vec![data.clone()] })?;
+        Some(outcome.map(drop))
     }
 
     fn adopt(&mut self, _: OwnedFd) -> io::Result<FileId> {

@@ -249,7 +249,7 @@ impl World {
             }
             return Some(Ok(Output::None));
         }
-        if self.options.inline && is_inline(&op) && !self.is_dead() {
+        if self.is_done_at_once(&op) {
             return Some(self.complete(op, self.sequence, world));
         }
         let wakes = match &op {
@@ -259,6 +259,18 @@ impl World {
         let held_until = self.stall(&op);
         self.flying.push(Flying { id, op, sequence: self.sequence, wakes, held_until });
         None
+    }
+
+    /// Does a read or a write at once, or not at all.
+    pub(super) fn now(&mut self, op: Op, world: &Rc<RefCell<World>>) -> Option<Outcome> {
+        if file_of(&op).is_some_and(|file| self.open.get(&file.0).is_none_or(|open| open.closed)) {
+            return Some(bad(Errno::BADF));
+        }
+        self.is_done_at_once(&op).then(|| self.complete(op, self.sequence, world))
+    }
+
+    fn is_done_at_once(&self, op: &Op) -> bool {
+        self.options.inline && is_inline(op) && !self.is_dead()
     }
 
     pub(super) fn wait(
