@@ -65,6 +65,12 @@ pub trait Device {
         Ok(false)
     }
 
+    /// Writes a range if that needs no wait (true); else nothing is acknowledged, and
+    /// [`Device::write`] does it or says why not.
+    fn write_now(&self, _offset: u64, _data: &Bytes) -> bool {
+        false
+    }
+
     /// Writes a range; with `fua` it is durable before the answer.
     fn write(&self, offset: u64, data: Bytes, fua: bool) -> LocalBoxFuture<'static, Result<()>>;
 

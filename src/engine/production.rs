@@ -54,6 +54,10 @@ impl Device for ProductionDevice {
         self.volume.read_now(offset, len, buffer)
     }
 
+    fn write_now(&self, offset: u64, data: &Bytes) -> bool {
+        self.volume.write_now(Who::Client, offset, data)
+    }
+
     fn write(&self, offset: u64, data: Bytes, fua: bool) -> LocalBoxFuture<'static, Result<()>> {
         let (volume, left) = (Rc::clone(&self.volume), Rc::clone(&self.left));
         async move { volume.write_while(Who::Client, &|| !left.get(), offset, data, fua).await }.boxed_local()

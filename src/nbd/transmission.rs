@@ -268,6 +268,17 @@ impl Line {
         done
     }
 
+    /// Does a write that needs no wait; false if it does, or fails.
+    fn write_now(&self, request: &Request, bytes: u64, payload: &Bytes) -> bool {
+        let done = self.device.write_now(request.offset, payload);
+        if done {
+            let mut outbox = self.outbox.borrow_mut();
+            self.reply_to(request).done(&mut outbox);
+            outbox.end(Share { requests: 1, bytes });
+        }
+        done
+    }
+
     /// Queues a reply that `put` writes, or the refusal that it ends with.
     fn finish(&self, request: &Request, bytes: u64, outcome: Result<Answer, Refusal>) {
         let reply = self.reply_to(request);
@@ -397,7 +408,12 @@ impl<'a> Receiver<'a> {
             };
         }
         self.line.debt.paid();
-        if matches!(command, Ok(Command::Read { .. })) && self.line.read_now(&request, bytes) {
+        let done = match &command {
+            Ok(Command::Read { .. }) => self.line.read_now(&request, bytes),
+            Ok(Command::Write { fua: false }) => self.line.write_now(&request, bytes, &payload),
+            _ => false,
+        };
+        if done {
             return Ok(());
         }
         let line = Rc::clone(self.line);

@@ -66,6 +66,7 @@ impl Volume {
             {
                 return Err(error.duplicate());
             }
+            self.pace.forget();
             self.kick_settler();
             self.changed.wait().await;
         }

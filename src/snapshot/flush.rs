@@ -1,8 +1,10 @@
 //! Flush: what was acknowledged before becomes durable.
 //!
-//! Staged data goes to the journal as after-images, synced beside the clone volume. Only
-//! when new data was written over old remains does a barrier have to follow the clone
-//! volume's sync, so nothing waits for more than two syncs in a row.
+//! Staged data goes to the journal as after-images, synced beside the clone volume. The
+//! clone volume's sync is left out when all that lies there and nowhere else is durable:
+//! what was settled out of the journal stays in force there until a later one. Only when new
+//! data was written over old remains does a barrier have to follow the clone volume's sync,
+//! so nothing waits for more than two syncs in a row.
 
 use super::slots::SlotState;
 use super::volume::{Volume, Who};
@@ -24,6 +26,13 @@ pub(super) struct Gate {
     running: Cell<bool>,
     failed: RefCell<Option<(u64, Error)>>,
     event: Event,
+}
+
+impl Gate {
+    /// Flushes that ended well.
+    pub fn count(&self) -> u64 {
+        self.done.get()
+    }
 }
 
 impl Volume {
@@ -66,13 +75,16 @@ impl Volume {
         self.wait_for_journal().await?;
         let (guarded, images) = {
             let mut s = self.s.borrow_mut();
+            self.pace.flush(s.slots.slots());
             let fresh = s.slots.journal_all();
             (std::mem::take(&mut s.guarded), fresh)
         };
         let up_to = self.journal.next_seq();
         self.push_after_images(&images);
         if !guarded {
-            let (cloned, journaled) = join(self.clone_synced_if_dirty(), self.journal_synced()).await;
+            // What is staged may be settled now, beside the syncs.
+            self.kick_settler();
+            let (cloned, journaled) = join(self.clone_synced_if_owed(), self.journal_synced()).await;
             return cloned.and(journaled);
         }
         if let Err(error) = self.clone_synced_if_dirty().await {
@@ -101,6 +113,10 @@ impl Volume {
                 AfterImage { seq: slot.seq, block: slot.block, epoch: slot.epoch, data: s.slots.data(*index) }
             })
             .collect()
+    }
+
+    async fn clone_synced_if_owed(self: &Rc<Self>) -> Result<()> {
+        if self.clone_volume.is_owed() { self.clone_synced().await } else { Ok(()) }
     }
 
     async fn clone_synced_if_dirty(self: &Rc<Self>) -> Result<()> {

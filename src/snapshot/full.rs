@@ -328,6 +328,17 @@ impl Volume {
     /// # Errors
     /// `Full`, `Io`.
     pub(super) async fn fill_reserve(&self, staged: u64) -> Result<()> {
+        self.want_reserve(staged);
+        self.reserve.fill().await
+    }
+
+    /// Whether the reserve is as [`Self::fill_reserve`] would make it.
+    pub(super) fn has_reserve(&self, staged: u64) -> bool {
+        self.want_reserve(staged);
+        self.reserve.is_whole()
+    }
+
+    fn want_reserve(&self, staged: u64) {
         let open: u64 = {
             let s = self.s.borrow();
             let layers = s.chain.layers_from(s.durable.unsealed);
@@ -341,7 +352,6 @@ impl Volume {
         let growing = 2 * (open + staged) * LAYER_ENTRY_BYTES;
         let stage = self.s.borrow().slots.bytes();
         self.reserve.want(self.tuning.reserve_bytes + stage + self.space.layers.get() + growing);
-        self.reserve.fill().await
     }
 
     /// Sealed layers came or went: what the deletion of one snapshot writes at most.

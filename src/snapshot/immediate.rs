@@ -4,11 +4,20 @@
 //! nothing and the caller goes the long way, which is always right. As nothing else runs
 //! between its first look and its last word, it needs no locks and no admission.
 
-use super::volume::Volume;
+use super::volume::{Volume, Who};
 use crate::error::Result;
-use crate::types::Block;
-use bytes::BytesMut;
+use crate::types::{Block, Epoch};
+use bytes::{Bytes, BytesMut};
+use std::ops::Range;
 use std::rc::Rc;
+
+/// Where a write goes.
+enum Way {
+    /// To the clone volume: no snapshot needs what is there.
+    Straight,
+    /// To the stage, block by block.
+    Stage(Epoch),
+}
 
 impl Volume {
     /// Appends a range of production to `buffer` if it lies in the page cache in one piece
@@ -28,5 +37,91 @@ impl Volume {
             }
         }
         self.clone_volume.read_now(offset, len, buffer).map_err(|error| self.named(error))
+    }
+
+    /// Writes whole blocks of granules in use if that needs no wait (true); else nothing is
+    /// acknowledged, and [`Self::write`] does it or says why not.
+    pub fn write_now(self: &Rc<Self>, who: Who, offset: u64, data: &Bytes) -> bool {
+        let Some(blocks) = self.whole(offset, data.len() as u64) else { return false };
+        match self.way(who, &blocks) {
+            Some(Way::Straight) => {
+                // What failed, the long way does again and says.
+                matches!(self.clone_volume.write_now(Block(blocks.start), data), Some(Ok(())))
+            }
+            Some(Way::Stage(epoch)) => self.stage_now(&blocks, epoch, data),
+            None => false,
+        }
+    }
+
+    /// The blocks of a range that consists of whole ones.
+    fn whole(&self, offset: u64, len: u64) -> Option<Range<u64>> {
+        let geometry = self.s.borrow().durable.geometry;
+        let size = u64::from(geometry.block_size);
+        let end = offset.checked_add(len)?;
+        let whole =
+            len > 0 && offset.is_multiple_of(size) && len.is_multiple_of(size) && end <= geometry.size;
+        whole.then(|| offset / size..end / size)
+    }
+
+    /// Where a write of these blocks goes, if nothing stands in its way.
+    fn way(&self, who: Who, blocks: &Range<u64>) -> Option<Way> {
+        if self.reserve.is_lent() || self.writable(who).is_err() {
+            return None;
+        }
+        let s = self.s.borrow();
+        let granules = s.granules(blocks);
+        let range = s.blocks(&granules);
+        let paused = s.paused > 0 && who == Who::Client;
+        let in_use = s.production.runs(granules.clone()).next() == Some((granules, true));
+        if paused || !in_use || !self.locks.is_free(&range) || s.retained.unknown_in(&range).is_some() {
+            return None;
+        }
+        let epoch = s.epoch;
+        let count = blocks.end - blocks.start;
+        self.pace.wrote(count, s.slots.slots());
+        if self.pace.prefers_stage(count) && s.shift() == 0 && !s.slots.is_pressed() {
+            return Some(Way::Stage(epoch));
+        }
+        if s.slots.is_empty() && s.tail_for(epoch).is_none() {
+            return Some(Way::Straight);
+        }
+        let mut staged = 0;
+        for block in blocks.clone().map(Block) {
+            if s.slots.has(block) || s.needs_save(block, epoch).ok()? {
+                staged += 1;
+            }
+        }
+        match staged {
+            0 => Some(Way::Straight),
+            // Of a granule in use, blocks that nobody wrote may be holes.
+            all if all == count && s.shift() == 0 => Some(Way::Stage(epoch)),
+            _ => None,
+        }
+    }
+
+    /// Stages blocks of granules in use, if there is space for all that may follow.
+    fn stage_now(self: &Rc<Self>, blocks: &Range<u64>, epoch: Epoch, data: &Bytes) -> bool {
+        let count = blocks.end - blocks.start;
+        let fits = {
+            let s = self.s.borrow();
+            s.slots.has_room(count) && self.journal.has_room(count * s.slots.room())
+        };
+        let saved = self.s.borrow().slots.unsettled() as u64 + count;
+        if !fits || !self.save.has_room(saved) || !self.has_reserve(count) {
+            return false;
+        }
+        let size = self.geometry().block_size as usize;
+        for (block, part) in blocks.clone().zip(data.chunks(size)) {
+            let seq = self.journal.take_seq();
+            let staged = self.s.borrow_mut().slots.put(seq, Block(block), epoch, part);
+            debug_assert!(staged, "there was room");
+            if !staged {
+                return false;
+            }
+        }
+        self.found_space();
+        self.kick_settler();
+        self.kick_checkpoint();
+        true
     }
 }

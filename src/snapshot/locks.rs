@@ -50,6 +50,12 @@ impl Drop for Held {
 }
 
 impl Locks {
+    /// Whether nobody holds any of the range or waits for it.
+    pub fn is_free(&self, range: &Range<u64>) -> bool {
+        let inner = self.inner.borrow();
+        !inner.overlaps(range) && !inner.is_behind(range, u64::MAX)
+    }
+
     /// Waits until no earlier operation touches the range, then holds it.
     pub async fn lock(self: &Rc<Self>, range: Range<u64>) -> Held {
         let ticket = {

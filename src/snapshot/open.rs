@@ -244,6 +244,7 @@ impl Volume {
             s: RefCell::new(state),
             changed: Event::default(),
             flushing: super::flush::Gate::default(),
+            pace: super::pace::Pace::default(),
             sealing: Cell::new(false),
             punching: Cell::new(false),
             checkpointing: Cell::new(false),

@@ -43,6 +43,9 @@ pub struct Slot {
     pub dead: bool,
 }
 
+/// How full the stage is, in 1/256, when writers begin to be held back.
+const PACE_FROM: u64 = 128;
+
 /// What the journal may need for a slot, in bytes, beside its after-image: its share of
 /// *Settled* and *Mark*, each in a frame of its own.
 const NOTE_BYTES: u64 = 192;
@@ -77,10 +80,14 @@ impl Slots {
         Self { ledger, image_bytes: u64::from(block_size) + IMAGE_BYTES, ..Self::default() }
     }
 
+    /// How many fit in.
+    pub fn slots(&self) -> usize {
+        self.stage.as_ref().map_or(0, Stage::len)
+    }
+
     /// Bytes of blocks that fit in.
     pub fn bytes(&self) -> u64 {
-        let slots = self.stage.as_ref().map_or(0, Stage::len) as u64;
-        slots * (self.image_bytes - IMAGE_BYTES)
+        self.slots() as u64 * (self.image_bytes - IMAGE_BYTES)
     }
 
     /// What the journal must have space for before a block may be staged.
@@ -90,6 +97,14 @@ impl Slots {
 
     fn room_of(&self, slot: &Slot) -> u64 {
         NOTE_BYTES + if slot.journaled { 0 } else { self.image_bytes }
+    }
+
+    /// Whether so many blocks can be staged before writers are held back.
+    pub fn has_room(&self, blocks: u64) -> bool {
+        self.stage.as_ref().is_some_and(|s| {
+            let taken = (s.len() - s.free()) as u64 + blocks;
+            taken * 256 <= PACE_FROM * s.len() as u64
+        })
     }
 
     /// Whether nothing is staged.
@@ -297,9 +312,9 @@ impl Slots {
         fresh.into_iter().map(|(_, i)| i).collect()
     }
 
-    /// How full the stage is, in 1/256.
-    pub fn fill(&self) -> usize {
-        self.stage.as_ref().map_or(0, |s| (s.len() - s.free()) * 256 / s.len())
+    /// Whether so much is staged that writers are held back.
+    pub fn is_pressed(&self) -> bool {
+        self.stage.as_ref().is_some_and(|s| (s.len() - s.free()) as u64 * 256 > PACE_FROM * s.len() as u64)
     }
 
     /// Slots that a stage for that volume has.

@@ -157,6 +157,9 @@ impl TakeTicket {
         let Some(epoch) = self.epoch else { return Ok(()) };
         let volume = &self.volume;
         volume.settled_before(epoch).await?;
+        // Recovery puts after-images into the newest epoch, so those of what the snapshot
+        // holds must be in force no longer.
+        volume.clone_volume.owe();
         volume.flush().await?;
         let snapshot = {
             let mut s = volume.s.borrow_mut();

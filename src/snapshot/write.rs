@@ -19,9 +19,6 @@ use futures::future::join_all;
 use std::ops::Range;
 use std::rc::Rc;
 
-/// How full the stage is, in 1/256, when writers begin to be held back.
-const PACE_FROM: usize = 128;
-
 /// What the records of a change need in the journal, in bytes, beside their ranges: two
 /// frames, and the barrier that may follow.
 pub(super) const RECORD_BYTES: u64 = 256;
@@ -59,7 +56,7 @@ impl Volume {
         let once = async || self.healed(async || self.write_once(who, offset, &data).await).await;
         self.with_space(wanted, once).await?;
         self.kick_checkpoint();
-        if self.s.borrow().slots.fill() > PACE_FROM && self.writable(who).is_ok() {
+        if self.s.borrow().slots.is_pressed() && self.writable(who).is_ok() {
             self.kick_settler();
             // With nothing in flight nothing would wake it.
             if self.s.borrow().slots.groups > 0 {
@@ -199,7 +196,10 @@ impl Volume {
         let mut staged: Vec<Part> = Vec::new();
         {
             let s = self.s.borrow();
-            let free = s.slots.is_empty() && s.tail_for(epoch).is_none();
+            let count = asked.iter().map(|run| run.end - run.start).sum();
+            self.pace.wrote(count, s.slots.slots());
+            let prefers = self.pace.prefers_stage(count) && s.shift() == 0 && !s.slots.is_pressed();
+            let free = !prefers && s.slots.is_empty() && s.tail_for(epoch).is_none();
             for part in parts {
                 if free {
                     straight.push(part);
@@ -207,7 +207,9 @@ impl Volume {
                 }
                 for (index, block) in self.blocks_of(&part).enumerate() {
                     let data = part.data.slice(index * size..(index + 1) * size);
-                    let waits = s.slots.has(Block(block)) || s.needs_save(Block(block), epoch)?;
+                    let waits = s.slots.has(Block(block))
+                        || s.needs_save(Block(block), epoch)?
+                        || prefers && s.in_use(block);
                     let kind = if waits { &mut staged } else { &mut straight };
                     kind.push(Part { first: block, data });
                 }

@@ -284,6 +284,13 @@ impl Journal {
         Ok(room)
     }
 
+    /// Whether so many more bytes have space at this moment.
+    pub fn has_room(&self, bytes: u64) -> bool {
+        let inner = self.inner.borrow();
+        let need = inner.end + inner.queued + self.ledger.promised() + bytes + SLACK_BYTES;
+        need <= inner.allocated && !self.held.get()
+    }
+
     /// Makes sure that all that was promised has space, and the slack.
     ///
     /// # Errors
@@ -291,11 +298,11 @@ impl Journal {
     pub async fn ensure(&self) -> Result<()> {
         loop {
             let (file, from, need) = {
-                let inner = self.inner.borrow();
-                let need = inner.end + inner.queued + self.ledger.promised() + SLACK_BYTES;
-                if need <= inner.allocated && !self.held.get() {
+                if self.has_room(0) {
                     return Ok(());
                 }
+                let inner = self.inner.borrow();
+                let need = inner.end + inner.queued + self.ledger.promised() + SLACK_BYTES;
                 (inner.file, inner.allocated, need)
             };
             if let Some(error) = self.failure() {

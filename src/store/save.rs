@@ -286,9 +286,7 @@ impl SaveVolume {
     /// # Errors
     /// `Full`, `Io`.
     pub async fn reserve(&self, journal: &Journal, blocks: usize) -> Result<()> {
-        let need = blocks as u64 * (u64::from(self.block_size) + 4096)
-            + group_size(self.group_count_max(), self.block_size);
-        while self.room() < need {
+        while !self.has_room(blocks as u64) {
             if self.busy.get() {
                 self.event.wait().await;
                 continue;
@@ -300,6 +298,12 @@ impl SaveVolume {
             result?;
         }
         Ok(())
+    }
+
+    /// Whether so many more before-images have space at this moment.
+    pub fn has_room(&self, blocks: u64) -> bool {
+        let group = group_size(self.group_count_max(), self.block_size);
+        self.room() >= blocks * (u64::from(self.block_size) + 4096) + group
     }
 
     fn room(&self) -> u64 {

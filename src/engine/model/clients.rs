@@ -6,7 +6,7 @@ use crate::engine::device::{Device, ZeroHow};
 use crate::engine::export;
 use crate::engine::thread::Engine;
 use crate::snapshot::Piece;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures::FutureExt;
 use futures::future::join_all;
 use std::ops::Range;
@@ -125,7 +125,11 @@ impl Client {
     }
 
     async fn read(&self, range: Range<usize>) {
-        let result = self.device.read(range.start as u64, range.len() as u64).await;
+        let mut cached = BytesMut::new();
+        let result = match self.device.read_now(range.start as u64, range.len(), &mut cached) {
+            Ok(true) => Ok(vec![Piece::Data(cached.freeze())]),
+            _ => self.device.read(range.start as u64, range.len() as u64).await,
+        };
         if self.process.is_dead() {
             return;
         }
@@ -146,8 +150,10 @@ impl Client {
             (oracle.begin(&self.volume, range.start, data.clone()), covered)
         };
         let (at, len) = (range.start as u64, range.len() as u64);
+        let data = Bytes::from(data);
         let result = match kind {
-            0..11 => self.device.write(at, Bytes::from(data), fua).await,
+            0..9 if !fua && self.device.write_now(at, &data) => Ok(()),
+            0..11 => self.device.write(at, data, fua).await,
             11 | 12 => self.device.trim(at, len, fua).await,
             _ => self.device.zero(at, len, ZeroHow { no_hole: len % 2 == 0, fast: false, fua }).await,
         };

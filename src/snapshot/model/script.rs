@@ -6,6 +6,10 @@ use super::*;
 use crate::ErrorKind;
 use crate::error::Error;
 use crate::snapshot::{DeltaRun, SnapshotReader, Who};
+use bytes::{Bytes, BytesMut};
+
+/// A unit of cached reads, in bytes.
+const CACHED: usize = 4096;
 
 /// What may happen in a life without being a violation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -145,8 +149,10 @@ impl Script {
             Role::Primary => Who::Client,
             Role::Secondary => Who::Store,
         };
+        let data = Bytes::from(data);
         let result = match kind {
-            0..6 => self.volume.write(who, at, bytes::Bytes::from(data), fua).await,
+            0..3 if !fua && self.volume.write_now(who, at, &data) => Ok(()),
+            0..6 => self.volume.write(who, at, data, fua).await,
             6..9 => self.volume.trim(who, at, len, fua).await,
             _ => self.volume.write_zeros(who, at, len, fua).await,
         };
@@ -424,6 +430,18 @@ impl Script {
         }
     }
 
+    /// Compares what can be read without a wait.
+    fn check_cached(&self, found: &[u8]) {
+        for (index, expected) in found.chunks(3 * CACHED).enumerate() {
+            let mut cached = BytesMut::from(&b"before"[..]);
+            let at = (index * 3 * CACHED) as u64;
+            match self.volume.read_now(at, expected.len(), &mut cached) {
+                Ok(true) => assert!(cached[6..] == *expected, "a cached read at {at} differs"),
+                Ok(false) | Err(_) => assert!(cached[..] == b"before"[..]),
+            }
+        }
+    }
+
     /// Compares production and every snapshot.
     pub async fn check(&self) {
         self.alive().await;
@@ -435,6 +453,7 @@ impl Script {
             return;
         }
         let found = bytes_of(found.unwrap());
+        self.check_cached(&found);
         if self.oracle.borrow().receiving.is_none() {
             let compared = self.oracle.borrow().check_live(&found);
             if let Err(error) = compared {
