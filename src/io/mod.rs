@@ -25,6 +25,7 @@ pub mod plain;
 pub mod reactor;
 pub mod region;
 pub mod sim;
+mod spin;
 mod streams;
 #[cfg(test)]
 mod tests;

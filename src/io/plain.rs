@@ -6,6 +6,7 @@
 
 use super::files::{Files, Start};
 use super::helpers::{Bell, Finished, Helpers, Job};
+use super::spin::Spin;
 use super::streams::{Interest, Streams};
 use super::timers::Timers;
 use super::{Driver, FileId, Op, OpId, Outcome, Output, Wake, disk};
@@ -33,6 +34,7 @@ pub struct Plain {
     watched: FxHashMap<FileId, Interest>,
     /// Ended outside of a wait.
     ended: Vec<(OpId, Outcome)>,
+    spin: Spin,
     boot_id: [u8; 16],
 }
 
@@ -54,6 +56,7 @@ impl Plain {
             epoll,
             watched: FxHashMap::default(),
             ended: Vec::new(),
+            spin: Spin::default(),
             boot_id: disk::boot_id()?,
         })
     }
@@ -94,6 +97,19 @@ impl Plain {
         if let Err(error) = self.watch(file) {
             tracing::warn!("cannot watch a stream: {error}");
             self.streams.close(file, &mut self.ended);
+        }
+    }
+
+    /// Looks for events, and sleeps only when there is none until then.
+    fn look_out(&mut self, until: Instant, limit: Option<Duration>, done: &mut Vec<(OpId, Outcome)>) -> bool {
+        loop {
+            let rang = self.poll(Some(Duration::ZERO), done);
+            if rang || !done.is_empty() {
+                return rang;
+            }
+            if Instant::now() >= until {
+                return self.poll(limit, done);
+            }
         }
     }
 
@@ -200,8 +216,17 @@ impl Driver for Plain {
             done.append(&mut self.ended);
             self.helpers.collect(done);
             self.timers.collect(done);
-            let limit = if done.is_empty() { self.timers.limit(deadline) } else { Some(Duration::ZERO) };
-            let rang = self.poll(limit, done);
+            let rang = if done.is_empty() {
+                let limit = self.timers.limit(deadline);
+                let rang = match self.spin.begin(Instant::now(), limit) {
+                    Some(until) => self.look_out(until, limit, done),
+                    None => self.poll(limit, done),
+                };
+                self.spin.end(Instant::now());
+                rang
+            } else {
+                self.poll(Some(Duration::ZERO), done)
+            };
             self.helpers.collect(done);
             self.timers.collect(done);
             done.append(&mut self.ended);

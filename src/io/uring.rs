@@ -16,6 +16,7 @@
 
 use super::files::{Files, Handle, Start};
 use super::helpers::{Bell, Helpers, Job};
+use super::spin::Spin;
 use super::streams::{Interest, Streams};
 use super::timers::Timers;
 use super::{Driver, FileId, Op, OpId, Outcome, Output, Wake, disk};
@@ -119,6 +120,7 @@ pub struct Uring {
     landed: Vec<(u64, i32)>,
     /// The bell rang since the last wait ended.
     rang: bool,
+    spin: Spin,
     /// Ended outside of a wait.
     ended: Vec<(OpId, Outcome)>,
     boot_id: [u8; 16],
@@ -148,6 +150,7 @@ impl Uring {
             bell,
             landed: Vec::new(),
             rang: false,
+            spin: Spin::default(),
             ended: Vec::new(),
             boot_id: disk::boot_id()?,
         };
@@ -309,6 +312,19 @@ impl Uring {
         }
     }
 
+    /// Hands queued entries to the kernel and looks for a completion that needs no sleep.
+    fn look_out(&mut self, until: Instant) {
+        self.enter(Some(Duration::ZERO));
+        while self.ring.completion().is_empty() && !self.ring.submission().taskrun() {
+            if Instant::now() >= until {
+                return;
+            }
+            for _ in 0..16 {
+                std::hint::spin_loop();
+            }
+        }
+    }
+
     /// Hands queued entries to the kernel and waits at most `limit` for a completion.
     fn enter(&mut self, limit: Option<Duration>) {
         let result = if limit == Some(Duration::ZERO) {
@@ -408,8 +424,16 @@ impl Driver for Uring {
             self.helpers.collect(done);
             self.timers.collect(done);
             let idle = done.is_empty() && !self.rang;
-            let limit = if idle { self.timers.limit(deadline) } else { Some(Duration::ZERO) };
-            self.enter(limit);
+            if idle {
+                let limit = self.timers.limit(deadline);
+                if let Some(until) = self.spin.begin(Instant::now(), limit) {
+                    self.look_out(until);
+                }
+                self.enter(limit);
+                self.spin.end(Instant::now());
+            } else {
+                self.enter(Some(Duration::ZERO));
+            }
             self.land(done);
             self.helpers.collect(done);
             self.timers.collect(done);
