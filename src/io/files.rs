@@ -76,7 +76,7 @@ pub(super) enum Start {
     /// Whatever a helper thread has to do.
     Job(Job),
     /// Bytes from a peer.
-    Recv { file: FileId, len: usize },
+    Recv { file: FileId, len: usize, into: BytesMut },
     /// Bytes to a peer.
     Send { file: FileId, data: Vec<Bytes> },
     /// A socket or pipe was closed: what waits for it ends.
@@ -238,7 +238,7 @@ impl Files {
                     Ok(Finished::Region(region::open_shared(&path, len)?))
                 })));
             }
-            Op::Recv { file, len } => return Ok(Start::Recv { file, len }),
+            Op::Recv { file, len, into } => return Ok(Start::Recv { file, len, into }),
             Op::Send { file, data } => return Ok(Start::Send { file, data }),
             Op::Sleep { time } => return Ok(Start::Sleep(time)),
         };

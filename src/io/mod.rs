@@ -193,6 +193,8 @@ pub enum Op {
         file: FileId,
         /// At most so many bytes.
         len: usize,
+        /// What is received goes behind these.
+        into: BytesMut,
     },
     /// Sends all the buffers to a socket. Output: `None`.
     Send {

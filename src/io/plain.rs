@@ -163,9 +163,9 @@ impl Driver for Plain {
                 self.help(id, disk::job(move || disk::allocate(&handle, offset, len)))
             }
             Start::Job(job) => self.help(id, job),
-            Start::Recv { file, len } => {
+            Start::Recv { file, len, into } => {
                 let outcome = match self.files.handle(file) {
-                    Ok(handle) => self.streams.recv(id, file, handle, len),
+                    Ok(handle) => self.streams.recv(id, file, handle, len, into),
                     Err(error) => Some(Err(error)),
                 };
                 if outcome.is_none() {

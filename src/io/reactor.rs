@@ -399,7 +399,15 @@ impl Io {
     /// # Errors
     /// `Io`.
     pub async fn recv(&self, file: FileId, len: usize) -> Result<BytesMut> {
-        match self.submit(Op::Recv { file, len }).await {
+        self.recv_into(file, len, BytesMut::new()).await
+    }
+
+    /// Receives at most `len` bytes behind those in a buffer; none at the end of the stream.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub async fn recv_into(&self, file: FileId, len: usize, into: BytesMut) -> Result<BytesMut> {
+        match self.submit(Op::Recv { file, len, into }).await {
             Ok(Output::Bytes(bytes)) => Ok(bytes),
             other => Err(wrong("receive", other)),
         }

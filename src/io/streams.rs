@@ -28,7 +28,8 @@ pub(super) struct Interest {
 
 struct Stream {
     handle: Arc<Handle>,
-    recvs: VecDeque<(OpId, usize)>,
+    /// Each with the most it takes, and the buffer that it goes on with.
+    recvs: VecDeque<(OpId, usize, BytesMut)>,
     sends: VecDeque<(OpId, Vec<Bytes>)>,
 }
 
@@ -57,12 +58,13 @@ impl Streams {
         file: FileId,
         handle: &Arc<Handle>,
         len: usize,
+        mut into: BytesMut,
     ) -> Option<Outcome> {
         let waits = self.waiting.get(&file).is_some_and(|stream| !stream.recvs.is_empty());
-        if !waits && let Some(outcome) = recv(handle, len, &mut self.spare) {
+        if !waits && let Some(outcome) = recv(handle, len, &mut into, &mut self.spare) {
             return Some(outcome);
         }
-        self.stream(file, handle).recvs.push_back((id, len));
+        self.stream(file, handle).recvs.push_back((id, len, into));
         None
     }
 
@@ -94,11 +96,11 @@ impl Streams {
     pub(super) fn ready(&mut self, file: FileId, ready: Interest, done: &mut Vec<(OpId, Outcome)>) {
         let Some(stream) = self.waiting.get_mut(&file) else { return };
         while ready.readable
-            && let Some(&(id, len)) = stream.recvs.front()
-            && let Some(outcome) = recv(&stream.handle, len, &mut self.spare)
+            && let Some((id, len, into)) = stream.recvs.front_mut()
+            && let Some(outcome) = recv(&stream.handle, *len, into, &mut self.spare)
         {
+            done.push((*id, outcome));
             stream.recvs.pop_front();
-            done.push((id, outcome));
         }
         while ready.writable
             && let Some((id, data)) = stream.sends.front_mut()
@@ -118,16 +120,18 @@ impl Streams {
     pub(super) fn close(&mut self, file: FileId, done: &mut Vec<(OpId, Outcome)>) -> Option<Arc<Handle>> {
         let stream = self.waiting.remove(&file)?;
         let waiting =
-            stream.recvs.into_iter().map(|(id, _)| id).chain(stream.sends.into_iter().map(|(id, _)| id));
+            stream.recvs.into_iter().map(|(id, ..)| id).chain(stream.sends.into_iter().map(|(id, _)| id));
         done.extend(waiting.map(|id| (id, Err(Errno::CANCELED.into()))));
         Some(stream.handle)
     }
 }
 
-/// Receives once; `None` if the peer has sent nothing yet.
-fn recv(handle: &Handle, len: usize, kept: &mut BytesMut) -> Option<Outcome> {
-    let mut buffer = std::mem::take(kept);
+/// Receives once, behind what is in `into`; `None` if the peer has sent nothing yet.
+fn recv(handle: &Handle, len: usize, into: &mut BytesMut, kept: &mut BytesMut) -> Option<Outcome> {
+    let goes_on = !into.is_empty() || into.capacity() > 0;
+    let mut buffer = std::mem::take(if goes_on { &mut *into } else { &mut *kept });
     buffer.reserve(len);
+    let before = buffer.len();
     let spare = &mut buffer.spare_capacity_mut()[..len];
     let received = disk::retry(|| match handle.kind {
         Kind::Socket => {
@@ -137,12 +141,12 @@ fn recv(handle: &Handle, len: usize, kept: &mut BytesMut) -> Option<Outcome> {
     });
     match received {
         Ok(received) => {
-            // SAFETY: the kernel has written that many bytes at the start of the buffer.
-            unsafe { buffer.set_len(received) };
+            // SAFETY: the kernel has written that many bytes behind the buffer's end.
+            unsafe { buffer.set_len(before + received) };
             Some(Ok(Output::Bytes(buffer)))
         }
         Err(Errno::AGAIN) => {
-            *kept = buffer;
+            *(if goes_on { into } else { kept }) = buffer;
             None
         }
         Err(error) => Some(Err(error.into())),

@@ -407,7 +407,7 @@ fn a_peer_that_vanishes_is_an_error() {
         let ours = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (theirs, _) = listener.accept().unwrap();
         let file = io.adopt(ours.into()).unwrap();
-        let recv = io.submit(Op::Recv { file, len: 10 });
+        let recv = io.submit(Op::Recv { file, len: 10, into: BytesMut::new() });
         // Unread bytes at the peer's close make it a reset.
         io.send(file, vec![Bytes::from_static(b"unread")]).await.unwrap();
         std::thread::sleep(Duration::from_millis(5));
@@ -426,7 +426,7 @@ fn closing_ends_what_waits_and_the_peer_sees_it() {
     on_real_drivers(|io, _| async move {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let file = io.adopt(ours.into()).unwrap();
-        let recv = io.submit(Op::Recv { file, len: 10 });
+        let recv = io.submit(Op::Recv { file, len: 10, into: BytesMut::new() });
         io.sleep(Duration::from_millis(1)).await;
         let send = io.submit(Op::Send { file, data: vec![Bytes::from(vec![0; 50 << 20])] });
         io.sleep(Duration::from_millis(1)).await;

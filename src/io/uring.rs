@@ -369,9 +369,9 @@ impl Driver for Uring {
                 Flight::Range { id, handle, offset, len, punch: false }
             }
             Start::Job(job) => return self.help(id, job),
-            Start::Recv { file, len } => {
+            Start::Recv { file, len, into } => {
                 let outcome = match self.files.handle(file) {
-                    Ok(handle) => self.streams.recv(id, file, handle, len),
+                    Ok(handle) => self.streams.recv(id, file, handle, len, into),
                     Err(error) => Some(Err(error)),
                 };
                 if outcome.is_none() {

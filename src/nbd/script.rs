@@ -5,7 +5,7 @@ use super::memory::{Memory, MemoryDevice};
 use super::metacontext::{Context, Selected};
 use super::transmission::{self, End, Session};
 use crate::io::{Driver, FileId, Io, Op, OpId, Outcome, Output, Reactor, Wake};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::io;
@@ -51,7 +51,7 @@ impl Driver for ScriptDriver {
     fn submit(&mut self, id: OpId, op: Op) -> Option<Outcome> {
         let mut script = self.script.borrow_mut();
         let outcome = match op {
-            Op::Recv { len, .. } => {
+            Op::Recv { len, mut into, .. } => {
                 script.receive_size_max = script.receive_size_max.max(len);
                 let mut chunk = script.receive.pop_front().unwrap_or_default();
                 if chunk.len() > len {
@@ -59,7 +59,8 @@ impl Driver for ScriptDriver {
                     script.receive.push_front(rest);
                 }
                 script.received += chunk.len();
-                Ok(Output::Bytes(BytesMut::from(&chunk[..])))
+                into.extend_from_slice(&chunk);
+                Ok(Output::Bytes(into))
             }
             Op::Send { data, .. } => {
                 for part in data {

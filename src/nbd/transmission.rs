@@ -48,8 +48,8 @@ const READ_NOW_MAX: u32 = 1 << 20;
 /// What one receive asks for; it doubles from the one to the other while it fills.
 const RECEIVE_SIZE_MIN: usize = 32 << 10;
 const RECEIVE_SIZE_MAX: usize = 256 << 10;
-/// What one receive asks for in the middle of a long payload.
-const RECEIVE_PAYLOAD_MAX: usize = 1 << 20;
+/// A payload from here on has a buffer of its own.
+const BULK_PAYLOAD_MIN: u32 = 32 << 10;
 /// What one send carries: below the kernel's limit of 1024 pieces.
 const SEND_PARTS_MAX: usize = 512;
 const SEND_SIZE_MAX: usize = 2 << 20;
@@ -343,11 +343,20 @@ struct Receiver<'a> {
     intake: Intake,
     receive_size: usize,
     inline_receives: u32,
+    /// Long payloads come one after the other: headers are received by themselves, so that
+    /// each payload lands where it stays.
+    bulk: bool,
 }
 
 impl<'a> Receiver<'a> {
     fn new(line: &'a Rc<Line>, leftover: BytesMut) -> Self {
-        Self { line, intake: Intake::new(leftover), receive_size: RECEIVE_SIZE_MIN, inline_receives: 0 }
+        Self {
+            line,
+            intake: Intake::new(leftover),
+            receive_size: RECEIVE_SIZE_MIN,
+            inline_receives: 0,
+            bulk: false,
+        }
     }
 
     async fn run(&mut self) -> End {
@@ -365,7 +374,7 @@ impl<'a> Receiver<'a> {
                 break header;
             }
             self.line.debt.request.set(self.intake.is_in_header());
-            self.fill(self.receive_size).await?;
+            self.fill(if self.bulk { Request::SIZE } else { self.receive_size }).await?;
         };
         self.line.debt.request.set(false);
         let request = Request::decode(&header).map_err(|_| End::BadMagic)?;
@@ -373,6 +382,7 @@ impl<'a> Receiver<'a> {
             return Err(End::Disconnect);
         }
         let is_write = request.command == cmd::WRITE;
+        self.bulk = is_write && request.len >= BULK_PAYLOAD_MIN;
         if is_write && request.len > SKIP_SIZE_MAX {
             return Err(End::TooBig);
         }
@@ -431,11 +441,24 @@ impl<'a> Receiver<'a> {
 
     /// Receives at most `len` bytes more, after all that was received has been used.
     async fn fill(&mut self, len: usize) -> Result<(), End> {
+        let received = self.receive(len, BytesMut::new()).await?;
+        if received.len() >= self.receive_size {
+            self.receive_size = (self.receive_size * 2).min(RECEIVE_SIZE_MAX);
+        } else if received.len() < self.receive_size / 4 {
+            self.receive_size = (self.receive_size / 2).max(RECEIVE_SIZE_MIN);
+        }
+        self.intake.feed(received);
+        Ok(())
+    }
+
+    /// Receives at most `len` bytes behind those in a buffer, and at least one.
+    async fn receive(&mut self, len: usize, into: BytesMut) -> Result<BytesMut, End> {
         if self.inline_receives >= INLINE_RECEIVES_MAX {
             self.inline_receives = 0;
             self.line.io.sleep(Duration::ZERO).await;
         }
-        let mut receive = pin!(self.line.io.recv(self.line.socket, len));
+        let before = into.len();
+        let mut receive = pin!(self.line.io.recv_into(self.line.socket, len, into));
         let mut polls = 0_u32;
         let received = std::future::poll_fn(|context| {
             if self.line.stopping.get() {
@@ -451,10 +474,10 @@ impl<'a> Receiver<'a> {
             }
         })
         .await?;
-        if received.is_empty() {
+        if received.len() == before {
             return Err(End::Gone);
         }
-        self.line.debt.moved(received.len());
+        self.line.debt.moved(received.len() - before);
         if polls == 1 {
             self.inline_receives += 1;
             if !self.line.outbox.borrow().is_empty() {
@@ -464,13 +487,7 @@ impl<'a> Receiver<'a> {
         } else {
             self.inline_receives = 0;
         }
-        if received.len() >= self.receive_size {
-            self.receive_size = (self.receive_size * 2).min(RECEIVE_SIZE_MAX);
-        } else if received.len() < self.receive_size / 4 {
-            self.receive_size = (self.receive_size / 2).max(RECEIVE_SIZE_MIN);
-        }
-        self.intake.feed(received);
-        Ok(())
+        Ok(received)
     }
 
     /// The payload of a write.
@@ -478,25 +495,21 @@ impl<'a> Receiver<'a> {
         if let Some(payload) = self.intake.payload(len) {
             return Ok(payload);
         }
-        let start = self.intake.some(len);
-        if start.is_empty() {
-            self.fill(len.clamp(self.receive_size, RECEIVE_PAYLOAD_MAX)).await?;
+        let mut start = self.intake.some(len);
+        if start.is_empty() && !self.bulk {
+            self.fill(self.receive_size).await?;
             if let Some(payload) = self.intake.payload(len) {
                 return Ok(payload);
             }
+            start = self.intake.some(len);
         }
         let mut payload = BytesMut::with_capacity(len);
         payload.extend_from_slice(&start);
         drop(start);
-        loop {
-            let left = len - payload.len();
-            payload.extend_from_slice(&self.intake.some(left));
-            let left = len - payload.len();
-            if left == 0 {
-                return Ok(payload.freeze());
-            }
-            self.fill(left.clamp(self.receive_size, RECEIVE_PAYLOAD_MAX)).await?;
+        while payload.len() < len {
+            payload = self.receive(len - payload.len(), payload).await?;
         }
+        Ok(payload.freeze())
     }
 
     /// Drops the payload of a write that is refused.
