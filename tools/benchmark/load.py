@@ -8,8 +8,8 @@ from .machine import NBD_LOAD
 from .servers import serve, settle, snapshot
 
 OURS = ["snapvol", "snapvol, plain engine"]
-STEADY = [*OURS, "snapvol's protocol over memory", "nbdkit file", "qemu-nbd raw", "qemu-nbd raw, io_uring", "nbd-server"]
-FILES = [name for name in STEADY if name != "snapvol's protocol over memory"]
+FILES = [*OURS, "nbdkit file", "qemu-nbd raw", "nbd-server"]
+STEADY = [*FILES, "snapvol's protocol over memory", "qemu-nbd raw, io_uring"]
 FIRST = [
     *OURS,
     "nbdkit cow",
@@ -39,10 +39,10 @@ class Workload:
 WORKLOADS = [
     Workload("random read", STEADY),
     Workload("random write", STEADY, read=0),
-    Workload("random read, one at a time", STEADY, depth=1, apart=True),
-    Workload("random write, one at a time", STEADY, depth=1, read=0, apart=True),
-    Workload("sequential read", STEADY, request="128K", depth=16, order="sequential"),
-    Workload("sequential write", STEADY, request="128K", depth=16, order="sequential", read=0),
+    Workload("random read, one at a time", FILES, depth=1, apart=True),
+    Workload("random write, one at a time", FILES, depth=1, read=0, apart=True),
+    Workload("sequential read", FILES, request="128K", depth=16, order="sequential"),
+    Workload("sequential write", FILES, request="128K", depth=16, order="sequential", read=0),
     Workload("random write, a flush every 32", FILES, read=0, flush_every=32),
     Workload("first write", FIRST, read=0, order="once", first=True),
     Workload("first write, a flush every 32", FIRST, read=0, order="once", flush_every=32, first=True),
@@ -53,12 +53,12 @@ WORKLOADS = [
 STEADY_BEFORE = Workload("random write before the snapshot", OURS, read=0)
 
 
-def measure(workload, served, size, seconds, seed):
+def measure(workload, served, size, seconds, seed, connections=1):
     """One run of the load generator."""
     words = [NBD_LOAD, "--unix", served.socket, "--export", served.export, "--pid", served.pid]
     words += ["--request", workload.request, "--depth", workload.depth, "--read", workload.read]
     words += ["--order", workload.order, "--flush-every", workload.flush_every, "--range", size]
-    words += ["--seconds", seconds, "--seed", seed, "--read-back", READ_BACK]
+    words += ["--seconds", seconds, "--seed", seed, "--connections", connections, "--read-back", READ_BACK]
     command = [str(word) for word in words]
     if workload.apart:
         command = ["taskset", "-c", "1", *command]

@@ -164,7 +164,7 @@ def await_ready(ready, alive, words):
 
 
 @contextlib.contextmanager
-def process(command, ready, cpu=None, **options):
+def process(command, ready, cpu=None, orderly=True, **options):
     """A process of ours: `ready` says when it can be used; it is ended with the block."""
     words = [str(word) for word in command]
     if cpu is not None:
@@ -175,7 +175,10 @@ def process(command, ready, cpu=None, **options):
         await_ready(ready, lambda: child.poll() is None, words)
         yield child
     finally:
-        child.terminate()
+        if orderly:
+            child.terminate()
+        else:
+            child.kill()
         try:
             child.wait(60)
         except subprocess.TimeoutExpired:

@@ -59,8 +59,9 @@ def fill(served, size):
 
 @contextlib.contextmanager
 def started(command, path, cpu, **served):
-    """A server that is not a daemon, once its socket answers."""
-    with process(command, lambda: connects(path), cpu=cpu) as child:
+    """A server that is not a daemon, once its socket answers. It is killed in the end: what
+    it would still tidy up is thrown away."""
+    with process(command, lambda: connects(path), cpu=cpu, orderly=False) as child:
         yield Served(socket=path, pid=child.pid, **served)
 
 
@@ -71,7 +72,7 @@ def ours(directory, source, cpu=None, io="auto"):
     path = store / "nbd.sock"
     size = source.stat().st_size
     command = [SNAPVOL, "--store", store, "serve", "--create", f"v:{size}", "--io", io]
-    with process(command, lambda: connects(path), cpu=cpu) as child:
+    with process(command, lambda: connects(path), cpu=cpu, orderly=False) as child:
         served = Served(socket=path, pid=child.pid, export="v", store=store)
         fill(served, size)
         yield served
@@ -152,7 +153,7 @@ def qcow2_internal(directory, source, cpu=None):
 
 
 @contextlib.contextmanager
-def nbd_server(directory, source, cpu=None, extra=""):
+def nbd_server(directory, source, cpu=None, extra="", threads=16):
     """The NBD project's own server."""
     disk = directory / "disk"
     if extra:  # Its overlay lies beside the image, which it only reads.
@@ -161,7 +162,7 @@ def nbd_server(directory, source, cpu=None, extra=""):
         copy(source, disk)
     path, config, pid_file = directory / "sock", directory / "config", directory / "pid"
     config.write_text(
-        f"[generic]\nallowlist = true\nunixsock = {path}\nmax_threads = 16\n"
+        f"[generic]\nallowlist = true\nunixsock = {path}\nmax_threads = {threads}\n"
         f"[disk]\nexportname = {disk}\nflush = true\n{extra}"
     )
     command = ["nbd-server", "-C", config, "-p", pid_file]
@@ -170,8 +171,9 @@ def nbd_server(directory, source, cpu=None, extra=""):
 
 
 def nbd_server_cow(directory, source, cpu=None):
-    """The same with its copy on write."""
-    return nbd_server(directory, source, cpu, extra="copyonwrite = true\n")
+    """The same with its copy on write, on one thread: with several it answers with other data
+    than was written."""
+    return nbd_server(directory, source, cpu, extra="copyonwrite = true\n", threads=1)
 
 
 SERVERS = {
