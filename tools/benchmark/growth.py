@@ -164,7 +164,7 @@ def run(directory, source, quick, seconds, emit):
     shutil.rmtree(directory / "growth", ignore_errors=True)
 
 
-SIZES = {GIB: "1 GiB", 16 * GIB: "16 GiB", 128 * GIB: "128 GiB", TIB: "1 TiB", 4 * TIB: "4 TiB", 16 * TIB - BLOCK: "16 TiB"}
+SIZES = {GIB: "1 GiB", 16 * GIB: "16 GiB", 64 * GIB: "64 GiB", 128 * GIB: "128 GiB", TIB: "1 TiB", 4 * TIB: "4 TiB", 16 * TIB - BLOCK: "16 TiB"}
 # Name of the file, series, figure, title, x axis, y axis, names on the x axis.
 PLOTS = [
     ("depth-rate", "queue depth", "rate", "4 KiB requests by queue depth", "requests under way", "requests a second", "x"),

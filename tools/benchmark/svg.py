@@ -31,7 +31,7 @@ class Axis:
     def __init__(self, values, begin, end, whole):
         low, high = min(values), max(values)
         if whole:  # to the next nice number, so that the curve has room
-            low, high = (10 ** (math.floor(math.log10(low) * 3) / 3), 10 ** (math.ceil(math.log10(high) * 3) / 3))
+            low, high = (10 ** (math.floor(math.log10(low) * 3) / 3), 10 ** (math.ceil(math.log10(high * 1.05) * 3) / 3))
         if low == high:
             low, high = low / 2, high * 2
         self.low, self.high, self.begin, self.end = low, high, begin, end
@@ -72,7 +72,7 @@ def plot(path, title, x_title, y_title, lines, x_names=None):
         path_of = " ".join(f"{x.at(a):.1f},{y.at(b):.1f}" for a, b in points)
         out.append(f'<polyline points="{path_of}" fill="none" stroke="{colour}" stroke-width="2"/>')
         out += [f'<circle cx="{x.at(a):.1f}" cy="{y.at(b):.1f}" r="3" fill="{colour}"/>' for a, b in points]
-        across, down = LEFT + (index % 3) * 196, HEIGHT - 34 + (index // 3) * 18
+        across, down = LEFT + (index % 2) * 290, HEIGHT - 34 + (index // 2) * 18
         out.append(f'<path d="M{across} {down - 4}h22" stroke="{colour}" stroke-width="3"/>')
         out.append(f'<text x="{across + 28}" y="{down}">{escape(name)}</text>')
     out.append("</svg>")
