@@ -135,7 +135,7 @@ fn run(arguments: &Arguments) -> Result<Value> {
         return Err(Error::invalid("the export is too small for that"));
     }
     let server = arguments.pid.and_then(cpu::process);
-    let begin = Instant::now();
+    let (clock, begin) = (cpu::monotonic_seconds(), Instant::now());
     let until = arguments.seconds.map(|seconds| begin + Duration::from_secs_f64(seconds));
     let done = std::thread::scope(|scope| {
         let mut threads = Vec::new();
@@ -168,7 +168,9 @@ fn run(arguments: &Arguments) -> Result<Value> {
         outcome.wrong += load.read_back(arguments.read_back).map_err(os)?;
         outcomes.push(outcome);
     }
-    Ok(report(arguments, outcomes, used))
+    let mut report = report(arguments, outcomes, used);
+    report["began"] = json!(clock);
+    Ok(report)
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]

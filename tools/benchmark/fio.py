@@ -15,12 +15,12 @@ def run(directory, source, rounds, seconds, emit):
         for kind in ["randread", "randwrite"]:
             shift = number % len(SERVERS)
             for server in SERVERS[shift:] + SERVERS[:shift]:
+                row = {"workload": f"fio's client, {kind}", "server": server, "round": number}
                 with serve(server, directory, source) as served:
                     uri = f"nbd+unix:///{served.export}?socket={served.socket}"
                     command = ["fio", "--name=x", "--ioengine=nbd", f"--uri={uri}", f"--rw={kind}", "--bs=4k"]
                     command += ["--iodepth=32", "--time_based", f"--runtime={seconds}", "--output-format=json"]
                     done = subprocess.run(command, capture_output=True, text=True, cwd=directory)
-                row = {"workload": f"fio's client, {kind}", "server": server, "round": number}
                 if done.returncode:
                     emit({**row, "failed": done.stderr.strip()})
                     continue

@@ -43,6 +43,7 @@ GOALS = [
     Goal("128 KiB first write", "large first write", "mb_per_second", "more", 2, [QCOW2, EXTENDED], "MB/s"),
     Goal("random read of the oldest snapshot: requests a second", "random read of the oldest snapshot", "per_second", "more", 0.8, ("random read of the youngest snapshot", "snapvol")),
     Goal("taking a snapshot: pause of writers, 99th percentile", "taking a snapshot under write load", "pause_p99", "limit", 0.001, None, "s"),
+    Goal("the same of 1 TiB", "taking a snapshot of a large volume under write load", "pause_p99", "limit", 0.001, None, "s"),
     Goal("deleting a snapshot: pause of writers, 99th percentile", "deleting a snapshot under write load, its images pass on", "pause_p99", "limit", 0.001, None, "s"),
     Goal("deleting the last snapshot: pause of writers, 99th percentile", "deleting a snapshot under write load, its images go", "pause_p99", "limit", 0.001, None, "s"),
     Goal("delta: elapsed", "delta", "seconds", "less", 4, ["btrfs send | receive"], "s"),

@@ -66,6 +66,7 @@ def measure(workload, served, size, seconds, seed, connections=1):
     if done.returncode:
         return {"failed": done.stderr.strip() or done.stdout.strip()}
     result = json.loads(done.stdout)
+    result.pop("began")
     result["longest_pause"] = max((length for _, length in result.pop("pauses")), default=0)
     return result
 

@@ -105,7 +105,7 @@ def details(workload, rows):
 
 def text(runs, plots):
     """The whole page, of what the parts' files hold."""
-    rows = [row for about, part in runs.values() for row in part if "series" not in row]
+    rows = [row for _, part in runs.values() for row in part if "series" not in row]
     yield "# Performance"
     yield ""
     yield "Made by `tools/bench` from the rows in `performance/`; [measuring.md](measuring.md) says how"
@@ -113,7 +113,7 @@ def text(runs, plots):
     yield "the rounds, in which all servers have their turn one after the other. The machine is a"
     yield "shared one whose speed drifts: the ratios mean something, a figure alone does not."
     yield ""
-    head = ["part", "date", "commit", "machine", "kernel", "file system", "rounds"]
+    head = ["part", "date", "commit", "machine", "kernel", "file system", "run", "minutes", "rounds"]
     lines = []
     for part, (about, part_rows) in runs.items():
         count = 1 + max((row.get("round", 0) for row in part_rows), default=0)

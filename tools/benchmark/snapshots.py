@@ -5,6 +5,7 @@ Pauses are seen from outside, as stretches of time in which a client with 32 wri
 way gets no reply at all. A shared machine makes some by itself; so the same is measured
 over stretches of the same run in which nothing was asked of the store, and both are told."""
 
+import contextlib
 import json
 import pathlib
 import random
@@ -35,12 +36,15 @@ def client(served, *words, export=None):
     return subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
 
 
-def finished(child):
-    """What the load generator says."""
+def finished(child, until=0.0):
+    """What the load generator says; it must have run until then."""
     out, _ = child.communicate()
     if child.returncode:
-        raise RuntimeError(f"the load failed: {out}")
-    return json.loads(out)
+        raise RuntimeError(f"the load failed: {out[:1000]}")
+    result = json.loads(out)
+    if result.pop("began") + result["seconds"] < until:
+        raise RuntimeError("the load ended before what it was to be measured beside")
+    return result
 
 
 def longest(pauses, begin, end):
@@ -64,39 +68,58 @@ def size_of(count):
     return f"{count / (1 << 40):g} TiB" if count >= 1 << 40 else f"{count / GIB:g} GiB"
 
 
-def taking(directory, source, count, number, emit):
+@contextlib.contextmanager
+def served_large(directory, size, written):
+    """A volume of that size, all of it in use, whose first `written` bytes are really there."""
+    store = directory / "store"
+    large(store, size)
+    path = store / "nbd.sock"
+    with process([SNAPVOL, "--store", store, "serve"], lambda: connects(path), orderly=False) as child:
+        served = Served(socket=path, pid=child.pid, export="v", store=store)
+        fill(served, written)
+        yield served
+
+
+def taking(directory, source, size, lasting, number, emit):
     """Snapshots of a volume under full write load, one every 60 ms. Each has its longest
     pause; the stretch of the same length half-way to the next one is what the machine does
-    by itself."""
-    with ours(fresh(directory), source) as served:
+    by itself. In a volume larger than the image the writes go to the part that is written."""
+    written = source.stat().st_size
+    home = fresh(directory)
+    with ours(home, source) if size == written else served_large(home, size, written) as served:
         settle(directory)
-        load = client(served, "--read", "0", "--seconds", count * 0.08 + 2, "--pauses-from", 50)
+        load = client(served, "--read", "0", "--range", written, "--seconds", lasting, "--pauses-from", 50)
+        start = time.monotonic()
         time.sleep(0.5)
         spans, rest = [], []
-        for taken in range(count):
+        while time.monotonic() < start + lasting - 1:
             begin = time.monotonic()
-            control(served.store, "snapshot", names=[f"v@s{taken}"])
+            control(served.store, "snapshot", names=[f"v@s{len(spans)}"])
             end = time.monotonic()
             spans.append((begin, end))
             time.sleep(0.03)
             rest.append((time.monotonic(), time.monotonic() + end - begin))
             time.sleep(max(0.03, end - begin))
-        if load.poll() is not None:
-            raise RuntimeError("the load ended before the last snapshot")
         result = finished(load)
+    # What the load did not last for does not count.
+    ended = max(at for at, _ in result["pauses"])
+    spans = [span for span in spans if span[1] < ended]
+    rest = [span for span in rest if span[1] < ended]
     pauses = result["pauses"]
     at_takes = [longest(pauses, *span) for span in spans]
     at_rest = [longest(pauses, *span) for span in rest]
     emit(
         {
-            "workload": "taking a snapshot under write load",
+            "workload": "taking a snapshot" + (" of a large volume" if size > written else "") + " under write load",
             "server": "snapvol",
             "round": number,
-            "setup": f"{count} snapshots of {size_of(source.stat().st_size)}, 32 random writes under way",
+            "setup": f"{len(spans)} snapshots of {size_of(size)}, 32 random writes to {size_of(written)} of it under way",
             "pause_p50": quantile(at_takes, 0.5),
             "pause_p99": quantile(at_takes, 0.99),
+            "pause_max": max(at_takes),
             "rest_p50": quantile(at_rest, 0.5),
             "rest_p99": quantile(at_rest, 0.99),
+            "rest_max": max(at_rest),
             "command_p50": statistics.median(end - begin for begin, end in spans),
             "latency_us": result["latency_us"],
         }
@@ -105,12 +128,12 @@ def taking(directory, source, count, number, emit):
 
 def deleting(directory, size, number, emit):
     """The deletion of a snapshot that has a before-image of every block, twice: its images
-    pass on to an older snapshot; and then that one, which nobody follows. Other blocks are
+    pass on to an older snapshot; and then that one, which none is older than. The volume is
     written meanwhile. All pauses while the deletion runs count."""
     home = fresh(directory)
     store = home / "store"
     path = store / "nbd.sock"
-    command = [SNAPVOL, "--store", store, "serve", "--create", f"v:{size}", "--create", "other:1G"]
+    command = [SNAPVOL, "--store", store, "serve", "--create", f"v:{size}"]
     with process(command, lambda: connects(path)) as child:
         served = Served(socket=path, pid=child.pid, export="v", store=store)
         fill(served, size)
@@ -119,12 +142,12 @@ def deleting(directory, size, number, emit):
         quiet(NBD_LOAD, "--unix", path, "--export", "v", "--read", "0", "--order", "once")
         snapshot(served, "younger")
         for name, what in [("full", "its images pass on"), ("older", "its images go")]:
-            load = client(served, "--read", "0", "--seconds", 3, "--pauses-from", 0)
+            load = client(served, "--read", "0", "--seconds", 4, "--pauses-from", 0)
             time.sleep(1)
             begin = time.monotonic()
             control(store, "delete-snapshots", names=[f"v@{name}"])
             end = time.monotonic()
-            result = finished(load)
+            result = finished(load, end)
             during = within(result["pauses"], [(begin, end)])
             before = within(result["pauses"], [(begin - 0.9, begin)])
             emit(
@@ -291,14 +314,23 @@ def scanning(directory, size, snapshots, rounds, emit):
 
 
 def run(directory, source, rounds, seconds, quick, emit):
-    """All of it."""
+    """All of it. What fails is told in the page, and does not keep the rest from being
+    measured."""
+
+    def attempt(measurement, *words):
+        try:
+            measurement(directory, *words, emit)
+        except (RuntimeError, OSError, ValueError, subprocess.CalledProcessError) as error:
+            emit({"workload": f"{measurement.__name__} of snapshots", "server": "snapvol", "round": 0, "failed": str(error)})
+
     for number in range(rounds):
-        taking(directory, source, 40 if quick else 300, number, emit)
+        for size in [source.stat().st_size, 1 << 40]:
+            attempt(taking, source, size, 4 if quick else 25, number)
     for number in range(rounds):
-        deleting(directory, GIB // 4 if quick else 4 * GIB, number, emit)
-    reading(directory, source, 100 if quick else 1000, rounds, seconds, emit)
-    opening(directory, 10 if quick else 100, 200 if quick else 10_000, rounds, emit)
-    resident(directory, 64 * GIB if quick else 1 << 40, emit)
+        attempt(deleting, GIB // 4 if quick else 4 * GIB, number)
+    attempt(reading, source, 100 if quick else 1000, 3 if quick else 2 * rounds, seconds / 2)
+    attempt(opening, 10 if quick else 100, 200 if quick else 10_000, rounds)
+    attempt(resident, 64 * GIB if quick else 1 << 40)
     # The largest file of ext4 is a block short of 16 TiB.
-    scanning(directory, 1 << 40 if quick else (16 << 40) - BLOCK, 100, rounds, emit)
+    attempt(scanning, 1 << 40 if quick else (16 << 40) - BLOCK, 100, rounds)
     shutil.rmtree(directory / "snapshots", ignore_errors=True)
