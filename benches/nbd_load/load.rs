@@ -14,8 +14,6 @@ use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-/// Pauses between two batches of replies count from here.
-const PAUSE_MIN: Duration = Duration::from_micros(500);
 /// Bytes asked for in one receive.
 const RECEIVE_BYTES: usize = 1 << 20;
 
@@ -30,6 +28,8 @@ pub struct Job {
     pub until: Option<Instant>,
     pub requests_max: u64,
     pub verify: bool,
+    /// Pauses between two batches of replies are listed from here on.
+    pub pause_min: Duration,
 }
 
 /// What it did.
@@ -42,10 +42,26 @@ pub struct Outcome {
     /// Nanoseconds from the making of a request to the arrival of its reply.
     pub latency: Histogram<u64>,
     pub flush_latency: Histogram<u64>,
-    /// When replies stopped coming, in seconds since the start, and for how long.
+    /// When replies stopped coming, on the system's monotonic clock, and for how long.
     pub pauses: Vec<(f64, f64)>,
     pub seconds: f64,
     pub cpu_seconds: f64,
+}
+
+impl Outcome {
+    fn nothing() -> Self {
+        Self {
+            requests: 0,
+            flushes: 0,
+            wrong: 0,
+            errors: 0,
+            latency: histogram(),
+            flush_latency: histogram(),
+            pauses: Vec::new(),
+            seconds: 0.0,
+            cpu_seconds: 0.0,
+        }
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -111,23 +127,14 @@ impl<'a> Load<'a> {
             writes_since_flush: 0,
             started: 0,
             exhausted: false,
-            outcome: Outcome {
-                requests: 0,
-                flushes: 0,
-                wrong: 0,
-                errors: 0,
-                latency: histogram(),
-                flush_latency: histogram(),
-                pauses: Vec::new(),
-                seconds: 0.0,
-                cpu_seconds: 0.0,
-            },
+            outcome: Outcome::nothing(),
             job,
         }
     }
 
     /// Runs until the time, the number or the pattern ends, and all is answered.
-    pub fn run(mut self) -> io::Result<Outcome> {
+    pub fn run(&mut self) -> io::Result<Outcome> {
+        let clock = crate::cpu::monotonic_seconds();
         let start = Instant::now();
         let cpu = crate::cpu::thread_seconds();
         let mut last = start;
@@ -142,15 +149,39 @@ impl<'a> Load<'a> {
                 continue;
             }
             now = Instant::now();
-            if now - last >= PAUSE_MIN {
-                self.outcome.pauses.push(((last - start).as_secs_f64(), (now - last).as_secs_f64()));
+            if now - last >= self.job.pause_min {
+                let since = clock + (last - start).as_secs_f64();
+                self.outcome.pauses.push((since, (now - last).as_secs_f64()));
             }
             last = now;
             self.take_replies(now)?;
         }
         self.outcome.seconds = start.elapsed().as_secs_f64();
         self.outcome.cpu_seconds = crate::cpu::thread_seconds() - cpu;
-        Ok(self.outcome)
+        Ok(std::mem::replace(&mut self.outcome, Outcome::nothing()))
+    }
+
+    /// Reads some of the blocks back whose content this run knows, and counts those that
+    /// are wrong.
+    pub fn read_back(&mut self, count: usize) -> io::Result<u64> {
+        let per_slot = (self.job.request_bytes / STAMP_BYTES) as u64;
+        let blocks: Vec<u64> = self.generations.keys().take(count).map(|block| block / per_slot).collect();
+        let job = Job {
+            depth: self.job.depth,
+            request_bytes: self.job.request_bytes,
+            read_percent: 100,
+            flush_every: 0,
+            until: None,
+            requests_max: u64::MAX,
+            verify: true,
+            pause_min: Duration::MAX,
+        };
+        self.job = job;
+        self.pattern = Pattern::of(blocks);
+        self.exhausted = false;
+        self.started = 0;
+        let outcome = self.run()?;
+        Ok(outcome.wrong + outcome.errors)
     }
 
     fn in_flight(&self) -> usize {

@@ -68,6 +68,12 @@ struct Arguments {
     /// Does not check what it reads.
     #[arg(long)]
     no_verify: bool,
+    /// So many of the blocks written are read back at the end, outside of all measurements.
+    #[arg(long, default_value_t = 0)]
+    read_back: usize,
+    /// Lists pauses between two batches of replies from so many microseconds on.
+    #[arg(long, default_value_t = 500)]
+    pauses_from: u64,
     /// The server's process, whose processor time and memory are to be told.
     #[arg(long)]
     pid: Option<u32>,
@@ -89,7 +95,7 @@ fn main() {
     }
 }
 
-/// Writes an image in pieces of 64 KiB, which keeps the page cache's folios small.
+/// Writes an image in pieces of a block, which keeps the page cache's folios small.
 fn image(path: &PathBuf, len: u64) -> Result<()> {
     const PIECE: usize = 16 * STAMP_BYTES;
     let os = |error| Error::os(format!("cannot write {}", path.display()), error);
@@ -99,7 +105,10 @@ fn image(path: &PathBuf, len: u64) -> Result<()> {
         for (block, data) in (first..).zip(piece.chunks_exact_mut(STAMP_BYTES)) {
             stamp::fill(data, block, 0);
         }
-        file.write_all(&piece).map_err(os)?;
+        // A block at a time, as random writes would leave it.
+        for block in piece.chunks(STAMP_BYTES) {
+            file.write_all(block).map_err(os)?;
+        }
     }
     file.set_len(len).and_then(|()| file.sync_all()).map_err(os)
 }
@@ -126,9 +135,9 @@ fn run(arguments: &Arguments) -> Result<Value> {
         return Err(Error::invalid("the export is too small for that"));
     }
     let server = arguments.pid.and_then(cpu::process);
-    let begin = Instant::now();
+    let (clock, begin) = (cpu::monotonic_seconds(), Instant::now());
     let until = arguments.seconds.map(|seconds| begin + Duration::from_secs_f64(seconds));
-    let outcomes = std::thread::scope(|scope| {
+    let done = std::thread::scope(|scope| {
         let mut threads = Vec::new();
         for (number, (socket, _)) in (0..).zip(&sockets) {
             let job = Job {
@@ -139,24 +148,33 @@ fn run(arguments: &Arguments) -> Result<Value> {
                 until,
                 requests_max: arguments.requests,
                 verify: !arguments.no_verify,
+                pause_min: Duration::from_micros(arguments.pauses_from),
             };
             let seed = arguments.seed.wrapping_mul(1000) + number;
             let order = arguments.order;
             threads.push(scope.spawn(move || {
-                Load::new(socket, job, Pattern::new(order, number * slots, slots, seed)).run()
+                let mut load = Load::new(socket, job, Pattern::new(order, number * slots, slots, seed));
+                load.run().map(|outcome| (load, outcome))
             }));
         }
         let lost = || std::io::Error::other("a thread of the load generator panicked");
         threads.into_iter().map(|t| t.join().unwrap_or_else(|_| Err(lost()))).collect::<Vec<_>>()
     });
+    let used = server.zip(arguments.pid.and_then(cpu::process));
     let os = |error| Error::os("the connection is lost", error);
-    let outcomes = outcomes.into_iter().collect::<std::io::Result<Vec<_>>>().map_err(os)?;
-    Ok(report(arguments, outcomes, server))
+    let mut outcomes = Vec::new();
+    for result in done {
+        let (mut load, mut outcome) = result.map_err(os)?;
+        outcome.wrong += load.read_back(arguments.read_back).map_err(os)?;
+        outcomes.push(outcome);
+    }
+    let mut report = report(arguments, outcomes, used);
+    report["began"] = json!(clock);
+    Ok(report)
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
-fn report(arguments: &Arguments, outcomes: Vec<Outcome>, server: Option<(f64, u64)>) -> Value {
-    let now = arguments.pid.and_then(cpu::process);
+fn report(arguments: &Arguments, outcomes: Vec<Outcome>, server: Option<((f64, u64), (f64, u64))>) -> Value {
     let mut outcomes = outcomes.into_iter();
     let Some(mut all) = outcomes.next() else { return Value::Null };
     for other in outcomes {
@@ -174,7 +192,7 @@ fn report(arguments: &Arguments, outcomes: Vec<Outcome>, server: Option<(f64, u6
     let requests = all.requests as f64;
     let microseconds =
         |h: &hdrhistogram::Histogram<u64>, quantile| h.value_at_quantile(quantile) as f64 / 1e3;
-    let used = server.zip(now).map(|(before, after)| after.0 - before.0);
+    let used = server.map(|(before, after)| after.0 - before.0);
     json!({
         "requests": all.requests,
         "flushes": all.flushes,
@@ -190,7 +208,7 @@ fn report(arguments: &Arguments, outcomes: Vec<Outcome>, server: Option<(f64, u6
         "flush_us": { "p50": microseconds(&all.flush_latency, 0.5), "p99": microseconds(&all.flush_latency, 0.99) },
         "client_us_per_request": all.cpu_seconds * 1e6 / requests,
         "server_us_per_request": used.map(|seconds| seconds * 1e6 / requests),
-        "server_resident": now.map(|(_, resident)| resident),
+        "server_resident": server.map(|(_, after)| after.1),
         "pauses": all.pauses,
         "wrong": all.wrong,
         "errors": all.errors,

@@ -36,6 +36,12 @@ impl Pattern {
         Self { order, first, count, next: 0, rng, left }
     }
 
+    /// These slots, from the last to the first.
+    pub fn of(slots: Vec<u64>) -> Self {
+        let left = slots.into_iter().filter_map(|slot| u32::try_from(slot).ok()).collect();
+        Self { order: Order::Once, first: 0, count: 0, next: 0, rng: fastrand::Rng::with_seed(0), left }
+    }
+
     /// The next slot; `None` when there is none left.
     pub fn next(&mut self) -> Option<u64> {
         let index = match self.order {

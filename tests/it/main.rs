@@ -12,6 +12,7 @@ mod failures;
 mod full;
 mod hostile;
 mod layers;
+mod measuring;
 mod power;
 mod readme;
 mod reconnect;

@@ -1,61 +1,13 @@
-"""The page of results: medians, ratios against what was promised, and the raw rows."""
+"""The page of results: medians, ratios against what was promised, and the raw rows.
+
+A part that was measured keeps its rows in a file of its own until it is measured again, so
+that parts measured one by one make one page."""
 
 import json
-import statistics
 
-# What must hold: name, workload and server of ours, workload and peers of theirs, the figure,
-# how it is compared, and the bound.
-GOALS = [
-    ("random read, server CPU", "random read", "snapvol", ["nbdkit file"], "server_us_per_request", "less", 4),
-    ("random write, server CPU", "random write", "snapvol", ["nbdkit file"], "server_us_per_request", "less", 3),
-    ("random read, requests a second", "random read", "snapvol", "peers", "per_second", "more", 3),
-    ("random write, requests a second", "random write", "snapvol", "peers", "per_second", "more", 2),
-    ("random read one at a time, median latency", "random read, one at a time", "snapvol", ["nbdkit file"], "p50", "less", 1.25),
-    ("random write one at a time, median latency", "random write, one at a time", "snapvol", ["nbdkit file"], "p50", "less", 1.25),
-    ("sequential read, MB/s", "sequential read", "snapvol", "peers", "mb_per_second", "more", 1.5),
-    ("sequential write, MB/s", "sequential write", "snapvol", "peers", "mb_per_second", "more", 1.1),
-    ("a flush every 32 writes, requests a second", "random write, a flush every 32", "snapvol", ["nbdkit file"], "per_second", "more", 1.2),
-    ("first write, against qcow2 64 KiB", "first write", "snapvol, first writes", ["qcow2 overlay 64 KiB"], "per_second", "more", 5),
-    ("first write, against nbdkit cow", "first write", "snapvol, first writes", ["nbdkit cow"], "per_second", "more", 3),
-    ("first write, against qcow2 extended L2", "first write", "snapvol, first writes", ["qcow2 extended L2"], "per_second", "more", 2),
-    ("first write with flushes, against qcow2 64 KiB", "first write, a flush every 32", "snapvol, first writes", ["qcow2 overlay 64 KiB"], "per_second", "more", 3),
-    ("first write with flushes, against qcow2 extended L2", "first write, a flush every 32", "snapvol, first writes", ["qcow2 extended L2"], "per_second", "more", 2),
-    ("large first write, MB/s", "large first write", "snapvol, first writes", ["qcow2 overlay 64 KiB", "qcow2 extended L2"], "mb_per_second", "more", 2),
-    ("delta of 1 %, against btrfs", "delta of 1 %", "snapvol", ["btrfs send | receive"], "seconds", "less", 4),
-    ("delta of 1 %, against a qemu bitmap", "delta of 1 %", "snapvol", ["qemu bitmap, read out only"], "seconds", "less", 1.5),
-    ("delta of 1 %, against rsync", "delta of 1 %", "snapvol", ["rsync --inplace"], "seconds", "less", 40),
-]
+from . import goals
 
-
-def figure(row, name):
-    """A figure of a row; percentiles lie in `latency_us`."""
-    if name in ("p50", "p99", "p999", "max"):
-        return row.get("latency_us", {}).get(name)
-    return row.get(name)
-
-
-def median(rows, workload, server, name):
-    """The median over the rounds, or None."""
-    values = [figure(row, name) for row in rows if row["workload"] == workload and row["server"] == server]
-    values = [value for value in values if value is not None]
-    return statistics.median(values) if values else None
-
-
-def ratios(rows):
-    """Each goal with its ratio: above 1 we are better."""
-    for title, workload, server, peers, name, sense, bound in GOALS:
-        mine = median(rows, workload, server, name)
-        if peers == "peers":
-            names = {row["server"] for row in rows if row["workload"] == workload}
-            candidates = sorted(other for other in names if not other.startswith("snapvol"))
-        else:
-            candidates = peers
-        theirs = [(median(rows, workload, peer, name), peer) for peer in candidates]
-        theirs = [pair for pair in theirs if pair[0] is not None]
-        if mine is None or not theirs:
-            continue
-        best, peer = (max if sense == "more" else min)(theirs)
-        yield title, mine, best, peer, mine / best if sense == "more" else best / mine, bound
+PARTS = ["load", "fio", "copies", "snapshots", "growth"]
 
 
 def number(value):
@@ -72,38 +24,36 @@ def table(head, lines):
     yield "| " + " | ".join(head) + " |"
     yield "| " + " | ".join("---" for _ in head) + " |"
     for line in lines:
-        yield "| " + " | ".join(line) + " |"
+        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |"
 
 
-def text(machine, rows, plots):
-    """The whole page."""
-    yield "# Performance"
-    yield ""
-    yield "Made by `tools/bench`; the rows behind it are in `performance/rows.jsonl`. One run, all"
-    yield "servers in turn within each round, medians of the rounds. The machine is shared: ratios"
-    yield "within a run mean something, figures of different runs do not."
-    yield ""
-    yield from table(["what", "value"], [[key.replace("_", " "), str(value)] for key, value in machine.items()])
-    yield ""
-    yield "## Against the best or the named peer"
-    yield ""
+def times(value):
+    """A ratio."""
+    return f"{value:.2f}x" if value < 10 else f"{value:.0f}x"
+
+
+def goals_table(rows):
+    """The goals, and whether they are reached."""
     lines = []
-    for title, mine, best, peer, ratio, bound in ratios(rows):
-        verdict = "yes" if ratio >= bound else "**no**"
-        lines.append([title, number(mine), f"{number(best)} ({peer})", f"{ratio:.2f}x", f"{bound}x", verdict])
-    yield from table(["figure", "snapvol", "peer", "better by", "goal", "reached"], lines)
-    yield ""
-    for workload in dict.fromkeys(row["workload"] for row in rows):
-        yield f"## {workload[0].upper()}{workload[1:]}"
-        yield ""
-        mine = [row for row in rows if row["workload"] == workload]
-        yield from details(workload, mine)
-        yield ""
-    for title, name in plots:
-        yield f"## {title}"
-        yield ""
-        yield f"![{title}](performance/{name})"
-        yield ""
+    for verdict in goals.verdicts(rows):
+        goal = verdict.goal
+        unit = f" {goal.unit}" if goal.unit else ""
+        most = "at least" if goal.sign() else "at most"
+        limit = goal.how == "limit"
+        show = number if limit else times
+        lines.append(
+            [
+                goal.title,
+                number(verdict.mine) + unit,
+                "" if limit else f"{number(verdict.theirs)}{unit}, {verdict.name}",
+                "" if limit else times(verdict.ratio),
+                f"{show(verdict.low)} to {show(verdict.high)}",
+                f"{most} {number(goal.bound)}{unit if limit else 'x'}",
+                "yes" if verdict.reached() else "**no**",
+            ]
+        )
+    head = ["work", "snapvol", "against", "ratio", "rounds", "goal", "reached"]
+    yield from table(head, lines)
 
 
 COLUMNS = [
@@ -115,11 +65,21 @@ COLUMNS = [
     ("server us/request", "server_us_per_request"),
     ("client us/request", "client_us_per_request"),
     ("seconds", "seconds"),
+    ("of it diff", "diff_seconds"),
     ("bytes", "bytes"),
-    ("over changed bytes", "overhead"),
+    ("by changed bytes", "overhead"),
     ("pause p50 s", "pause_p50"),
     ("pause p99 s", "pause_p99"),
     ("longest pause s", "pause_max"),
+    ("at rest p50 s", "rest_p50"),
+    ("at rest p99 s", "rest_p99"),
+    ("at rest longest s", "rest_max"),
+    ("command s", "command_p50"),
+    ("resident MiB, highest", "resident_mib"),
+    ("at the end", "resident_last_mib"),
+    ("anonymous MiB", "anonymous_mib"),
+    ("mapped MiB", "mapped_mib"),
+    ("memory by changed block, bytes", "bytes_per_block"),
 ]
 
 
@@ -130,12 +90,12 @@ def details(workload, rows):
     columns = [
         column
         for column in COLUMNS
-        if any(figure(row, column[1]) is not None for row in rows) and not (timed and column[1] == "seconds")
+        if any(goals.figure(row, column[1]) is not None for row in rows) and not (timed and column[1] == "seconds")
     ]
     lines = []
     for server in servers:
         failed = next((row["failed"] for row in rows if row["server"] == server and "failed" in row), None)
-        cells = [number(median(rows, workload, server, name)) for _, name in columns]
+        cells = [number(goals.median(rows, workload, server, name)) for _, name in columns]
         lines.append([server, *cells, failed.splitlines()[-1][:80] if failed else ""])
     head = ["server", *[title for title, _ in columns], "failed"]
     if not any(line[-1] for line in lines):
@@ -143,11 +103,86 @@ def details(workload, rows):
     yield from table(head, lines)
 
 
-def write(directory, machine, rows, plots):
-    """The page and the rows."""
-    (directory / "performance").mkdir(parents=True, exist_ok=True)
-    with open(directory / "performance" / "rows.jsonl", "w", encoding="utf-8") as file:
-        file.write(json.dumps({"machine": machine}) + "\n")
-        for row in rows:
-            file.write(json.dumps(row) + "\n")
-    (directory / "performance.md").write_text("\n".join(text(machine, rows, plots)).rstrip() + "\n", encoding="utf-8")
+def text(runs, plots):
+    """The whole page, of what the parts' files hold."""
+    rows = [row for _, part in runs.values() for row in part if "series" not in row]
+    yield "# Performance"
+    yield ""
+    yield "Made by `tools/bench` from the rows in `performance/`; [measuring.md](measuring.md) says how"
+    yield "everything was measured, what the words mean and what limits what. Figures are medians of"
+    yield "the rounds, in which all servers have their turn one after the other. The machine is a"
+    yield "shared one whose speed drifts: the ratios mean something, a figure alone does not."
+    yield ""
+    head = ["part", "date", "commit", "machine", "kernel", "file system", "run", "minutes", "rounds"]
+    lines = []
+    for part, (about, part_rows) in runs.items():
+        count = 1 + max((row.get("round", 0) for row in part_rows), default=0)
+        lines.append([part, *[str(about.get(key, "")) for key in head[1:-1]], str(count)])
+    yield from table(head, lines)
+    yield ""
+    peers = next((about["peers"] for about, _ in runs.values() if "peers" in about), {})
+    yield "Peers: " + ", ".join(f"{name} {version}" for name, version in peers.items()) + "."
+    yield ""
+    yield "## The goals"
+    yield ""
+    yield "Ratios of the medians; \"rounds\" is the range of the ratio, or of the figure, round by round."
+    yield ""
+    yield from goals_table(rows)
+    yield ""
+    for workload in dict.fromkeys(row["workload"] for row in rows):
+        yield f"## {workload[0].upper()}{workload[1:]}"
+        yield ""
+        mine = [row for row in rows if row["workload"] == workload]
+        setup = next((row["setup"] for row in mine if "setup" in row), None)
+        if setup:
+            yield f"{setup[0].upper()}{setup[1:]}."
+            yield ""
+        yield from details(workload, mine)
+        yield ""
+    if plots:
+        yield "## Growth"
+        yield ""
+        yield "What things cost as something grows; both axes are logarithmic unless they begin at 0."
+        yield ""
+    for title, name in plots:
+        yield f"![{title}](performance/{name})"
+        yield ""
+
+
+def rows_file(directory, part):
+    """Where a part's rows lie."""
+    return directory / "performance" / f"{part}.jsonl"
+
+
+def keep(directory, part, about, rows):
+    """Keeps the rows of one part."""
+    path = rows_file(directory, part)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps({"about": about}), *[json.dumps(rounded(row)) for row in rows]]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def rounded(value):
+    """Five digits are more than a machine repeats."""
+    if isinstance(value, float):
+        return float(f"{value:.5g}")
+    if isinstance(value, dict):
+        return {key: rounded(inner) for key, inner in value.items()}
+    return value
+
+
+def kept(directory):
+    """What the parts' files hold."""
+    runs = {}
+    for part in PARTS:
+        path = rows_file(directory, part)
+        if path.exists():
+            first, *rest = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            runs[part] = (first["about"], rest)
+    return runs
+
+
+def write(directory, runs, plots):
+    """The page."""
+    path = directory / "performance.md"
+    path.write_text("\n".join(text(runs, plots)).rstrip() + "\n", encoding="utf-8")

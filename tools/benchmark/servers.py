@@ -1,12 +1,19 @@
-"""The servers, each over a fresh copy of the same image, ready for a client on a unix socket."""
+"""The servers, each ready for a client on a unix socket, over the same image.
+
+All images are written in pieces of 4 KiB: large writes fill the page cache with large
+folios, in which small writes are dear, and whoever had his image prepared otherwise would
+look faster or slower than he is. Overlays share one image, which they only read. All use
+the page cache, and a flush is an fdatasync or what the server makes of it. Before the
+client starts, everything dirty goes to the disk."""
 
 import contextlib
 import dataclasses
+import os
 import pathlib
 import shutil
 import subprocess
 
-from .machine import NBD_LOAD, SNAPVOL, process, quiet, snapvol
+from .machine import NBD_LOAD, NBD_MEMORY, SNAPVOL, daemon, process, quiet, snapvol
 
 
 @dataclasses.dataclass
@@ -20,7 +27,7 @@ class Served:
 
 
 def image(path, size):
-    """An image whose blocks are all stamped, written in small pieces."""
+    """An image whose blocks are all stamped."""
     if not path.exists() or path.stat().st_size != size:
         quiet(NBD_LOAD, "--image", path, "--range", size)
     return path
@@ -38,52 +45,63 @@ def connects(path):
 
 
 def copy(source, target):
-    """Copies an image in pieces of 64 KiB, as every image here is written: large writes fill the
-    page cache with large folios, in which small writes are dear."""
-    with open(source, "rb") as reader, open(target, "wb", buffering=0) as writer:
-        while piece := reader.read(64 << 10):
-            writer.write(piece)
+    """Copies an image as all are written."""
+    quiet("dd", f"if={source}", f"of={target}", "bs=4k", "status=none")
     return target
+
+
+def fill(served, size):
+    """Writes every block of a served volume, a block a request, and waits until it is on the
+    disk."""
+    words = ["--unix", served.socket, "--export", served.export, "--read", "0", "--order", "sequential"]
+    quiet(NBD_LOAD, *words, "--requests", size // 4096, "--flush-every", size // 4096, "--range", size)
 
 
 @contextlib.contextmanager
 def started(command, path, cpu, **served):
-    """A server that is not a daemon, once its socket answers."""
-    with process(command, lambda: connects(path), cpu=cpu) as child:
+    """A server that is not a daemon, once its socket answers. It is killed in the end: what
+    it would still tidy up is thrown away."""
+    with process(command, lambda: connects(path), cpu=cpu, orderly=False) as child:
         yield Served(socket=path, pid=child.pid, **served)
 
 
 @contextlib.contextmanager
-def ours(directory, source, cpu=None, io="auto", snapshot=False):
+def ours(directory, source, cpu=None, io="auto"):
     """snapvol, with the image written to it as a client does."""
     store = directory / "store"
     path = store / "nbd.sock"
     size = source.stat().st_size
     command = [SNAPVOL, "--store", store, "serve", "--create", f"v:{size}", "--io", io]
-    with process(command, lambda: path.exists() and connects(path), cpu=cpu) as child:
+    with process(command, lambda: connects(path), cpu=cpu, orderly=False) as child:
         served = Served(socket=path, pid=child.pid, export="v", store=store)
-        words = ["--unix", path, "--export", "v", "--order", "sequential", "--request", "64K"]
-        quiet(NBD_LOAD, *words, "--read", "0", "--requests", size // (64 << 10), "--depth", "4")
-        if snapshot:
-            snapvol(store, "snapshot", "v@before")
+        fill(served, size)
         yield served
 
 
-def plain(directory, source, cpu=None, **_):
+def plain(directory, source, cpu=None):
     """snapvol without io_uring."""
     return ours(directory, source, cpu, io="plain")
 
 
-def after_snapshot(directory, source, cpu=None, **_):
-    """snapvol, every block needed by a snapshot."""
-    return ours(directory, source, cpu, snapshot=True)
+@contextlib.contextmanager
+def memory(directory, source, cpu=None):
+    """Our protocol over blocks in memory: what socket and protocol alone cost."""
+    path = directory / "sock"
+    size = source.stat().st_size
+    command = [NBD_MEMORY, path]
+    with process(command, lambda: connects(path), cpu=cpu, stdin=subprocess.PIPE) as child:
+        served = Served(socket=path, pid=child.pid, export="disk")
+        fill(served, size)
+        yield served
 
 
 def nbdkit(directory, source, cpu=None, filters=()):
     """nbdkit with its file plug-in."""
-    disk = copy(source, directory / "disk")
+    disk = source if filters else copy(source, directory / "disk")
     path = directory / "sock"
     options = [f"--filter={name}" for name in filters]
+    # Its overlay lies where temporary files do.
+    os.environ["TMPDIR"] = str(directory)
     return started(["nbdkit", "-f", "-U", path, *options, "file", disk], path, cpu)
 
 
@@ -92,10 +110,10 @@ def nbdkit_cow(directory, source, cpu=None):
     return nbdkit(directory, source, cpu, filters=["cow"])
 
 
-def qemu(disk, kind, directory, cpu):
+def qemu(disk, kind, directory, cpu, *options):
     """qemu-nbd on an image of that kind."""
     path = directory / "sock"
-    command = ["qemu-nbd", "-t", "-f", kind, "--cache=writeback", "-e", "8", "-k", path, disk]
+    command = ["qemu-nbd", "-t", "-f", kind, "--cache=writeback", *options, "-e", "8", "-k", path, disk]
     return started(command, path, cpu)
 
 
@@ -104,11 +122,15 @@ def qemu_raw(directory, source, cpu=None):
     return qemu(copy(source, directory / "disk"), "raw", directory, cpu)
 
 
+def qemu_uring(directory, source, cpu=None):
+    """The same on io_uring."""
+    return qemu(copy(source, directory / "disk"), "raw", directory, cpu, "--aio=io_uring")
+
+
 def overlay(directory, source, cpu, options):
     """qemu-nbd on a qcow2 overlay over a raw image."""
-    disk = copy(source, directory / "disk")
     top = directory / "top.qcow2"
-    quiet("qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", disk, "-o", options, top)
+    quiet("qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", source, "-o", options, top)
     return qemu(top, "qcow2", directory, cpu)
 
 
@@ -130,31 +152,38 @@ def qcow2_internal(directory, source, cpu=None):
     return qemu(disk, "qcow2", directory, cpu)
 
 
-def nbd_server(directory, source, cpu=None, extra=""):
+@contextlib.contextmanager
+def nbd_server(directory, source, cpu=None, extra="", threads=16):
     """The NBD project's own server."""
-    disk = copy(source, directory / "disk")
-    path = directory / "sock"
-    config = directory / "config"
+    disk = directory / "disk"
+    if extra:  # Its overlay lies beside the image, which it only reads.
+        os.link(source, disk)
+    else:
+        copy(source, disk)
+    path, config, pid_file = directory / "sock", directory / "config", directory / "pid"
     config.write_text(
-        f"[generic]\nallowlist = true\nunixsock = {path}\nmax_threads = 16\n"
+        f"[generic]\nallowlist = true\nunixsock = {path}\nmax_threads = {threads}\n"
         f"[disk]\nexportname = {disk}\nflush = true\n{extra}"
     )
-    command = ["nbd-server", "-d", "-C", config]
-    return started(command, path, cpu, export="disk")
+    command = ["nbd-server", "-C", config, "-p", pid_file]
+    with daemon(command, pid_file, lambda: connects(path), cpu=cpu) as pid:
+        yield Served(socket=path, pid=pid, export="disk")
 
 
 def nbd_server_cow(directory, source, cpu=None):
-    """The same with its copy on write."""
-    return nbd_server(directory, source, cpu, extra="copyonwrite = true\n")
+    """The same with its copy on write, on one thread: with several it answers with other data
+    than was written."""
+    return nbd_server(directory, source, cpu, extra="copyonwrite = true\n", threads=1)
 
 
 SERVERS = {
     "snapvol": ours,
-    "snapvol plain": plain,
-    "snapvol, first writes": after_snapshot,
+    "snapvol, plain engine": plain,
+    "snapvol's protocol over memory": memory,
     "nbdkit file": nbdkit,
     "nbdkit cow": nbdkit_cow,
     "qemu-nbd raw": qemu_raw,
+    "qemu-nbd raw, io_uring": qemu_uring,
     "qcow2 overlay 64 KiB": qcow2_64k,
     "qcow2 extended L2": qcow2_extended,
     "qcow2 internal snapshot": qcow2_internal,
@@ -169,9 +198,20 @@ def serve(name, directory, source, cpu=None):
     home = directory / "server"
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir(parents=True)
-    subprocess.run(["sync", "-f", str(home)], check=True)
     try:
         with SERVERS[name](home, source, cpu) as served:
+            settle(home)
             yield served
     finally:
         shutil.rmtree(home, ignore_errors=True)
+
+
+def settle(directory):
+    """What is dirty goes to the disk."""
+    subprocess.run(["sync", "-f", str(directory)], check=True)
+
+
+def snapshot(served, name):
+    """A snapshot of our volume, and what follows it on the disk."""
+    snapvol(served.store, "snapshot", f"v@{name}")
+    settle(served.store)
