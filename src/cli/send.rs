@@ -86,7 +86,7 @@ fn transfer(store: &dyn Shipping, request: &SendRequest, output: &mut dyn Write,
     let mut relay = Relay::new(&mut stream)?;
     let bar = Progress::bytes(&format!("{}@{}", request.volume, request.snapshot), relay.header().data_bytes);
     while let Some(frame) = relay.next_frame()? {
-        output.write_all(&frame.bytes).map_err(failed)?;
+        output.write_all(frame.bytes).map_err(failed)?;
         bar.add(frame.data_bytes);
     }
     output.flush().map_err(failed)?;

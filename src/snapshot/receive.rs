@@ -12,6 +12,7 @@ use super::volume::{Volume, Who};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::journal::Record;
 use crate::format::state::ReceiveRecord;
+use crate::io::buffers::Buffers;
 use crate::types::Role;
 use bytes::Bytes;
 use std::rc::Rc;
@@ -31,6 +32,7 @@ pub struct Receiving {
 impl Drop for Receiving {
     fn drop(&mut self) {
         self.volume.receiving.set(false);
+        *self.volume.bulk.buffers.borrow_mut() = Buffers::default();
         self.volume.changed.notify();
     }
 }
@@ -268,12 +270,12 @@ fn part_of(piece: &Piece, at: u64, len: u64) -> Option<&[u8]> {
 }
 
 impl Receiving {
-    /// Writes a part of the new state.
+    /// Writes parts of the new state: whole blocks, ascending and disjoint.
     ///
     /// # Errors
     /// As for a write.
-    pub async fn data(&self, offset: u64, data: Bytes) -> Result<()> {
-        self.volume.write(Who::Store, offset, data, false).await
+    pub async fn data(&self, pieces: &[(u64, Bytes)]) -> Result<()> {
+        self.volume.write_bulk(pieces).await
     }
 
     /// Discards a part.
