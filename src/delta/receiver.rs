@@ -12,7 +12,7 @@ use bytes::Bytes;
 use std::io::Read;
 
 /// Data between two calls of [`Target::progress`], in bytes: each of them waits for the disk.
-const PROGRESS_BYTES: u64 = 256 << 20;
+const PROGRESS_BYTES: u64 = 64 << 20;
 /// What an extent counts for besides its data, so that discards make progress too.
 const EXTENT_COST: u64 = 512;
 
