@@ -8,11 +8,12 @@ use crate::error::Result;
 use crate::store::save::Image;
 use crate::types::{Block, Epoch};
 use futures::future::join_all;
+use std::rc::Rc;
 
 impl Volume {
     /// Saves the before-images of sorted blocks as one group, and enters them in the open
     /// layer of the epoch.
-    pub(super) async fn save_group(&self, needed: &[Block], epoch: Epoch) -> Result<()> {
+    pub(super) async fn save_group(self: &Rc<Self>, needed: &[Block], epoch: Epoch) -> Result<()> {
         let images = self.read_images(needed).await?;
         self.append_images(&images, epoch).await
     }

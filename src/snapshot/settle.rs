@@ -104,7 +104,7 @@ impl Volume {
     }
 
     /// Saves before-images and enters them in the open layer of the epoch.
-    async fn save_images(&self, needed: &[Block], epoch: Epoch) -> Result<()> {
+    async fn save_images(self: &Rc<Self>, needed: &[Block], epoch: Epoch) -> Result<()> {
         let runs = runs(needed);
         let reads = runs.iter().map(|(first, count)| self.clone_volume.read(*first, *count));
         let read = join_all(reads).await;
@@ -126,7 +126,7 @@ impl Volume {
     }
 
     /// Makes before-images durable and enters them in the open layer of the epoch.
-    pub(super) async fn append_images(&self, images: &[Image], epoch: Epoch) -> Result<()> {
+    pub(super) async fn append_images(self: &Rc<Self>, images: &[Image], epoch: Epoch) -> Result<()> {
         let addrs = self.save.append(&self.journal, epoch, images).await?;
         let s = self.s.borrow();
         let open = open_layer(&s.chain, epoch);
