@@ -47,7 +47,7 @@ fn stream(compressed: bool, scattered: bool) -> Vec<u8> {
     let (mut encoder, mut bytes) = Encoder::new(&header(compressed)).expect("a good header");
     for number in 0..CHUNKS {
         let frame = chunk(number, scattered).encode(number + 1, compressed).expect("a chunk");
-        bytes.extend(encoder.push(frame));
+        bytes.extend_from_slice(&encoder.push(frame));
     }
     bytes.extend(encoder.finish().0);
     bytes

@@ -292,7 +292,7 @@ fn ship(
                 if heard.lock().is_ok_and(|heard| heard.is_some()) {
                     return Err(gone(std::io::ErrorKind::BrokenPipe.into()));
                 }
-                pipe.piece(&frame.bytes).map_err(gone)?;
+                pipe.piece(frame.bytes).map_err(gone)?;
                 bar.add(frame.data_bytes);
             }
             pipe.finish().map_err(gone).map(drop)

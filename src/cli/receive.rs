@@ -5,7 +5,7 @@ use super::progress::Progress;
 use super::shipping::{Held, PEER_VERSION, Shipping, ToFar, ToNear, hear, say};
 use crate::engine::api::HalfReceived;
 use crate::error::{Error, ErrorKind, Result};
-use crate::transport::PipeReader;
+use crate::transport::{PipeReader, pipe};
 use crate::types::Name;
 use std::fs::File;
 use std::io::{BufRead, BufReader, IsTerminal, Read, Write};
@@ -84,6 +84,7 @@ pub(super) fn run(store: &dyn Shipping, args: Args) -> Result<()> {
 
 /// Standard input without the standard library's buffer and lock.
 fn stdin() -> Result<File> {
+    pipe::widen(std::io::stdin());
     let fd = std::io::stdin().as_fd().try_clone_to_owned();
     fd.map(File::from).map_err(|error| Error::os("can't read standard input", error))
 }

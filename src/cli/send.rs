@@ -8,9 +8,11 @@ use super::shipping::Shipping;
 use crate::delta::Relay;
 use crate::engine::api::SendRequest;
 use crate::error::{Error, ErrorKind, Result};
+use crate::transport::pipe::widen;
 use crate::types::SnapName;
 use std::fs::{File, OpenOptions};
 use std::io::{IsTerminal, Write};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 /// Write a snapshot, or the delta from an older one, as a stream
@@ -70,7 +72,13 @@ pub(super) fn run(store: &dyn Shipping, args: Args) -> Result<()> {
         resume: args.resume,
     };
     match &args.output {
-        None => transfer(store, &request, &mut std::io::stdout().lock(), "standard output"),
+        None => {
+            widen(std::io::stdout());
+            // The standard library's own handle looks for the ends of lines.
+            let output = std::io::stdout().as_fd().try_clone_to_owned();
+            let output = output.map_err(|error| Error::os("can't write to standard output", error))?;
+            transfer(store, &request, &mut File::from(output), "standard output")
+        }
         Some(path) => to_file(store, &request, path),
     }
 }
@@ -86,7 +94,7 @@ fn transfer(store: &dyn Shipping, request: &SendRequest, output: &mut dyn Write,
     let mut relay = Relay::new(&mut stream)?;
     let bar = Progress::bytes(&format!("{}@{}", request.volume, request.snapshot), relay.header().data_bytes);
     while let Some(frame) = relay.next_frame()? {
-        output.write_all(&frame.bytes).map_err(failed)?;
+        output.write_all(frame.bytes).map_err(failed)?;
         bar.add(frame.data_bytes);
     }
     output.flush().map_err(failed)?;

@@ -10,7 +10,8 @@ use crate::format::stream::{
     CHUNK_DATA_MAX, EXTENT_SIZE, Encoding, Extent, ExtentKind, FrameKind, PREAMBLE_SIZE, PREFIX_SIZE, Prefix,
     StreamHeader, Trailer, check_preamble,
 };
-use bytes::Bytes;
+use crate::io::buffers::Buffers;
+use bytes::{Bytes, BytesMut};
 use std::io::Read;
 
 /// A verified chunk.
@@ -46,7 +47,7 @@ pub struct Decoder<'a> {
     totals: Trailer,
     /// The next extent starts here or above.
     floor: u64,
-    body: Vec<u8>,
+    buffers: Buffers,
     trailer: Option<Trailer>,
     damaged: bool,
 }
@@ -105,7 +106,7 @@ impl<'a> Decoder<'a> {
         if prefix.kind != FrameKind::Header {
             return Err(Error::corrupt("the stream does not begin with a header"));
         }
-        let mut body = Vec::new();
+        let mut body = vec![0; prefix.body_size()];
         read_body(input, &prefix, &mut body)?;
         digest.update(&raw);
         digest.update(&body);
@@ -117,7 +118,7 @@ impl<'a> Decoder<'a> {
             digest,
             totals: Trailer::default(),
             floor,
-            body,
+            buffers: Buffers::default(),
             trailer: None,
             damaged: false,
         })
@@ -158,19 +159,21 @@ impl<'a> Decoder<'a> {
         }
         let number = self.totals.chunks + 1;
         let (prefix, raw) = read_prefix(self.input, number, "before its trailer")?;
-        read_body(self.input, &prefix, &mut self.body)?;
+        let mut body = self.buffers.take_len(prefix.body_size());
+        read_body(self.input, &prefix, &mut body)?;
         match prefix.kind {
             FrameKind::Header => Err(Error::corrupt("the stream has a second header")),
             FrameKind::Trailer => {
-                let trailer = Trailer::decode(&self.body)?;
+                let trailer = Trailer::decode(&body)?;
                 self.check_trailer(&trailer)?;
                 self.trailer = Some(trailer);
                 Ok(None)
             }
             FrameKind::Chunk => {
                 self.digest.update(&raw);
-                self.digest.update(&self.body);
-                let chunk = self.chunk(&prefix).map_err(|error| error.context(format!("chunk {number}")))?;
+                self.digest.update(&body);
+                let chunk =
+                    self.chunk(&prefix, body).map_err(|error| error.context(format!("chunk {number}")))?;
                 self.totals.chunks = number;
                 Ok(Some(chunk))
             }
@@ -182,8 +185,10 @@ impl<'a> Decoder<'a> {
         let _ = std::io::copy(self.input, &mut std::io::sink());
     }
 
-    fn chunk(&mut self, prefix: &Prefix) -> Result<Chunk> {
-        let (table, stored) = self.body.split_at(prefix.table_size());
+    fn chunk(&mut self, prefix: &Prefix, body: BytesMut) -> Result<Chunk> {
+        let body = self.buffers.share(body);
+        let stored = body.slice(prefix.table_size()..);
+        let table = &body[..prefix.table_size()];
         let mut extents = Vec::with_capacity(prefix.extents as usize);
         let (mut floor, mut data_bytes, mut discard_bytes) = (self.floor, 0, 0);
         for entry in table.as_chunks::<EXTENT_SIZE>().0 {
@@ -201,17 +206,17 @@ impl<'a> Decoder<'a> {
             return Err(Error::invalid("more data than a chunk may hold"));
         }
         let data = match prefix.encoding {
-            Encoding::Raw if stored.len() == data_len => Bytes::copy_from_slice(stored),
+            Encoding::Raw if stored.len() == data_len => stored,
             Encoding::Zstd if stored.len() < data_len && self.header.compressed => {
-                let mut out = Vec::with_capacity(data_len);
+                let mut out = self.buffers.take_len(data_len);
                 // Decompressing into a buffer of known size needs no window.
                 let count = zstd::bulk::Decompressor::new()
-                    .and_then(|mut zstd| zstd.decompress_to_buffer(stored, &mut out))
+                    .and_then(|mut zstd| zstd.decompress_to_buffer(&stored, &mut out[..]))
                     .map_err(|_| Error::corrupt("the data can't be decompressed"))?;
                 if count != data_len {
                     return Err(Error::corrupt("the data decompresses to another length"));
                 }
-                Bytes::from(out)
+                self.buffers.share(out)
             }
             _ => return Err(Error::invalid("the data's length does not match its extents")),
         };
@@ -266,9 +271,8 @@ pub(super) fn read_prefix(
     Ok((prefix, raw))
 }
 
-pub(super) fn read_body(input: &mut dyn Read, prefix: &Prefix, body: &mut Vec<u8>) -> Result<()> {
-    // Bounded by `Prefix::decode`.
-    body.resize(prefix.body_size(), 0);
+/// Fills `body`, whose length is the body's.
+pub(super) fn read_body(input: &mut dyn Read, prefix: &Prefix, body: &mut [u8]) -> Result<()> {
     fill(input, body, "within a frame")?;
     if crc32c::crc32c(body) != prefix.body_crc {
         return Err(Error::corrupt(format!(

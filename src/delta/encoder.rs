@@ -10,6 +10,7 @@ use crate::format::stream::{
     CHUNK_DATA_MAX, CHUNK_EXTENTS_MAX, Encoding, Extent, ExtentKind, FrameKind, PREFIX_SIZE, Prefix,
     StreamHeader, Trailer, encode_preamble,
 };
+use bytes::{Bytes, BytesMut};
 
 /// The zstd level: the fastest that still compresses like zstd.
 const ZSTD_LEVEL: i32 = 1;
@@ -18,7 +19,9 @@ const ZSTD_LEVEL: i32 = 1;
 #[derive(Clone, Debug, Default)]
 pub struct PlainChunk {
     extents: Vec<Extent>,
-    data: Vec<u8>,
+    /// The bytes of the data extents, in pieces.
+    data: Vec<Bytes>,
+    data_len: usize,
     discard_bytes: u64,
 }
 
@@ -38,7 +41,7 @@ impl PlainChunk {
     /// How many more bytes of data go in; 0 also when the table is full.
     #[must_use]
     pub fn room(&self) -> u64 {
-        if self.extents.len() >= CHUNK_EXTENTS_MAX { 0 } else { (CHUNK_DATA_MAX - self.data.len()) as u64 }
+        if self.extents.len() >= CHUNK_EXTENTS_MAX { 0 } else { (CHUNK_DATA_MAX - self.data_len) as u64 }
     }
 
     /// Whether another discard goes in.
@@ -50,9 +53,15 @@ impl PlainChunk {
     /// Adds bytes at `offset`; the caller has asked for [`Self::room`]. What follows
     /// the previous extent without a gap joins it.
     pub fn data(&mut self, offset: u64, bytes: &[u8]) {
-        assert!(bytes.len() as u64 <= self.room(), "a chunk is over-filled");
-        self.data.extend_from_slice(bytes);
+        self.piece(offset, Bytes::copy_from_slice(bytes));
+    }
+
+    /// The same, without a copy.
+    pub fn piece(&mut self, offset: u64, bytes: Bytes) {
         let len = bytes.len() as u64;
+        assert!(len <= self.room(), "a chunk is over-filled");
+        self.data_len += bytes.len();
+        self.data.push(bytes);
         match self.extents.last_mut() {
             Some(last) if last.kind == ExtentKind::Data && last.end() == offset => last.len += len,
             _ => self.extents.push(Extent { offset, len, kind: ExtentKind::Data }),
@@ -72,40 +81,50 @@ impl PlainChunk {
     /// # Errors
     /// `Io` when the compressor fails.
     pub fn encode(&self, number: u64, compress: bool) -> Result<Frame> {
+        self.encode_into(BytesMut::new(), number, compress)
+    }
+
+    /// The same, in a buffer whose content does not matter.
+    ///
+    /// # Errors
+    /// As for [`Self::encode`].
+    pub fn encode_into(&self, mut bytes: BytesMut, number: u64, compress: bool) -> Result<Frame> {
         let mut packed = None;
-        if compress && !self.data.is_empty() {
-            let tried = zstd::bulk::compress(&self.data, ZSTD_LEVEL)
+        if compress && self.data_len > 0 {
+            let tried = zstd::bulk::compress(&self.data.concat(), ZSTD_LEVEL)
                 .map_err(|error| Error::os("can't compress a chunk", error))?;
             // A saving of less than 1/32 is not worth the receiver's time.
-            packed = (tried.len() < self.data.len() - self.data.len() / 32).then_some(tried);
+            packed = (tried.len() < self.data_len - self.data_len / 32).then_some(tried);
         }
         let encoding = if packed.is_some() { Encoding::Zstd } else { Encoding::Raw };
-        let stored = packed.as_deref().unwrap_or(&self.data);
-        let table = self.extents.iter().flat_map(Extent::encode);
+        let stored = packed.as_ref().map_or(self.data_len, Vec::len);
         let prefix = Prefix {
             kind: FrameKind::Chunk,
             encoding,
             number,
             extents: u32::try_from(self.extents.len()).map_err(too_long)?,
-            stored: u32::try_from(stored.len()).map_err(too_long)?,
+            stored: u32::try_from(stored).map_err(too_long)?,
             body_crc: 0,
         };
-        let mut bytes = Vec::with_capacity(PREFIX_SIZE + prefix.body_size());
+        bytes.clear();
+        bytes.reserve(PREFIX_SIZE + prefix.body_size());
         bytes.resize(PREFIX_SIZE, 0);
-        bytes.extend(table);
-        bytes.extend_from_slice(stored);
-        Ok(Frame {
-            bytes: close(bytes, prefix),
-            number,
-            data_bytes: self.data.len() as u64,
-            discard_bytes: self.discard_bytes,
-        })
+        for extent in &self.extents {
+            bytes.extend_from_slice(&extent.encode());
+        }
+        match &packed {
+            Some(packed) => bytes.extend_from_slice(packed),
+            None => self.data.iter().for_each(|piece| bytes.extend_from_slice(piece)),
+        }
+        close(&mut bytes, prefix);
+        Ok(Frame { bytes, number, data_bytes: self.data_len as u64, discard_bytes: self.discard_bytes })
     }
 
     /// Empties it, keeping its memory.
     pub fn clear(&mut self) {
         self.extents.clear();
         self.data.clear();
+        self.data_len = 0;
         self.discard_bytes = 0;
     }
 }
@@ -115,16 +134,15 @@ fn too_long(_: std::num::TryFromIntError) -> Error {
 }
 
 /// Puts the prefix, with the checksum of the body, before the body.
-fn close(mut bytes: Vec<u8>, mut prefix: Prefix) -> Vec<u8> {
+fn close(bytes: &mut [u8], mut prefix: Prefix) {
     prefix.body_crc = crc32c::crc32c(&bytes[PREFIX_SIZE..]);
     bytes[..PREFIX_SIZE].copy_from_slice(&prefix.encode());
-    bytes
 }
 
 /// An encoded chunk, not yet part of the stream.
 #[derive(Clone, Debug)]
 pub struct Frame {
-    bytes: Vec<u8>,
+    bytes: BytesMut,
     number: u64,
     data_bytes: u64,
     discard_bytes: u64,
@@ -159,7 +177,7 @@ impl Encoder {
     }
 
     /// Takes the next chunk; the bytes are what goes out.
-    pub fn push(&mut self, frame: Frame) -> Vec<u8> {
+    pub fn push(&mut self, frame: Frame) -> BytesMut {
         assert_eq!(frame.number, self.next_number(), "a chunk out of order");
         self.totals.chunks += 1;
         self.totals.data_bytes += frame.data_bytes;
@@ -183,5 +201,6 @@ fn frame(kind: FrameKind, number: u64, body: &[u8]) -> Vec<u8> {
     let prefix = Prefix { kind, encoding: Encoding::Raw, number, extents: 0, stored, body_crc: 0 };
     let mut bytes = vec![0; PREFIX_SIZE];
     bytes.extend_from_slice(body);
-    close(bytes, prefix)
+    close(&mut bytes, prefix);
+    bytes
 }

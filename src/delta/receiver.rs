@@ -11,10 +11,10 @@ use crate::format::stream::{ExtentKind, StreamHeader, Trailer};
 use bytes::Bytes;
 use std::io::Read;
 
-/// Data between two calls of [`Target::progress`], in bytes.
+/// Data between two calls of [`Target::progress`], in bytes: each of them waits for the disk.
 const PROGRESS_BYTES: u64 = 64 << 20;
 /// What an extent counts for besides its data, so that discards make progress too.
-const EXTENT_COST: u64 = 4096;
+const EXTENT_COST: u64 = 512;
 
 /// What a target answers to a stream's header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,23 +5,26 @@
 
 use super::decoder::{Decoder, read_body, read_prefix};
 use crate::error::Result;
-use crate::format::stream::{EXTENT_SIZE, Extent, ExtentKind, FrameKind, StreamHeader};
+use crate::format::stream::{EXTENT_SIZE, Extent, ExtentKind, FrameKind, PREFIX_SIZE, StreamHeader};
 use std::io::Read;
 
 /// A stream on its way through.
 pub struct Relay<'a> {
     input: &'a mut dyn Read,
     header: StreamHeader,
-    first: Option<Vec<u8>>,
+    /// What has not been passed on before the first frame: preamble and header.
+    first: bool,
+    /// The frame; longer than the last one was if an earlier one was longer.
+    buffer: Vec<u8>,
     number: u64,
     ended: bool,
 }
 
 /// A frame, as it is passed on.
-#[derive(Clone, Debug)]
-pub struct Passed {
+#[derive(Clone, Copy, Debug)]
+pub struct Passed<'a> {
     /// Its bytes.
-    pub bytes: Vec<u8>,
+    pub bytes: &'a [u8],
     /// Bytes of data in it, uncompressed.
     pub data_bytes: u64,
 }
@@ -48,8 +51,8 @@ impl<'a> Relay<'a> {
     pub fn new(input: &'a mut dyn Read) -> Result<Self> {
         let mut recorder = Recorder { input: &mut *input, seen: Vec::new() };
         let header = Decoder::new(&mut recorder)?.header().clone();
-        let first = Some(recorder.seen);
-        Ok(Self { input, header, first, number: 1, ended: false })
+        let buffer = recorder.seen;
+        Ok(Self { input, header, first: true, buffer, number: 1, ended: false })
     }
 
     /// What the stream says of itself.
@@ -62,9 +65,9 @@ impl<'a> Relay<'a> {
     ///
     /// # Errors
     /// As for [`Decoder::next_chunk`], but for what only the content shows.
-    pub fn next_frame(&mut self) -> Result<Option<Passed>> {
-        if let Some(bytes) = self.first.take() {
-            return Ok(Some(Passed { bytes, data_bytes: 0 }));
+    pub fn next_frame(&mut self) -> Result<Option<Passed<'_>>> {
+        if std::mem::take(&mut self.first) {
+            return Ok(Some(Passed { bytes: &self.buffer, data_bytes: 0 }));
         }
         if self.ended {
             // The last read lets the maker of the stream tidy up.
@@ -72,8 +75,13 @@ impl<'a> Relay<'a> {
             return Ok(None);
         }
         let (prefix, raw) = read_prefix(self.input, self.number, "before its trailer")?;
-        let mut body = Vec::new();
-        read_body(self.input, &prefix, &mut body)?;
+        let len = PREFIX_SIZE + prefix.body_size();
+        if self.buffer.len() < len {
+            self.buffer.resize(len, 0);
+        }
+        self.buffer[..PREFIX_SIZE].copy_from_slice(&raw);
+        let body = &mut self.buffer[PREFIX_SIZE..len];
+        read_body(self.input, &prefix, body)?;
         let mut data_bytes = 0;
         for entry in body[..prefix.table_size()].as_chunks::<EXTENT_SIZE>().0 {
             let extent = Extent::decode(entry)?;
@@ -83,8 +91,6 @@ impl<'a> Relay<'a> {
         }
         self.number += 1;
         self.ended = prefix.kind == FrameKind::Trailer;
-        let mut bytes = raw.to_vec();
-        bytes.append(&mut body);
-        Ok(Some(Passed { bytes, data_bytes }))
+        Ok(Some(Passed { bytes: &self.buffer[..len], data_bytes }))
     }
 }

@@ -3,11 +3,13 @@
 //! [`FrameMaker`] makes one frame after the other and awaits nothing but its source.
 //! [`SendStream`] is a `Read` over it for a thread that waits: it makes frames only as
 //! fast as somebody reads them; with [`SendStream::read_ahead`] a thread of its own keeps
-//! a few ready, so that reading the store, compressing and writing to the peer overlap.
+//! a few ready, so that reading the store, compressing and writing to the peer overlap, and
+//! chunks that are to be compressed are dealt to several threads.
 
-use super::encoder::{Encoder, PlainChunk};
+use super::encoder::{Encoder, Frame, PlainChunk};
 use crate::error::{Error, Result};
 use crate::format::stream::{EXTENT_LEN_MAX, Extent, ExtentKind, StreamHeader};
+use crate::io::buffers::Buffers;
 use bytes::Bytes;
 use futures::executor::block_on;
 use futures::future::LocalBoxFuture;
@@ -17,6 +19,8 @@ use std::thread::JoinHandle;
 
 /// Frames that the read-ahead keeps ready, of about 1 MiB each.
 const FRAMES_AHEAD: usize = 4;
+/// Threads that compress for one stream, at most.
+const COMPRESSORS_MAX: usize = 8;
 
 /// What a stream is made of.
 pub trait Source: Send {
@@ -41,7 +45,9 @@ pub struct FrameMaker {
     first: Option<Vec<u8>>,
     /// What the source gave and is not in a chunk yet.
     ready: VecDeque<(Extent, Bytes)>,
-    chunk: PlainChunk,
+    /// Chunks taken from the source so far.
+    gathered: u64,
+    buffers: Buffers,
     compress: bool,
     resume_from: u64,
 }
@@ -56,7 +62,16 @@ impl FrameMaker {
         let (encoder, first) = Encoder::new(header)?;
         let (compress, resume_from) = (header.compressed, header.resume_from);
         let (encoder, first, ready) = (Some(encoder), Some(first), VecDeque::new());
-        Ok(Self { source, encoder, first, ready, chunk: PlainChunk::new(), compress, resume_from })
+        Ok(Self {
+            source,
+            encoder,
+            first,
+            ready,
+            gathered: 0,
+            buffers: Buffers::default(),
+            compress,
+            resume_from,
+        })
     }
 
     async fn next_extent(&mut self) -> Result<Option<(Extent, Bytes)>> {
@@ -83,25 +98,48 @@ impl FrameMaker {
     ///
     /// # Errors
     /// The source's.
-    pub async fn next_frame(&mut self) -> Result<Option<Vec<u8>>> {
+    pub async fn next_frame(&mut self) -> Result<Option<Bytes>> {
         if let Some(first) = self.first.take() {
-            return Ok(Some(first));
+            return Ok(Some(first.into()));
         }
-        let Some(encoder) = &self.encoder else { return Ok(None) };
-        let number = encoder.next_number();
-        self.chunk.clear();
+        if self.encoder.is_none() {
+            return Ok(None);
+        }
+        match self.next_chunk().await? {
+            Some((number, chunk)) => {
+                let frame = chunk.encode_into(self.buffers.take(), number, self.compress)?;
+                Ok(self.push(frame))
+            }
+            None => Ok(self.finish()),
+        }
+    }
+
+    /// An encoded chunk as what goes out.
+    fn push(&mut self, frame: Frame) -> Option<Bytes> {
+        let bytes = self.encoder.as_mut()?.push(frame);
+        Some(self.buffers.share(bytes))
+    }
+
+    /// The trailer, once.
+    fn finish(&mut self) -> Option<Bytes> {
+        self.encoder.take().map(|encoder| encoder.finish().0.into())
+    }
+
+    /// The next chunk with its number; none when the source has no more.
+    async fn next_chunk(&mut self) -> Result<Option<(u64, PlainChunk)>> {
+        let mut chunk = PlainChunk::new();
         while let Some((extent, bytes)) = self.next_extent().await? {
             let fits = match extent.kind {
-                ExtentKind::Data => extent.len.min(self.chunk.room()),
-                ExtentKind::Discard if self.chunk.has_entry() => extent.len.min(DISCARD_LEN_MAX),
+                ExtentKind::Data => extent.len.min(chunk.room()),
+                ExtentKind::Discard if chunk.has_entry() => extent.len.min(DISCARD_LEN_MAX),
                 ExtentKind::Discard => 0,
             };
             if fits > 0 && extent.kind == ExtentKind::Data {
                 // Less than the extent, which is in memory.
                 let len = usize::try_from(fits).unwrap_or(usize::MAX);
-                self.chunk.data(extent.offset, &bytes[..len]);
+                chunk.piece(extent.offset, bytes.slice(..len));
             } else if fits > 0 {
-                self.chunk.discard(extent.offset, fits);
+                chunk.discard(extent.offset, fits);
             }
             if fits < extent.len {
                 self.ready.push_front(after(extent, bytes, fits));
@@ -110,12 +148,72 @@ impl FrameMaker {
                 break;
             }
         }
-        if !self.chunk.is_empty() {
-            let frame = self.chunk.encode(number, self.compress)?;
-            return Ok(self.encoder.as_mut().map(|encoder| encoder.push(frame)));
+        if chunk.is_empty() {
+            return Ok(None);
         }
-        Ok(self.encoder.take().map(|encoder| encoder.finish().0))
+        self.gathered += 1;
+        Ok(Some((self.gathered, chunk)))
     }
+
+    /// Gives all frames to `output`, in order, until it takes no more (false).
+    fn run(&mut self, mut output: impl FnMut(Bytes) -> bool) -> Result<()> {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(COMPRESSORS_MAX);
+        if self.compress && threads > 1 {
+            return self.run_compressing(threads, output);
+        }
+        while let Some(frame) = block_on(self.next_frame())? {
+            if !output(frame) {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// The same, with that many threads which compress.
+    fn run_compressing(&mut self, threads: usize, mut output: impl FnMut(Bytes) -> bool) -> Result<()> {
+        if let Some(first) = self.first.take()
+            && !output(first.into())
+        {
+            return Ok(());
+        }
+        std::thread::scope(|scope| {
+            // Dropped at the end of this closure, which ends the threads.
+            let (jobs, queue) = crossbeam::channel::unbounded::<(u64, PlainChunk, Reply)>();
+            for _ in 0..threads {
+                let queue = queue.clone();
+                scope.spawn(move || {
+                    for (number, chunk, reply) in queue {
+                        // Nobody waits for it once the stream has failed.
+                        let _ = reply.send(chunk.encode(number, true));
+                    }
+                });
+            }
+            let mut ahead = VecDeque::new();
+            loop {
+                while ahead.len() <= threads
+                    && let Some((number, chunk)) = block_on(self.next_chunk())?
+                {
+                    let (reply, encoded) = crossbeam::channel::bounded(1);
+                    jobs.send((number, chunk, reply)).map_err(|_| stopped())?;
+                    ahead.push_back(encoded);
+                }
+                let next = match ahead.pop_front() {
+                    Some(encoded) => self.push(encoded.recv().map_err(|_| stopped())??),
+                    None => self.finish(),
+                };
+                if !next.is_some_and(&mut output) {
+                    return Ok(());
+                }
+            }
+        })
+    }
+}
+
+/// Where a compressed chunk goes.
+type Reply = crossbeam::channel::Sender<Result<Frame>>;
+
+fn stopped() -> Error {
+    Error::new(crate::ErrorKind::Interrupted, "the sender stopped unexpectedly")
 }
 
 /// An extent without its first `skip` bytes.
@@ -133,7 +231,7 @@ const _: () = assert!(DISCARD_LEN_MAX <= EXTENT_LEN_MAX);
 enum Frames {
     Here(Box<FrameMaker>),
     /// The thread ends after an error or the trailer, or when the receiver is dropped.
-    Ahead(crossbeam::channel::Receiver<Result<Vec<u8>>>, Option<JoinHandle<()>>),
+    Ahead(crossbeam::channel::Receiver<Result<Bytes>>, Option<JoinHandle<()>>),
     Ended,
 }
 
@@ -163,14 +261,9 @@ impl SendStream {
         let mut maker = FrameMaker::new(source)?;
         let (sender, receiver) = crossbeam::channel::bounded(FRAMES_AHEAD);
         let work = move || {
-            while let Some(frame) = block_on(maker.next_frame()).transpose() {
-                let failed = frame.is_err();
-                if sender.send(frame).is_err() || failed {
-                    return;
-                }
-            }
+            let end = maker.run(|frame| sender.send(Ok(frame)).is_ok());
             // A closed channel alone would look like a panic of this thread.
-            let _ = sender.send(Ok(Vec::new()));
+            let _ = sender.send(end.map(|()| Bytes::new()));
         };
         let thread = std::thread::Builder::new()
             .name("send".to_owned())
@@ -179,13 +272,11 @@ impl SendStream {
         Ok(Self { frames: Frames::Ahead(receiver, Some(thread)), frame: Bytes::new() })
     }
 
-    fn next_frame(&mut self) -> Result<Vec<u8>> {
+    fn next_frame(&mut self) -> Result<Bytes> {
         let next = match &mut self.frames {
             Frames::Here(maker) => block_on(maker.next_frame()).map(Option::unwrap_or_default),
-            Frames::Ahead(receiver, _) => receiver.recv().unwrap_or_else(|_| {
-                Err(Error::new(crate::ErrorKind::Interrupted, "the sender stopped unexpectedly"))
-            }),
-            Frames::Ended => Ok(Vec::new()),
+            Frames::Ahead(receiver, _) => receiver.recv().unwrap_or_else(|_| Err(stopped())),
+            Frames::Ended => Ok(Bytes::new()),
         };
         if !matches!(&next, Ok(frame) if !frame.is_empty()) {
             self.end();
@@ -212,7 +303,7 @@ impl Drop for SendStream {
 impl Read for SendStream {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         if self.frame.is_empty() && !buffer.is_empty() {
-            self.frame = self.next_frame().map_err(std::io::Error::other)?.into();
+            self.frame = self.next_frame().map_err(std::io::Error::other)?;
         }
         let count = buffer.len().min(self.frame.len());
         buffer[..count].copy_from_slice(&self.frame.split_to(count));

@@ -129,21 +129,21 @@ impl<'a> EngineTarget<'a> {
 
 async fn apply(engine: &Engine, number: usize, batch: Vec<Change>) -> Result<()> {
     let applying = engine.receives.get(number)?;
-    let changes = batch.into_iter().map(|change| {
-        let applying = Rc::clone(&applying);
-        async move {
-            match change {
-                Change::Data(offset, data) => {
-                    let len = data.len() as u64;
-                    applying.receiving.data(offset, data).await?;
-                    applying.bytes.set(applying.bytes.get() + len);
-                    Ok(())
-                }
-                Change::Discard(offset, len) => applying.receiving.discard(offset, len).await,
-            }
+    let (mut data, mut discards) = (Vec::new(), Vec::new());
+    for change in batch {
+        match change {
+            Change::Data(offset, bytes) => data.push((offset, bytes)),
+            Change::Discard(offset, len) => discards.push((offset, len)),
         }
+    }
+    applying.receiving.data(&data).await?;
+    let bytes: u64 = data.iter().map(|(_, bytes)| bytes.len() as u64).sum();
+    applying.bytes.set(applying.bytes.get() + bytes);
+    let discards = discards.into_iter().map(|(offset, len)| {
+        let applying = Rc::clone(&applying);
+        async move { applying.receiving.discard(offset, len).await }
     });
-    join_all(changes).await.into_iter().collect()
+    join_all(discards).await.into_iter().collect()
 }
 
 impl Drop for EngineTarget<'_> {

@@ -17,6 +17,7 @@
 //!   zeros. `Write` writes all of its bytes or fails. `Recv` returns at least one
 //!   byte or, at the end of the stream, none; `Send` sends all.
 
+pub mod buffers;
 mod cached;
 mod disk;
 mod files;

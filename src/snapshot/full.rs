@@ -346,7 +346,7 @@ impl Volume {
                 crate::map::LayerRef::Open(open) => Some(open.borrow().blocks.len() as u64),
                 _ => None,
             });
-            open.sum::<u64>() + s.slots.len() as u64
+            open.sum::<u64>() + (s.slots.len() + s.slots.saving) as u64
         };
         // Sealed once, and once more as what an older snapshot takes over.
         let growing = 2 * (open + staged) * LAYER_ENTRY_BYTES;

@@ -5,12 +5,14 @@
 //! task may have changed it meanwhile. `ARCHITECTURE.md` follows a write through it.
 
 mod admission;
+mod bulk;
 mod check;
 mod checkpoint;
 mod delete;
 mod diff;
 mod flush;
 mod full;
+mod images;
 mod immediate;
 mod info;
 mod inspect;

@@ -252,6 +252,7 @@ impl Volume {
             busy: Cell::new(false),
             closing: Cell::new(false),
             receiving: Cell::new(false),
+            bulk: super::bulk::Bulk::default(),
         })
     }
 
@@ -310,7 +311,8 @@ impl Volume {
     pub async fn close(self: &Rc<Self>) -> Result<()> {
         self.pause();
         self.stop_waiting();
-        while self.punching.get() || self.checkpointing.get() || self.sealing.get() {
+        let busy = [&self.punching, &self.checkpointing, &self.sealing, &self.bulk.syncing];
+        while busy.iter().any(|task| task.get()) {
             self.changed.wait().await;
         }
         self.writable(Who::Store)?;

@@ -12,16 +12,20 @@ use super::volume::{Volume, Who};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::journal::Record;
 use crate::format::state::ReceiveRecord;
+use crate::io::buffers::Buffers;
 use crate::types::Role;
 use bytes::Bytes;
+use futures::future::{join, join_all};
 use std::rc::Rc;
 use uuid::Uuid;
 
 /// The hidden snapshot that holds the state from before a whole stream.
 const BEFORE: &str = "_before-receive";
 
-/// Bytes compared at a time.
-const STEP: u64 = 1 << 20;
+/// Bytes compared in one step.
+const STEP: u64 = 128 << 10;
+/// Steps at the same time.
+const STEPS_AT_ONCE: usize = 32;
 
 /// A stream being applied; only one at a time.
 pub struct Receiving {
@@ -31,6 +35,7 @@ pub struct Receiving {
 impl Drop for Receiving {
     fn drop(&mut self) {
         self.volume.receiving.set(false);
+        *self.volume.bulk.buffers.borrow_mut() = Buffers::default();
         self.volume.changed.notify();
     }
 }
@@ -181,18 +186,32 @@ impl Volume {
             return Ok(false);
         }
         let delta = self.delta_between(Some(reader.uuid()), None).await?;
-        for run in delta.runs(0..delta.size) {
-            let mut at = run.bytes.start;
-            while at < run.bytes.end {
-                let step = STEP.min(run.bytes.end - at);
-                let (mine, theirs) = (self.read(at, step).await?, reader.read(at, step).await?);
-                if !same_bytes(&mine, &theirs) {
+        let mut runs = delta.runs(0..delta.size).map(|run| run.bytes);
+        let mut run = 0..0;
+        loop {
+            let mut steps = Vec::with_capacity(STEPS_AT_ONCE);
+            while steps.len() < STEPS_AT_ONCE {
+                if run.is_empty() {
+                    let Some(next) = runs.next() else { break };
+                    run = next;
+                }
+                let len = STEP.min(run.end - run.start);
+                steps.push((run.start, len));
+                run.start += len;
+            }
+            if steps.is_empty() {
+                return Ok(true);
+            }
+            let compared = steps.iter().map(|(at, len)| async move {
+                let (mine, theirs) = join(self.read(*at, *len), reader.read(*at, *len)).await;
+                Ok::<_, Error>(same_bytes(&mine?, &theirs?))
+            });
+            for same in join_all(compared).await {
+                if !same? {
                     return Ok(false);
                 }
-                at += step;
             }
         }
-        Ok(true)
     }
 
     /// Restores the state from before and forgets the receive.
@@ -268,12 +287,12 @@ fn part_of(piece: &Piece, at: u64, len: u64) -> Option<&[u8]> {
 }
 
 impl Receiving {
-    /// Writes a part of the new state.
+    /// Writes parts of the new state: whole blocks, ascending and disjoint.
     ///
     /// # Errors
     /// As for a write.
-    pub async fn data(&self, offset: u64, data: Bytes) -> Result<()> {
-        self.volume.write(Who::Store, offset, data, false).await
+    pub async fn data(&self, pieces: &[(u64, Bytes)]) -> Result<()> {
+        self.volume.write_bulk(pieces).await
     }
 
     /// Discards a part.

@@ -116,7 +116,7 @@ impl Volume {
     }
 
     /// Saves before-images and enters them in the open layer of the epoch.
-    async fn save_images(&self, needed: &[Block], epoch: Epoch) -> Result<()> {
+    async fn save_images(self: &Rc<Self>, needed: &[Block], epoch: Epoch) -> Result<()> {
         let runs = runs(needed);
         let reads = runs.iter().map(|(first, count)| self.clone_volume.read(*first, *count));
         let read = join_all(reads).await;
@@ -134,7 +134,12 @@ impl Volume {
                 Err(_) => self.read_one_by_one(*first, *count, &mut images).await?,
             }
         }
-        let addrs = self.save.append(&self.journal, epoch, &images).await?;
+        self.append_images(&images, epoch).await
+    }
+
+    /// Makes before-images durable and enters them in the open layer of the epoch.
+    pub(super) async fn append_images(self: &Rc<Self>, images: &[Image], epoch: Epoch) -> Result<()> {
+        let addrs = self.save.append(&self.journal, epoch, images).await?;
         let s = self.s.borrow();
         let open = open_layer(&s.chain, epoch);
         let mut layer = open.borrow_mut();
@@ -149,7 +154,12 @@ impl Volume {
 
     /// A run could not be read: the blocks that can't are saved as damaged, and the write
     /// goes on.
-    async fn read_one_by_one(&self, first: Block, count: u64, images: &mut Vec<Image>) -> Result<()> {
+    pub(super) async fn read_one_by_one(
+        &self,
+        first: Block,
+        count: u64,
+        images: &mut Vec<Image>,
+    ) -> Result<()> {
         for block in (first.0..first.0 + count).map(Block) {
             match self.clone_volume.read(block, 1).await {
                 Ok(bytes) => images.push(Image { block, data: bytes.freeze(), damaged: false }),

@@ -72,6 +72,8 @@ pub struct Slots {
     blocking: bool,
     /// Groups being settled now.
     pub groups: usize,
+    /// Before-images that bulk writes are about to save.
+    pub saving: usize,
 }
 
 impl Slots {
@@ -117,9 +119,10 @@ impl Slots {
         self.table.len()
     }
 
-    /// Those that have not been written to the clone volume.
+    /// The before-images that are to come: of slots that have not been written to the clone
+    /// volume, and of bulk writes under way.
     pub fn unsettled(&self) -> usize {
-        self.table.len() - self.settled.len()
+        self.table.len() - self.settled.len() + self.saving
     }
 
     /// Whether `block` has any.

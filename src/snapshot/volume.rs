@@ -67,6 +67,7 @@ pub struct Volume {
     pub(super) closing: Cell<bool>,
     /// A stream is being applied at this moment.
     pub(super) receiving: Cell<bool>,
+    pub(super) bulk: super::bulk::Bulk,
 }
 
 /// What the tasks of a volume share.

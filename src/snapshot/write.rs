@@ -23,12 +23,12 @@ use std::rc::Rc;
 /// frames, and the barrier that may follow.
 pub(super) const RECORD_BYTES: u64 = 256;
 /// What a range in a record takes, in bytes.
-const RANGE_BYTES: u64 = 16;
+pub(super) const RANGE_BYTES: u64 = 16;
 
 /// Whole blocks, as a write leaves them.
-struct Part {
-    first: u64,
-    data: Bytes,
+pub(super) struct Part {
+    pub first: u64,
+    pub data: Bytes,
 }
 
 impl Volume {
@@ -105,7 +105,7 @@ impl Volume {
     }
 
     /// Completes the first and the last block from what is there.
-    async fn whole_blocks(&self, offset: u64, data: &Bytes) -> Result<Vec<Part>> {
+    pub(super) async fn whole_blocks(&self, offset: u64, data: &Bytes) -> Result<Vec<Part>> {
         let size = u64::from(self.geometry().block_size);
         let end = offset + data.len() as u64;
         let mut parts = Vec::with_capacity(3);
@@ -146,7 +146,7 @@ impl Volume {
 
     /// Takes care of the other blocks of granules that come into use and are no holes: zeros
     /// for those that a snapshot or a staged write still needs, holes for the rest.
-    async fn clear_rest(self: &Rc<Self>, range: &Range<u64>, parts: &mut Vec<Part>) -> Result<()> {
+    pub(super) async fn clear_rest(self: &Rc<Self>, range: &Range<u64>, parts: &mut Vec<Part>) -> Result<()> {
         if self.s.borrow().shift() == 0 {
             return Ok(());
         }
@@ -161,8 +161,10 @@ impl Volume {
                     rest.set_range(stale);
                 }
             }
-            for part in &*parts {
-                rest.clear_range(self.blocks_of(part));
+            for blocks in parts.iter().map(|part| self.blocks_of(part)) {
+                if blocks.start < range.end && range.start < blocks.end {
+                    rest.clear_range(blocks);
+                }
             }
             let zeros = Bytes::from(vec![0; s.durable.geometry.block_size as usize]);
             let kept: Vec<u64> = rest
@@ -229,15 +231,7 @@ impl Volume {
             self.write_straight(straight, size).await
         };
         if let Err(error) = write.await {
-            let mut s = self.s.borrow_mut();
-            let unused: Vec<Range<u64>> =
-                s.production.runs(s.granules(range)).filter(|(_, used)| !used).map(|(r, _)| r).collect();
-            for run in unused {
-                let blocks = s.blocks(&run);
-                s.stale.set_range(blocks.clone());
-                s.forget_punched(&blocks);
-            }
-            s.untidy = true;
+            self.note_failed(range);
             return Err(error);
         }
         self.bring_into_use(&asked, epoch).await?;
@@ -247,9 +241,22 @@ impl Volume {
         Ok(())
     }
 
+    /// A write to a range failed: what is not in use there may be no hole any more.
+    pub(super) fn note_failed(&self, range: &Range<u64>) {
+        let mut s = self.s.borrow_mut();
+        let unused: Vec<Range<u64>> =
+            s.production.runs(s.granules(range)).filter(|(_, used)| !used).map(|(r, _)| r).collect();
+        for run in unused {
+            let blocks = s.blocks(&run);
+            s.stale.set_range(blocks.clone());
+            s.forget_punched(&blocks);
+        }
+        s.untidy = true;
+    }
+
     /// Space that must be there before anything takes more: in the reserve, and, for blocks
     /// that are to be staged, in the clone volume, where one may be a hole.
-    async fn space_for_staging(self: &Rc<Self>, staged: &[Part]) -> Result<()> {
+    pub(super) async fn space_for_staging(self: &Rc<Self>, staged: &[Part]) -> Result<()> {
         if self.reserve.is_lent() {
             return Err(Error::new(ErrorKind::Full, "the last space is lent to a deletion"));
         }
@@ -275,7 +282,7 @@ impl Volume {
         Ok(())
     }
 
-    fn blocks_of(&self, part: &Part) -> Range<u64> {
+    pub(super) fn blocks_of(&self, part: &Part) -> Range<u64> {
         part.first..part.first + part.data.len() as u64 / u64::from(self.geometry().block_size)
     }
 
@@ -299,7 +306,7 @@ impl Volume {
     }
 
     /// The granules of written blocks come into use, in the journal and in the maps.
-    async fn bring_into_use(&self, asked: &[Range<u64>], epoch: Epoch) -> Result<()> {
+    pub(super) async fn bring_into_use(&self, asked: &[Range<u64>], epoch: Epoch) -> Result<()> {
         let last = {
             let mut records: [Vec<(u64, u64)>; 2] = Default::default();
             {

@@ -53,11 +53,18 @@ pub async fn read_below(io: &Io, file: FileId, size: u64) -> Result<Replay> {
     parse(&bytes_below(io, file, size).await?)
 }
 
+/// Memory asked for at once for a journal, in bytes: its size may be anything.
+const CAPACITY_MAX: u64 = 128 << 20;
+
 async fn bytes_below(io: &Io, file: FileId, size: u64) -> Result<Bytes> {
-    let mut bytes = BytesMut::new();
+    let mut bytes = BytesMut::with_capacity(usize::try_from(size.min(CAPACITY_MAX)).unwrap_or(0));
     while (bytes.len() as u64) < size {
-        let step = usize::try_from(size - bytes.len() as u64).unwrap_or(usize::MAX).min(4 << 20);
-        bytes.extend_from_slice(&io.read(file, bytes.len() as u64, step).await?);
+        let (at, left) = (bytes.len() as u64, size - bytes.len() as u64);
+        let step = usize::try_from(left).unwrap_or(usize::MAX).min(4 << 20);
+        // Mostly the page cache has it, and then it is copied once.
+        if !io.read_now(file, at, step, &mut bytes)? {
+            bytes.extend_from_slice(&io.read(file, at, step).await?);
+        }
     }
     Ok(bytes.freeze())
 }

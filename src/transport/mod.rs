@@ -69,7 +69,7 @@ impl Peer {
             std::thread::spawn(move || keep_tail(pipe, &tail));
         }
         Ok(Self {
-            input: child.stdin.take(),
+            input: child.stdin.take().inspect(|input| pipe::widen(input)),
             output: child.stdout.take().map(BufReader::new),
             child,
             place,

@@ -2,6 +2,16 @@
 //! length of zero at the end, so that an end is never taken for a break.
 
 use std::io::{Error, ErrorKind, Read, Result, Write};
+use std::os::fd::AsFd;
+
+/// What a pipe that carries a stream should hold, in bytes.
+const CAPACITY: usize = 1 << 20;
+
+/// Has a pipe hold a whole chunk of a stream, so that its two ends wait for each other less
+/// often. What is no pipe, or may not be larger, stays as it is.
+pub fn widen(pipe: impl AsFd) {
+    let _ = rustix::pipe::fcntl_setpipe_size(pipe, CAPACITY);
+}
 
 /// The longest piece, in bytes; a reader takes no longer one.
 const PIECE_MAX: usize = 1 << 24;
@@ -94,6 +104,20 @@ impl<R: Read> Read for PipeReader<R> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_wide_pipe_takes_a_chunk_that_nobody_reads_yet() {
+        let (mut reader, mut writer) = std::io::pipe().unwrap();
+        widen(&writer);
+        let held = rustix::pipe::fcntl_getpipe_size(&reader).unwrap();
+        // Less where the system allows no more.
+        writer.write_all(&vec![7; held]).unwrap();
+        drop(writer);
+        let mut bytes = Vec::new();
+        reader.read_to_end(&mut bytes).unwrap();
+        assert_eq!(bytes.len(), held);
+        widen(tempfile::tempfile().unwrap());
+    }
 
     #[test]
     fn an_end_is_no_break() {

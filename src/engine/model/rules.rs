@@ -329,7 +329,7 @@ fn an_aborted_receive_restores_the_size() {
             .with("a", |volume| async move {
                 let begun = volume.receive_begin(&incoming).await?;
                 let crate::snapshot::ReceiveStart::Go(receiving, _) = begun else { panic!("it is new") };
-                receiving.data(100 << 10, Bytes::from(vec![1; 4096])).await?;
+                receiving.data(&[(100 << 10, Bytes::from(vec![1; 4096]))]).await?;
                 drop(receiving);
                 volume.receive_abort().await?;
                 let size = volume.geometry().size;

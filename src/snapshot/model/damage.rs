@@ -100,7 +100,7 @@ async fn half_receive(volume: &Rc<Volume>) {
         base: None,
     };
     let ReceiveStart::Go(receiving, _) = volume.receive_begin(&incoming).await.unwrap() else { panic!() };
-    receiving.data(2 * BLOCK, Bytes::from(vec![99; 4 * 4096])).await.unwrap();
+    receiving.data(&[(2 * BLOCK, Bytes::from(vec![99; 4 * 4096]))]).await.unwrap();
 }
 
 /// What a check of a closed volume finds; it writes nothing.

@@ -7,8 +7,9 @@ use super::oracle::Oracle;
 use super::script::{Script, geometry};
 use super::*;
 use crate::io::sim::{Loss, SimOptions};
-use crate::snapshot::{Incoming, ReceiveStart, Who};
+use crate::snapshot::{Incoming, ReceiveStart, Receiving, Who};
 use bytes::Bytes;
+use futures::future::join_all;
 
 /// Steps of the volume that sends.
 const STEPS: u16 = 20;
@@ -73,6 +74,8 @@ async fn apply(volume: &Rc<Volume>, stream: &Stream, rng: &mut fastrand::Rng, st
         ReceiveStart::Go(receiving, from) => (receiving, from),
     };
     let stop = stop.then(|| rng.usize(0..=stream.runs.len()));
+    let step = volume.geometry().block_size as usize * rng.usize(1..=6);
+    let mut ahead: Vec<Vec<(u64, Bytes)>> = vec![Vec::new()];
     for (index, (offset, what)) in stream.runs.iter().enumerate() {
         if stop == Some(index) {
             return false;
@@ -80,11 +83,17 @@ async fn apply(volume: &Rc<Volume>, stream: &Stream, rng: &mut fastrand::Rng, st
         match what {
             Ok(data) => {
                 let skip = usize::try_from(from.saturating_sub(*offset)).unwrap().min(data.len());
-                for (part, piece) in data[skip..].chunks(20_000).enumerate() {
-                    let at = offset + (skip + part * 20_000) as u64;
-                    receiving.data(at, Bytes::copy_from_slice(piece)).await.unwrap();
-                    if rng.u32(0..6) == 0 {
-                        receiving.progress(at + piece.len() as u64).await.unwrap();
+                for (part, piece) in data[skip..].chunks(step).enumerate() {
+                    let at = offset + (skip + part * step) as u64;
+                    ahead.last_mut().unwrap().push((at, Bytes::copy_from_slice(piece)));
+                    match rng.u32(0..8) {
+                        0..=1 if ahead.len() < 3 => ahead.push(Vec::new()),
+                        2 => hand_over(&receiving, &mut ahead).await,
+                        3 => {
+                            hand_over(&receiving, &mut ahead).await;
+                            receiving.progress(at + piece.len() as u64).await.unwrap();
+                        }
+                        _ => {}
                     }
                 }
             }
@@ -95,8 +104,15 @@ async fn apply(volume: &Rc<Volume>, stream: &Stream, rng: &mut fastrand::Rng, st
     if stop.is_some() {
         return false;
     }
+    hand_over(&receiving, &mut ahead).await;
     receiving.commit().await.unwrap();
     true
+}
+
+/// Applies batches beside each other.
+async fn hand_over(receiving: &Receiving, ahead: &mut Vec<Vec<(u64, Bytes)>>) {
+    let batches = std::mem::replace(ahead, vec![Vec::new()]);
+    join_all(batches.iter().map(|batch| receiving.data(batch))).await.into_iter().for_each(Result::unwrap);
 }
 
 /// Every snapshot that was received is whole; returns how many there are.

@@ -176,7 +176,7 @@ async fn receive(script: &Script, shipment: &Shipment, runs: usize, commit: bool
             continue;
         }
         let done = match byte {
-            Some(byte) => receiving.data(at, Bytes::from(vec![*byte; len])).await,
+            Some(byte) => receiving.data(&[(at, Bytes::from(vec![*byte; len]))]).await,
             None => receiving.discard(at, len as u64).await,
         };
         if !script.is_done(&done) {

@@ -18,7 +18,7 @@ fn incoming(base: Option<(Uuid, &str)>) -> Incoming {
 async fn with_base(volume: &Rc<Volume>) -> Uuid {
     let first = Incoming { target: Uuid::from_u128(41), name: "base".into(), ..incoming(None) };
     let ReceiveStart::Go(receiving, 0) = volume.receive_begin(&first).await.unwrap() else { panic!() };
-    receiving.data(0, Bytes::from(vec![1; 8 * BYTES])).await.unwrap();
+    receiving.data(&[(0, Bytes::from(vec![1; 8 * BYTES]))]).await.unwrap();
     receiving.commit().await.unwrap();
     first.target
 }
@@ -37,7 +37,7 @@ fn a_receive_is_there_whole_or_not_at_all() {
                 let ReceiveStart::Go(receiving, _) = volume.receive_begin(&start).await.unwrap() else {
                     panic!()
                 };
-                receiving.data(2 * BLOCK, Bytes::from(vec![2; 4 * BYTES])).await.unwrap();
+                receiving.data(&[(2 * BLOCK, Bytes::from(vec![2; 4 * BYTES]))]).await.unwrap();
                 receiving.discard(7 * BLOCK, BLOCK).await.unwrap();
                 receiving.commit().await.unwrap();
             });
@@ -83,7 +83,7 @@ fn a_resumed_receive_starts_from_nothing() {
             let ReceiveStart::Go(receiving, 0) = volume.receive_begin(&again).await.unwrap() else {
                 panic!()
             };
-            receiving.data(SIZE, Bytes::from(vec![3; BYTES])).await.unwrap();
+            receiving.data(&[(SIZE, Bytes::from(vec![3; BYTES]))]).await.unwrap();
             receiving.commit().await.unwrap();
             let mut expected = [0; 28];
             expected[24] = 3;
@@ -105,7 +105,7 @@ fn a_receive_needs_its_base_and_leaves_it_usable() {
         for _ in 0..2 {
             let start = incoming(Some((base, "base")));
             let Ok(ReceiveStart::Go(receiving, _)) = volume.receive_begin(&start).await else { panic!() };
-            receiving.data(0, Bytes::from(vec![5; BYTES])).await.unwrap();
+            receiving.data(&[(0, Bytes::from(vec![5; BYTES]))]).await.unwrap();
             drop(receiving);
             let busy: Result<(), Error> = volume.set_role(Role::Primary).await;
             assert_eq!(busy.unwrap_err().kind(), ErrorKind::Conflict);
