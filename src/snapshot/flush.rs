@@ -73,9 +73,9 @@ impl Volume {
         self.writable(Who::Store)?;
         // What is staged has its space, but for what an open on a full disk took over.
         self.wait_for_journal().await?;
+        self.note_flush();
         let (guarded, images) = {
             let mut s = self.s.borrow_mut();
-            self.pace.flush(s.slots.slots());
             let fresh = s.slots.journal_all();
             (std::mem::take(&mut s.guarded), fresh)
         };

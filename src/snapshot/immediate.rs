@@ -78,8 +78,7 @@ impl Volume {
         }
         let epoch = s.epoch;
         let count = blocks.end - blocks.start;
-        self.pace.wrote(count, s.slots.slots());
-        if self.pace.prefers_stage(count) && s.shift() == 0 && !s.slots.is_pressed() {
+        if self.prefers_stage(&s, count) {
             return Some(Way::Stage(epoch));
         }
         if s.slots.is_empty() && s.tail_for(epoch).is_none() {

@@ -245,6 +245,7 @@ impl Volume {
             changed: Event::default(),
             flushing: super::flush::Gate::default(),
             pace: super::pace::Pace::default(),
+            mapping_stage: Cell::new(false),
             sealing: Cell::new(false),
             punching: Cell::new(false),
             checkpointing: Cell::new(false),
@@ -311,7 +312,8 @@ impl Volume {
     pub async fn close(self: &Rc<Self>) -> Result<()> {
         self.pause();
         self.stop_waiting();
-        let busy = [&self.punching, &self.checkpointing, &self.sealing, &self.bulk.syncing];
+        let busy =
+            [&self.punching, &self.checkpointing, &self.sealing, &self.bulk.syncing, &self.mapping_stage];
         while busy.iter().any(|task| task.get()) {
             self.changed.wait().await;
         }

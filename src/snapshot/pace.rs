@@ -8,7 +8,8 @@
 //!
 //! It is only a choice between two ways that are both right, so nothing of it is kept.
 
-use super::volume::Volume;
+use super::slots::Slots;
+use super::volume::{State, Volume};
 use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
@@ -31,16 +32,17 @@ pub(super) struct Pace {
     streak: Cell<u32>,
     /// Somebody looks after the writes that wait for a flush.
     lingering: Cell<bool>,
+    /// There is no space for a stage that is there for this alone.
+    stageless: Cell<bool>,
 }
 
 impl Pace {
     /// Whether flushes are frequent.
     pub fn is_frequent(&self) -> bool {
-        self.streak.get() >= STREAK
+        self.streak.get() >= STREAK && !self.stageless.get()
     }
 
-    /// Whether a write of so many blocks is better staged.
-    pub fn prefers_stage(&self, blocks: u64) -> bool {
+    fn prefers_stage(&self, blocks: u64) -> bool {
         blocks <= SMALL_BLOCKS && self.is_frequent()
     }
 
@@ -67,6 +69,38 @@ impl Pace {
 }
 
 impl Volume {
+    /// Notes a write of so many blocks: whether it is better staged.
+    pub(super) fn prefers_stage(&self, s: &State, blocks: u64) -> bool {
+        self.pace.wrote(blocks, self.stage_slots(s));
+        let stage = s.slots.stage.is_some() && !s.slots.is_pressed();
+        // Of a larger granule in use, blocks that nobody wrote may be holes.
+        stage && s.shift() == 0 && self.pace.prefers_stage(blocks)
+    }
+
+    fn stage_slots(&self, s: &State) -> usize {
+        let slots = s.slots.slots();
+        if slots > 0 { slots } else { Slots::capacity(&s.durable, self.tuning.stage_bytes) }
+    }
+
+    /// Notes that a flush begins.
+    pub(super) fn note_flush(self: &Rc<Self>) {
+        let (slots, staged) = {
+            let s = self.s.borrow();
+            (self.stage_slots(&s), s.slots.stage.is_some())
+        };
+        self.pace.flush(slots);
+        let wanted = self.pace.is_frequent() && !staged && !self.closing.get();
+        if wanted && !self.mapping_stage.get() {
+            let volume = Rc::clone(self);
+            self.io.spawn(async move {
+                if let Err(error) = volume.map_stage().await {
+                    tracing::debug!("volume {}: no stage for small flushes: {error}", volume.name());
+                    volume.pace.stageless.set(true);
+                }
+            });
+        }
+    }
+
     /// Whether what is staged and not in the journal waits for a flush.
     pub(super) fn awaits_flush(self: &Rc<Self>) -> bool {
         let waits = self.pace.is_frequent() && !self.closing.get() && !self.s.borrow().slots.is_pressed();

@@ -99,6 +99,16 @@ impl Volume {
 
     /// Maps the stage, which a volume without snapshots does not need.
     pub(super) async fn map_stage(&self) -> Result<()> {
+        while self.mapping_stage.replace(true) {
+            self.changed.wait().await;
+        }
+        let result = self.map_stage_alone().await;
+        self.mapping_stage.set(false);
+        self.changed.notify();
+        result
+    }
+
+    async fn map_stage_alone(&self) -> Result<()> {
         if self.s.borrow().slots.stage.is_some() {
             return self.fill_reserve(0).await;
         }
@@ -108,12 +118,10 @@ impl Volume {
             (s.durable.uuid, slots, s.durable.geometry.block_size)
         };
         let (stage, left) = Stage::open(&self.io, &self.paths.stage(), volume, slots, size).await?;
-        if self.s.borrow().slots.stage.is_none() {
-            debug_assert!(left.is_empty(), "an open volume has taken in what was left");
-            self.s.borrow_mut().slots.stage = Some(stage);
-            // A power cut on a full disk must not take its space.
-            self.sync_stage().await?;
-        }
+        debug_assert!(left.is_empty(), "an open volume has taken in what was left");
+        self.s.borrow_mut().slots.stage = Some(stage);
+        // A power cut on a full disk must not take its space.
+        self.sync_stage().await?;
         self.weigh_layers();
         self.fill_reserve(0).await
     }

@@ -198,9 +198,7 @@ impl Volume {
         let mut staged: Vec<Part> = Vec::new();
         {
             let s = self.s.borrow();
-            let count = asked.iter().map(|run| run.end - run.start).sum();
-            self.pace.wrote(count, s.slots.slots());
-            let prefers = self.pace.prefers_stage(count) && s.shift() == 0 && !s.slots.is_pressed();
+            let prefers = self.prefers_stage(&s, asked.iter().map(|run| run.end - run.start).sum());
             let free = !prefers && s.slots.is_empty() && s.tail_for(epoch).is_none();
             for part in parts {
                 if free {
