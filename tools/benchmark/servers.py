@@ -204,6 +204,8 @@ def serve(name, directory, source, cpu=None):
             yield served
     finally:
         shutil.rmtree(home, ignore_errors=True)
+        # What is removed is discarded on the disk with the next commit: not in the next one's time.
+        subprocess.run(["sync", "-f", str(directory)], check=True)
 
 
 def settle(directory):
