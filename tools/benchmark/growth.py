@@ -72,7 +72,7 @@ def taken(store, prefix, count=5):
     return statistics.median(times)
 
 
-def by_size(directory, _source, quick, seconds, emit):
+def by_size(directory, _source, quick, _seconds, emit):
     """Volumes of all sizes that are all in use, with 100,000 blocks changed between two
     snapshots: opening, a take, a first write."""
     # The largest file of ext4 is a block short of 16 TiB.
@@ -88,7 +88,7 @@ def by_size(directory, _source, quick, seconds, emit):
             emit(row("volume size", "open", size, "seconds", time.monotonic() - start))
             emit(row("volume size", "take", size, "seconds", taken(store, "t")))
             served = Served(socket=path, pid=child.pid, export="v", store=store)
-            result = measure(Workload("", [], read=0), served, size, seconds / 2, 1)
+            result = measure(Workload("", [], read=0), served, size, None, 1, requests=8000)
             if "failed" in result:
                 raise RuntimeError(result["failed"])
             emit(row("volume size", "first write, server CPU", size, "cpu", result["server_us_per_request"]))

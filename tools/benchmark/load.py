@@ -53,12 +53,13 @@ WORKLOADS = [
 STEADY_BEFORE = Workload("random write before the snapshot", OURS, read=0)
 
 
-def measure(workload, served, size, seconds, seed, connections=1):
-    """One run of the load generator."""
+def measure(workload, served, size, seconds, seed, connections=1, requests=None):
+    """One run of the load generator: so many seconds, or so many requests."""
     words = [NBD_LOAD, "--unix", served.socket, "--export", served.export, "--pid", served.pid]
     words += ["--request", workload.request, "--depth", workload.depth, "--read", workload.read]
     words += ["--order", workload.order, "--flush-every", workload.flush_every, "--range", size]
-    words += ["--seconds", seconds, "--seed", seed, "--connections", connections, "--read-back", READ_BACK]
+    words += ["--requests", requests] if requests else ["--seconds", seconds]
+    words += ["--seed", seed, "--connections", connections, "--read-back", READ_BACK]
     command = [str(word) for word in words]
     if workload.apart:
         command = ["taskset", "-c", "1", *command]

@@ -40,11 +40,11 @@ def goals_table(rows):
         unit = f" {goal.unit}" if goal.unit else ""
         most = "at least" if goal.sign() else "at most"
         limit = goal.how == "limit"
-        show = number if limit else times
+        show = (number if goal.unit != "x" else "{:.3f}".format) if limit else times
         lines.append(
             [
                 goal.title,
-                number(verdict.mine) + unit,
+                show(verdict.mine) + unit if limit else number(verdict.mine) + unit,
                 "" if limit else f"{number(verdict.theirs)}{unit}, {verdict.name}",
                 "" if limit else times(verdict.ratio),
                 f"{show(verdict.low)} to {show(verdict.high)}",

@@ -204,11 +204,18 @@ def serve(name, directory, source, cpu=None):
             yield served
     finally:
         shutil.rmtree(home, ignore_errors=True)
+        # What is removed is discarded on the disk with the next commit: not in the next one's time.
+        subprocess.run(["sync", "-f", str(directory)], check=True)
 
 
 def settle(directory):
-    """What is dirty goes to the disk."""
-    subprocess.run(["sync", "-f", str(directory)], check=True)
+    """What is dirty in the files of a directory goes to the disk."""
+    for path in [path for path in directory.rglob("*") if path.is_file()]:
+        # A server may remove a file of its own at any time.
+        with contextlib.suppress(FileNotFoundError):
+            descriptor = os.open(path, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.close(descriptor)
 
 
 def snapshot(served, name):

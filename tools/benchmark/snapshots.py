@@ -12,6 +12,7 @@ import random
 import shutil
 import statistics
 import subprocess
+import tempfile
 import time
 
 from .machine import BIG_VOLUME, NBD_LOAD, SNAPVOL, control, process, quiet, snapvol
@@ -250,26 +251,25 @@ def large(store, size, *words):
     quiet(BIG_VOLUME, "make", store / "volumes" / "v", *words)
 
 
-def resident(directory, size, emit):
+def resident(_directory, size, emit):
     """Memory of a server whose volume is all in use, after one block in a hundred was written
-    since a snapshot. What the writes store is punched out of the files as they go: nobody
-    reads it, and the disk need not hold it."""
-    store = fresh(directory) / "store"
-    large(store, size)
-    path = store / "nbd.sock"
-    with process([SNAPVOL, "--store", store, "serve"], lambda: connects(path)) as child:
-        control(store, "snapshot", names=["v@before"])
-        served = Served(socket=path, pid=child.pid, export="v", store=store)
-        left, part = size // BLOCK // 100, 100_000
-        seed, highest = 0, 0.0
-        while left:
-            seed += 1
-            finished(client(served, "--read", "0", "--requests", min(left, part), "--seed", seed))
-            left -= min(left, part)
-            highest = max(highest, memory(child.pid)["VmRSS"])
-            punch(store / "volumes" / "v")
-        time.sleep(2)
-        now = memory(child.pid)
+    since a snapshot. The store lies in memory, and what the writes store is punched out of
+    the files as they go: nobody reads it, and no disk need hold it."""
+    with tempfile.TemporaryDirectory(prefix="snapvol-bench-", dir="/dev/shm") as home:
+        store = pathlib.Path(home) / "store"
+        large(store, size)
+        path = store / "nbd.sock"
+        with process([SNAPVOL, "--store", store, "serve"], lambda: connects(path), orderly=False) as child:
+            control(store, "snapshot", names=["v@before"])
+            served = Served(socket=path, pid=child.pid, export="v", store=store)
+            left, part, seed = size // BLOCK // 100, 100_000, 0
+            while left:
+                seed += 1
+                finished(client(served, "--read", "0", "--requests", min(left, part), "--seed", seed))
+                left -= min(left, part)
+                punch(store / "volumes" / "v")
+            time.sleep(2)
+            now = memory(child.pid)
     emit(
         {
             "workload": "memory of a server",
