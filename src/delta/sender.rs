@@ -189,17 +189,26 @@ impl FrameMaker {
                 });
             }
             let mut ahead = VecDeque::new();
+            // What came of the last chunk: what was sent before an error still goes out.
+            let mut end = None;
             loop {
-                while ahead.len() <= threads
-                    && let Some((number, chunk)) = block_on(self.next_chunk())?
-                {
-                    let (reply, encoded) = crossbeam::channel::bounded(1);
-                    jobs.send((number, chunk, reply)).map_err(|_| stopped())?;
-                    ahead.push_back(encoded);
+                while ahead.len() <= threads && end.is_none() {
+                    match block_on(self.next_chunk()) {
+                        Ok(Some((number, chunk))) => {
+                            let (reply, encoded) = crossbeam::channel::bounded(1);
+                            jobs.send((number, chunk, reply)).map_err(|_| stopped())?;
+                            ahead.push_back(encoded);
+                        }
+                        Ok(None) => end = Some(Ok(())),
+                        Err(error) => end = Some(Err(error)),
+                    }
                 }
                 let next = match ahead.pop_front() {
                     Some(encoded) => self.push(encoded.recv().map_err(|_| stopped())??),
-                    None => self.finish(),
+                    None => match end {
+                        Some(Err(error)) => return Err(error),
+                        _ => self.finish(),
+                    },
                 };
                 if !next.is_some_and(&mut output) {
                     return Ok(());

@@ -387,6 +387,34 @@ fn progress_is_told_now_and_then() {
 }
 
 #[test]
+fn threads_that_compress_change_nothing() {
+    let mut delta = Delta::large();
+    delta.header.compressed = true;
+    let mut ahead = Vec::new();
+    SendStream::read_ahead(delta.source(0)).unwrap().read_to_end(&mut ahead).unwrap();
+    assert!(ahead == delta.stream());
+    let broken = || {
+        let (header, extents) = (delta.header.clone(), delta.extents.clone().into_iter());
+        Box::new(Sent {
+            header,
+            extents,
+            content: delta.content.clone(),
+            broken_from: delta.header.geometry.size / 2,
+        })
+    };
+    let read = |mut stream: SendStream| {
+        let mut bytes = Vec::new();
+        let error = stream.read_to_end(&mut bytes).unwrap_err();
+        assert_eq!(error.to_string(), "block 7 is damaged");
+        bytes
+    };
+    let (ahead, here) =
+        (read(SendStream::read_ahead(broken()).unwrap()), read(SendStream::new(broken()).unwrap()));
+    assert!(ahead == here, "what came before the error went out");
+    assert!(frames(&ahead).len() > 2);
+}
+
+#[test]
 fn an_error_of_the_source_comes_through() {
     let delta = Delta::large();
     let make = || {

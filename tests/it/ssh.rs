@@ -350,7 +350,8 @@ fn of_two_senders_one_is_refused() {
     pair.write(&a, 0, 24 * MIB, 5);
     ok(&pair.a(), &["snapshot", "v@s1"]);
 
-    let slow = Relay { bytes_per_second: Some(8 * MIB), ..Relay::default() };
+    // Slow enough for a second one to begin meanwhile on a busy machine.
+    let slow = Relay { bytes_per_second: Some(3 * MIB), ..Relay::default() };
     let (ssh, count) = pair.sshd.relayed_ssh("slow", &slow);
     let mut first = pair.copy("v@s1", &[], &ssh).spawn().unwrap();
     wait_for("the first sender", Duration::from_secs(60), || sent(&count) > 4 * MIB);
