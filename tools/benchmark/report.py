@@ -120,6 +120,10 @@ def text(runs, plots):
         lines.append([part, *[str(about.get(key, "")) for key in head[1:-1]], str(count)])
     yield from table(head, lines)
     yield ""
+    if any(about.get("run") == "quick" for about, _ in runs.values()):
+        yield "A quick part has small sizes, short runs and one round: it shows that everything works, and"
+        yield "only roughly how fast it is."
+        yield ""
     peers = next((about["peers"] for about, _ in runs.values() if "peers" in about), {})
     yield "Peers: " + ", ".join(f"{name} {version}" for name, version in peers.items()) + "."
     yield ""
