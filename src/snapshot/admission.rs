@@ -66,7 +66,6 @@ impl Volume {
             {
                 return Err(error.duplicate());
             }
-            self.pace.forget();
             self.kick_settler();
             self.changed.wait().await;
         }

@@ -1,10 +1,8 @@
 //! Flush: what was acknowledged before becomes durable.
 //!
-//! Staged data goes to the journal as after-images, synced beside the clone volume. The
-//! clone volume's sync is left out when all that lies there and nowhere else is durable:
-//! what was settled out of the journal stays in force there until a later one. Only when new
-//! data was written over old remains does a barrier have to follow the clone volume's sync,
-//! so nothing waits for more than two syncs in a row.
+//! Staged data goes to the journal as after-images, synced beside the clone volume. Only
+//! when new data was written over old remains does a barrier have to follow the clone
+//! volume's sync, so nothing waits for more than two syncs in a row.
 
 use super::slots::SlotState;
 use super::volume::{Volume, Who};
@@ -26,13 +24,6 @@ pub(super) struct Gate {
     running: Cell<bool>,
     failed: RefCell<Option<(u64, Error)>>,
     event: Event,
-}
-
-impl Gate {
-    /// Flushes that ended well.
-    pub fn count(&self) -> u64 {
-        self.done.get()
-    }
 }
 
 impl Volume {
@@ -73,7 +64,6 @@ impl Volume {
         self.writable(Who::Store)?;
         // What is staged has its space, but for what an open on a full disk took over.
         self.wait_for_journal().await?;
-        self.note_flush();
         let (guarded, images) = {
             let mut s = self.s.borrow_mut();
             let fresh = s.slots.journal_all();
@@ -82,9 +72,7 @@ impl Volume {
         let up_to = self.journal.next_seq();
         self.push_after_images(&images);
         if !guarded {
-            // What is staged may be settled now, beside the syncs.
-            self.kick_settler();
-            let (cloned, journaled) = join(self.clone_synced_if_owed(), self.journal_synced()).await;
+            let (cloned, journaled) = join(self.clone_synced_if_dirty(), self.journal_synced()).await;
             return cloned.and(journaled);
         }
         if let Err(error) = self.clone_synced_if_dirty().await {
@@ -113,10 +101,6 @@ impl Volume {
                 AfterImage { seq: slot.seq, block: slot.block, epoch: slot.epoch, data: s.slots.data(*index) }
             })
             .collect()
-    }
-
-    async fn clone_synced_if_owed(self: &Rc<Self>) -> Result<()> {
-        if self.clone_volume.is_owed() { self.clone_synced().await } else { Ok(()) }
     }
 
     async fn clone_synced_if_dirty(self: &Rc<Self>) -> Result<()> {

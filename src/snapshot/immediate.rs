@@ -78,9 +78,6 @@ impl Volume {
         }
         let epoch = s.epoch;
         let count = blocks.end - blocks.start;
-        if self.prefers_stage(&s, count) {
-            return Some(Way::Stage(epoch));
-        }
         if s.slots.is_empty() && s.tail_for(epoch).is_none() {
             return Some(Way::Straight);
         }

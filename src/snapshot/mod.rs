@@ -22,7 +22,6 @@ mod mend;
 #[cfg(any(test, feature = "simulation"))]
 pub mod model;
 mod open;
-mod pace;
 mod punch;
 mod read;
 mod reader;

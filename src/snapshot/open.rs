@@ -244,8 +244,6 @@ impl Volume {
             s: RefCell::new(state),
             changed: Event::default(),
             flushing: super::flush::Gate::default(),
-            pace: super::pace::Pace::default(),
-            mapping_stage: Cell::new(false),
             sealing: Cell::new(false),
             punching: Cell::new(false),
             checkpointing: Cell::new(false),
@@ -312,8 +310,7 @@ impl Volume {
     pub async fn close(self: &Rc<Self>) -> Result<()> {
         self.pause();
         self.stop_waiting();
-        let busy =
-            [&self.punching, &self.checkpointing, &self.sealing, &self.bulk.syncing, &self.mapping_stage];
+        let busy = [&self.punching, &self.checkpointing, &self.sealing, &self.bulk.syncing];
         while busy.iter().any(|task| task.get()) {
             self.changed.wait().await;
         }

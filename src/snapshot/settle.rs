@@ -49,26 +49,16 @@ impl Volume {
     }
 
     /// Takes what can be settled next: slots of one epoch, the oldest of their blocks.
-    fn next_group(self: &Rc<Self>) -> Option<(Vec<usize>, Epoch)> {
-        {
-            let s = self.s.borrow();
-            let first = s.slots.ready.front().map(|i| s.slots.get(*i))?;
-            if s.slots.groups >= self.tuning.groups_in_flight_max {
-                return None;
-            }
-            drop(s);
-            if !first.journaled && self.awaits_flush() {
-                return None;
-            }
-        }
+    fn next_group(&self) -> Option<(Vec<usize>, Epoch)> {
         let mut s = self.s.borrow_mut();
-        let first = s.slots.ready.front().map(|i| s.slots.get(*i))?;
-        let epoch = first.epoch;
+        if s.slots.groups >= self.tuning.groups_in_flight_max {
+            return None;
+        }
+        let epoch = s.slots.ready.front().map(|i| s.slots.get(*i).epoch)?;
         let mut indices = Vec::new();
         while indices.len() < self.save.group_count_max()
             && let Some(index) = s.slots.ready.front().copied()
             && s.slots.get(index).epoch == epoch
-            && s.slots.get(index).journaled == first.journaled
         {
             s.slots.ready.pop_front();
             s.slots.set_state(index, SlotState::InFlight);
@@ -100,8 +90,7 @@ impl Volume {
             let s = self.s.borrow();
             blocks.iter().map(|(block, index)| (*block, s.slots.data(*index))).collect()
         };
-        let writes =
-            adjacent(data).into_iter().map(|(first, data)| self.clone_volume.write_settled(first, data));
+        let writes = adjacent(data).into_iter().map(|(first, data)| self.clone_volume.write(first, data));
         join_all(writes).await.into_iter().collect::<Result<()>>()?;
         let mut s = self.s.borrow_mut();
         for index in indices {
@@ -109,7 +98,6 @@ impl Volume {
                 s.slots.set_state(*index, SlotState::Settled);
             } else {
                 s.slots.release(*index);
-                self.clone_volume.owe();
             }
         }
         Ok(())

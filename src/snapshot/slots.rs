@@ -82,14 +82,10 @@ impl Slots {
         Self { ledger, image_bytes: u64::from(block_size) + IMAGE_BYTES, ..Self::default() }
     }
 
-    /// How many fit in.
-    pub fn slots(&self) -> usize {
-        self.stage.as_ref().map_or(0, Stage::len)
-    }
-
     /// Bytes of blocks that fit in.
     pub fn bytes(&self) -> u64 {
-        self.slots() as u64 * (self.image_bytes - IMAGE_BYTES)
+        let slots = self.stage.as_ref().map_or(0, Stage::len) as u64;
+        slots * (self.image_bytes - IMAGE_BYTES)
     }
 
     /// What the journal must have space for before a block may be staged.

@@ -99,16 +99,6 @@ impl Volume {
 
     /// Maps the stage, which a volume without snapshots does not need.
     pub(super) async fn map_stage(&self) -> Result<()> {
-        while self.mapping_stage.replace(true) {
-            self.changed.wait().await;
-        }
-        let result = self.map_stage_alone().await;
-        self.mapping_stage.set(false);
-        self.changed.notify();
-        result
-    }
-
-    async fn map_stage_alone(&self) -> Result<()> {
         if self.s.borrow().slots.stage.is_some() {
             return self.fill_reserve(0).await;
         }
@@ -118,10 +108,12 @@ impl Volume {
             (s.durable.uuid, slots, s.durable.geometry.block_size)
         };
         let (stage, left) = Stage::open(&self.io, &self.paths.stage(), volume, slots, size).await?;
-        debug_assert!(left.is_empty(), "an open volume has taken in what was left");
-        self.s.borrow_mut().slots.stage = Some(stage);
-        // A power cut on a full disk must not take its space.
-        self.sync_stage().await?;
+        if self.s.borrow().slots.stage.is_none() {
+            debug_assert!(left.is_empty(), "an open volume has taken in what was left");
+            self.s.borrow_mut().slots.stage = Some(stage);
+            // A power cut on a full disk must not take its space.
+            self.sync_stage().await?;
+        }
         self.weigh_layers();
         self.fill_reserve(0).await
     }
@@ -165,9 +157,6 @@ impl TakeTicket {
         let Some(epoch) = self.epoch else { return Ok(()) };
         let volume = &self.volume;
         volume.settled_before(epoch).await?;
-        // Recovery puts after-images into the newest epoch, so those of what the snapshot
-        // holds must be in force no longer.
-        volume.clone_volume.owe();
         volume.flush().await?;
         let snapshot = {
             let mut s = volume.s.borrow_mut();

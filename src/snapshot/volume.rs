@@ -56,8 +56,6 @@ pub struct Volume {
     /// Something that somebody may wait for changed.
     pub(super) changed: Event,
     pub(super) flushing: super::flush::Gate,
-    pub(super) pace: super::pace::Pace,
-    pub(super) mapping_stage: Cell<bool>,
     pub(super) sealing: Cell<bool>,
     pub(super) punching: Cell<bool>,
     pub(super) checkpointing: Cell<bool>,

@@ -198,8 +198,7 @@ impl Volume {
         let mut staged: Vec<Part> = Vec::new();
         {
             let s = self.s.borrow();
-            let prefers = self.prefers_stage(&s, asked.iter().map(|run| run.end - run.start).sum());
-            let free = !prefers && s.slots.is_empty() && s.tail_for(epoch).is_none();
+            let free = s.slots.is_empty() && s.tail_for(epoch).is_none();
             for part in parts {
                 if free {
                     straight.push(part);
@@ -207,9 +206,7 @@ impl Volume {
                 }
                 for (index, block) in self.blocks_of(&part).enumerate() {
                     let data = part.data.slice(index * size..(index + 1) * size);
-                    let waits = s.slots.has(Block(block))
-                        || s.needs_save(Block(block), epoch)?
-                        || prefers && s.in_use(block);
+                    let waits = s.slots.has(Block(block)) || s.needs_save(Block(block), epoch)?;
                     let kind = if waits { &mut staged } else { &mut straight };
                     kind.push(Part { first: block, data });
                 }

@@ -14,8 +14,6 @@ pub struct CloneVolume {
     block_size: u64,
     /// Its syncs.
     pub syncer: Syncer,
-    /// What was written up to that count lies nowhere else, so a flush must sync it.
-    owed: Cell<u64>,
     /// Bytes of the file: the size of the volume or of its largest snapshot, whole blocks.
     len: Cell<u64>,
 }
@@ -25,8 +23,7 @@ impl CloneVolume {
     #[must_use]
     pub fn new(io: Io, file: FileId, geometry: Geometry, len: u64) -> Self {
         let syncer = Syncer::new(io.clone(), file);
-        let block_size = u64::from(geometry.block_size);
-        Self { io, file, block_size, syncer, owed: Cell::new(0), len: Cell::new(len) }
+        Self { io, file, block_size: u64::from(geometry.block_size), syncer, len: Cell::new(len) }
     }
 
     /// Bytes that the file of a volume of that size has: whole blocks.
@@ -42,7 +39,7 @@ impl CloneVolume {
     pub async fn grow(&self, len: u64) -> Result<()> {
         if len > self.len.get() {
             self.io.truncate(self.file, len).await.map_err(too_long)?;
-            self.wrote();
+            self.syncer.wrote();
             self.len.set(len);
         }
         Ok(())
@@ -73,7 +70,7 @@ impl CloneVolume {
     /// Writes whole blocks if that is done at once; `None` when it has to be waited for.
     pub fn write_now(&self, block: Block, data: &Bytes) -> Option<Result<()>> {
         let written = self.io.write_now(self.file, block.0 * self.block_size, data)?;
-        self.wrote();
+        self.syncer.wrote();
         Some(written.map_err(|e| e.context(format!("clone volume, block {block}"))))
     }
 
@@ -82,36 +79,10 @@ impl CloneVolume {
     /// # Errors
     /// `Io`, `Full`, naming the block.
     pub async fn write(&self, block: Block, data: Vec<Bytes>) -> Result<()> {
-        let result = self.write_settled(block, data).await;
-        self.owe();
-        result
-    }
-
-    /// Writes blocks that are staged, and stay so at least until [`Self::owe`] was called.
-    ///
-    /// # Errors
-    /// `Io`, `Full`, naming the block.
-    pub async fn write_settled(&self, block: Block, data: Vec<Bytes>) -> Result<()> {
         let result = self.io.write_all(self.file, block.0 * self.block_size, data).await;
         // A write that failed may have changed something all the same.
         self.syncer.wrote();
         result.map_err(|e| e.context(format!("clone volume, block {block}")))
-    }
-
-    fn wrote(&self) {
-        self.syncer.wrote();
-        self.owe();
-    }
-
-    /// What was written so far may lie nowhere else from now on: a flush must sync it.
-    pub fn owe(&self) {
-        self.owed.set(self.syncer.written());
-    }
-
-    /// Whether something lies here and nowhere else that no sync covers.
-    #[must_use]
-    pub fn is_owed(&self) -> bool {
-        !self.syncer.covers(self.owed.get())
     }
 
     /// Allocates space for blocks; what they hold stays.
@@ -120,7 +91,7 @@ impl CloneVolume {
     /// `Full`, `Io`, naming the block.
     pub async fn allocate(&self, block: Block, count: u64) -> Result<()> {
         let result = self.io.allocate(self.file, block.0 * self.block_size, count * self.block_size).await;
-        self.wrote();
+        self.syncer.wrote();
         result.map_err(|e| e.context(format!("clone volume, block {block}")))
     }
 
@@ -130,7 +101,7 @@ impl CloneVolume {
     /// `Io`.
     pub async fn punch(&self, block: Block, count: u64) -> Result<()> {
         let result = self.io.punch(self.file, block.0 * self.block_size, count * self.block_size).await;
-        self.wrote();
+        self.syncer.wrote();
         result
     }
 

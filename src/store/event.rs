@@ -71,18 +71,6 @@ impl Syncer {
         self.written.set(self.written.get() + 1);
     }
 
-    /// Writes that completed so far.
-    #[must_use]
-    pub fn written(&self) -> u64 {
-        self.written.get()
-    }
-
-    /// Whether that many first writes are durable.
-    #[must_use]
-    pub fn covers(&self, writes: u64) -> bool {
-        self.synced.get() >= writes
-    }
-
     /// Whether something was written that no sync covers.
     #[must_use]
     pub fn is_dirty(&self) -> bool {
