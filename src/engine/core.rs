@@ -20,12 +20,18 @@ use crate::snapshot::{DeleteCheck, Volume};
 use crate::store::Tuning;
 use crate::store::reserve::Lending;
 use crate::types::{Geometry, Name, OnFull, Role};
+use futures::StreamExt;
 use futures::lock::{Mutex, MutexGuard};
+use futures::stream;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use uuid::Uuid;
+
+/// Volumes that are opened beside each other: they wait for syncs most of the time, and one
+/// that was not closed takes memory for its journal.
+const OPENED_AT_ONCE: usize = 8;
 
 /// Where a volume lives.
 pub(super) enum Place {
@@ -84,26 +90,53 @@ impl Core {
 
     async fn open_volumes(&self, found: Vec<(String, Option<Uuid>)>, batches: &Batches) {
         let mut owners: BTreeMap<Uuid, String> = BTreeMap::new();
+        let mut round: Vec<(usize, String, Option<Uuid>)> = Vec::new();
+        let mut copies: Vec<(usize, String, Uuid)> = Vec::new();
         for (index, (name, uuid)) in found.into_iter().enumerate() {
-            let handle = &self.handles[index % self.handles.len()];
-            let twin = uuid.and_then(|uuid| owners.get(&uuid));
-            let opened = match twin {
-                Some(twin) => Err(volumes::is_a_copy(&name, twin)),
-                None => volumes::open(handle, &self.dir, &name, self.tuning, batches).await,
-            };
-            let place = match opened {
-                Ok(()) => {
+            match uuid.filter(|uuid| owners.contains_key(uuid)) {
+                Some(uuid) => copies.push((index, name, uuid)),
+                None => {
                     owners.extend(uuid.map(|uuid| (uuid, name.clone())));
-                    self.share_lending(handle, &name);
-                    Place::Open(handle.clone())
+                    round.push((index, name, uuid));
                 }
-                Err(error) => {
-                    tracing::error!("volume {name} stays closed: {error}");
-                    Place::Broken(error)
-                }
-            };
-            self.places_mut().insert(name, place);
+            }
         }
+        let opening = round.iter().map(|(index, name, _)| self.open_volume(*index, name, batches));
+        let opened: Vec<bool> = stream::iter(opening).buffered(OPENED_AT_ONCE).collect().await;
+        for ((_, _, uuid), opened) in round.iter().zip(opened) {
+            if !opened {
+                uuid.map(|uuid| owners.remove(&uuid));
+            }
+        }
+        // Of several with one identity, the first that opens.
+        for (index, name, uuid) in copies {
+            if let Some(twin) = owners.get(&uuid) {
+                self.not_opened(name.clone(), volumes::is_a_copy(&name, twin));
+            } else if self.open_volume(index, &name, batches).await {
+                owners.insert(uuid, name);
+            }
+        }
+    }
+
+    /// Opens one volume; whether it is open now.
+    async fn open_volume(&self, index: usize, name: &str, batches: &Batches) -> bool {
+        let handle = &self.handles[index % self.handles.len()];
+        match volumes::open(handle, &self.dir, name, self.tuning, batches).await {
+            Ok(()) => {
+                self.share_lending(handle, name);
+                self.places_mut().insert(name.to_owned(), Place::Open(handle.clone()));
+                true
+            }
+            Err(error) => {
+                self.not_opened(name.to_owned(), error);
+                false
+            }
+        }
+    }
+
+    fn not_opened(&self, name: String, error: Error) {
+        tracing::error!("volume {name} stays closed: {error}");
+        self.places_mut().insert(name, Place::Broken(error));
     }
 
     /// Lets a volume know when another one works with the last space there is. The engine

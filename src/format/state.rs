@@ -156,6 +156,12 @@ impl VolumeState {
         self.snapshots.iter().find(|s| s.uuid == uuid)
     }
 
+    /// The sealed layer of that first epoch.
+    #[must_use]
+    pub fn layer(&self, first: Epoch) -> Option<&LayerRecord> {
+        self.layers.binary_search_by_key(&first, |layer| layer.first).ok().map(|at| &self.layers[at])
+    }
+
     /// The snapshot of that name.
     #[must_use]
     pub fn named(&self, name: &str) -> Option<&SnapshotRecord> {

@@ -233,6 +233,12 @@ impl Files {
             Op::List { path } => {
                 return Ok(Start::Job(Box::new(move || Ok(Finished::Names(disk::list(&path)?)))));
             }
+            Op::Compute { work } => {
+                return Ok(job(move || {
+                    work.run();
+                    Ok(())
+                }));
+            }
             Op::MapRegion { path, len } => {
                 return Ok(Start::Job(Box::new(move || {
                     Ok(Finished::Region(region::open_shared(&path, len)?))

@@ -38,6 +38,7 @@ pub use reactor::{Io, Reactor};
 pub use region::{Mapped, Region};
 
 use bytes::{Bytes, BytesMut};
+use std::fmt;
 use std::io;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -204,11 +205,34 @@ pub enum Op {
         /// What.
         data: Vec<Bytes>,
     },
+    /// Has something computed beside the reactor's thread. Output: `None`; what it brings
+    /// is where the work put it.
+    Compute {
+        /// What.
+        work: Work,
+    },
     /// Completes after that time. Output: `None`.
     Sleep {
         /// How long.
         time: Duration,
     },
+}
+
+/// Work that touches nothing but memory of its own; done at most once.
+#[derive(Clone)]
+pub struct Work(Arc<dyn Fn() + Send + Sync>);
+
+impl Work {
+    /// Does it.
+    fn run(&self) {
+        (self.0)();
+    }
+}
+
+impl fmt::Debug for Work {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "Work")
+    }
 }
 
 /// What a completed operation brings.

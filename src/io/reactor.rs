@@ -3,7 +3,7 @@
 //! An [`Io`] is the tasks' handle: it submits operations and gives futures of their
 //! completions. It opens nothing itself and knows no clock; the driver does.
 
-use super::{Driver, FileId, Mapped, Op, OpId, OpenHow, Outcome, Output, Region, Wake};
+use super::{Driver, FileId, Mapped, Op, OpId, OpenHow, Outcome, Output, Region, Wake, Work};
 use crate::error::{Error, Result};
 use bytes::{Bytes, BytesMut};
 use futures::executor::{LocalPool, LocalSpawner};
@@ -15,7 +15,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use uuid::Uuid;
@@ -421,12 +421,39 @@ impl Io {
         nothing("send", self.submit(Op::Send { file, data }).await)
     }
 
+    /// Has `work` done beside this thread: what takes longer than others should wait for.
+    /// It must depend on nothing but what it was given.
+    ///
+    /// # Errors
+    /// `Io` when no thread can be had for it, or the work panicked.
+    pub async fn compute<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+        let made = Arc::new(Mutex::new(None));
+        let (work, result) = (Mutex::new(Some(work)), Arc::clone(&made));
+        let once = move || {
+            let work = work.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some(work) = work {
+                let value = work();
+                *result.lock().unwrap_or_else(PoisonError::into_inner) = Some(value);
+            }
+        };
+        nothing("compute", self.submit(Op::Compute { work: Work(Arc::new(once)) }).await)?;
+        let value = made.lock().unwrap_or_else(PoisonError::into_inner).take();
+        value.ok_or_else(|| Error::os("cannot compute", std::io::ErrorKind::Other.into()))
+    }
+
     /// Waits for that time.
     pub async fn sleep(&self, time: Duration) {
         let _ = self.submit(Op::Sleep { time }).await;
     }
 
-    /// Lets the other tasks run once.
+    /// Lets the other tasks run, and what has completed meanwhile reach them: long work on
+    /// this thread does this every few hundred microseconds. [`Self::yield_now`] is not
+    /// enough for that, since completions are taken only when no task can run.
+    pub async fn step_aside(&self) {
+        self.sleep(Duration::ZERO).await;
+    }
+
+    /// Lets the other tasks that can run do so once.
     pub async fn yield_now(&self) {
         let mut yielded = false;
         std::future::poll_fn(move |context| {

@@ -3,6 +3,8 @@
 use super::sim::{ENOSPC, SimDisk, SimOptions};
 use super::*;
 use crate::ErrorKind;
+use futures::future::join_all;
+use std::cell::Cell;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Instant;
@@ -257,6 +259,46 @@ fn sleeps_end_in_order() {
         });
         futures::future::join_all(sleepers).await;
         assert_eq!(*order.borrow(), [100, 250, 400]);
+    });
+}
+
+#[test]
+fn work_is_done_elsewhere_and_its_answer_comes_back() {
+    on_every_driver(|io, _| async move {
+        let answers = (0..20u64).map(|n| io.compute(move || (n, std::thread::current().id())));
+        let answers = join_all(answers).await;
+        for (n, answer) in (0..20).zip(answers) {
+            let (squared, thread) = answer.unwrap();
+            assert_eq!(squared, n);
+            if io.driver_name() != "simulated" {
+                assert_ne!(thread, std::thread::current().id());
+            }
+        }
+    });
+    on_real_drivers(|io, _| async move {
+        let failed = io.compute::<()>(|| panic!("as the test wants it")).await;
+        assert_eq!(failed.unwrap_err().kind(), ErrorKind::Io);
+    });
+}
+
+#[test]
+fn who_steps_aside_lets_completions_in() {
+    on_every_driver(|io, _| async move {
+        let ended = Rc::new(Cell::new(0));
+        for _ in 0..3 {
+            let (other, ended) = (io.clone(), Rc::clone(&ended));
+            io.spawn(async move {
+                other.compute(|| ()).await.unwrap();
+                other.compute(|| ()).await.unwrap();
+                ended.set(ended.get() + 1);
+            });
+        }
+        // Without a turn of the driver none of them would ever end.
+        let start = Instant::now();
+        while ended.get() < 3 && start.elapsed() < Duration::from_secs(20) {
+            io.step_aside().await;
+        }
+        assert_eq!(ended.get(), 3);
     });
 }
 

@@ -333,6 +333,13 @@ impl BitMap {
         self.put(at.node, at.slot, content, count);
     }
 
+    /// How many pages have set bits.
+    #[must_use]
+    pub fn page_count(&self) -> u64 {
+        let in_node = |node: &Arc<Node>| node.counts.iter().filter(|count| **count > 0).count() as u64;
+        self.root.iter().flatten().map(in_node).sum()
+    }
+
     /// The pages that have set bits, ascending.
     pub fn pages(&self) -> impl Iterator<Item = (u64, Page)> + '_ {
         self.pages_from(0)

@@ -5,6 +5,7 @@
 
 use crate::types::{Block, SaveAddr};
 use rustc_hash::FxHashMap;
+use std::sync::Arc;
 
 /// Where a before-image is, and what it must look like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,9 +18,9 @@ pub struct SavedImage {
     pub damaged: bool,
 }
 
-/// The images of some blocks.
+/// The images of some blocks. A copy shares them until one side changes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct BlockMap(FxHashMap<u64, SavedImage>);
+pub struct BlockMap(Arc<FxHashMap<u64, SavedImage>>);
 
 impl BlockMap {
     /// A map without images.
@@ -36,7 +37,7 @@ impl BlockMap {
 
     /// Adds an image unless the block has one; true if it was added.
     pub fn insert(&mut self, block: Block, image: SavedImage) -> bool {
-        match self.0.entry(block.0) {
+        match Arc::make_mut(&mut self.0).entry(block.0) {
             std::collections::hash_map::Entry::Occupied(_) => false,
             std::collections::hash_map::Entry::Vacant(slot) => {
                 slot.insert(image);
@@ -47,7 +48,7 @@ impl BlockMap {
 
     /// Forgets the image of that block and returns it.
     pub fn remove(&mut self, block: Block) -> Option<SavedImage> {
-        self.0.remove(&block.0)
+        Arc::make_mut(&mut self.0).remove(&block.0)
     }
 
     /// Images in the map.

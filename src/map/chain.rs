@@ -5,7 +5,8 @@
 //! two layers are open and change; the others are sealed files, loaded when a query from
 //! their epoch on is near. A query must not walk thousands of layers, so the sealed ones
 //! stand in groups of up to [`GROUP`], and the groups in groups of groups, each with a
-//! union of its layers' pages, made page by page when it is asked for. Invariants: a
+//! union of its layers' pages, made page by page when it is asked for, that names the first
+//! one with a block. Invariants: a
 //! union is of exactly the layers that are in the group now (whatever changes a group
 //! drops its unions); the directory of meta pages names exactly the loaded layers.
 //!
@@ -13,6 +14,8 @@
 //! Whoever must know what it held gets an error. Whoever only has to be careful (must this
 //! block be saved? may that one be forgotten?) is told that it held nothing, which makes
 //! him save and keep too much, never too little.
+
+mod union;
 
 use super::bitmap::BitMap;
 use super::block_map::{BlockMap, SavedImage};
@@ -27,23 +30,14 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use union::{Parts, Union};
 use uuid::Uuid;
 
 /// Layers in a group, and groups under one union, at most.
 pub const GROUP: usize = 32;
 
 /// Bytes in the unions that a chain keeps, about, at most.
-const UNION_BYTES_MAX: usize = 64 << 20;
-
-/// Bytes that a page costs in a union, about.
-fn cost(page: &Page) -> usize {
-    const PLACE: usize = 48;
-    match page {
-        Page::Empty | Page::Full => PLACE,
-        Page::List(list) => PLACE + list.len() * 2,
-        Page::Bits(_) => PLACE + PAGE_WORDS * 8,
-    }
-}
+const UNION_BYTES_MAX: usize = 32 << 20;
 
 /// A layer that still changes, in memory.
 #[derive(Debug)]
@@ -105,35 +99,6 @@ impl Place {
     /// The layer, unless it is lost.
     fn known(&self) -> Result<Option<&SealedLayer>> {
         if self.lost.is_some() { Ok(None) } else { self.loaded().map(Some) }
-    }
-}
-
-/// Pages that are the union of the same pages of several layers.
-#[derive(Debug, Default)]
-struct Union(RefCell<FxHashMap<u64, Page>>);
-
-impl Union {
-    /// The page, made by `make` when it is asked for the first time.
-    fn page(&self, page: u64, kept: &Cell<usize>, make: impl FnOnce() -> Result<Page>) -> Result<Page> {
-        if let Some(known) = self.0.borrow().get(&page) {
-            return Ok(known.clone());
-        }
-        let made = make()?;
-        kept.set(kept.get() + cost(&made));
-        self.0.borrow_mut().insert(page, made.clone());
-        Ok(made)
-    }
-
-    /// Whether a bit is set, if that is known.
-    fn known(&self, block: Block) -> Option<bool> {
-        let bit = super::page::index16(block.0 % PAGE_BITS);
-        self.0.borrow().get(&(block.0 / PAGE_BITS)).map(|page| page.get(bit))
-    }
-
-    fn forget(&self, kept: &Cell<usize>) {
-        let mut pages = self.0.borrow_mut();
-        kept.set(kept.get() - pages.values().map(cost).sum::<usize>());
-        pages.clear();
     }
 }
 
@@ -319,7 +284,7 @@ impl LayerChain {
         self.missing.remove(&first);
         // It may stand for one that was found damaged: what was asked of that is forgotten.
         let group = self.group_of(first);
-        if self.groups.get(group).is_some_and(|group| !group.union.0.borrow().is_empty()) {
+        if self.groups.get(group).is_some_and(|group| !group.union.is_empty()) {
             self.changed(group..group + 1);
         }
     }
@@ -386,6 +351,12 @@ impl LayerChain {
     #[must_use]
     pub fn unloaded(&self, from: Epoch) -> Vec<Range<Epoch>> {
         self.missing.range(from..).map(|(&first, &end)| first..end).collect()
+    }
+
+    /// Whether just these epochs are a sealed layer's that is not loaded.
+    #[must_use]
+    pub fn is_unloaded(&self, epochs: &Range<Epoch>) -> bool {
+        self.missing.get(&epochs.start) == Some(&epochs.end)
     }
 
     fn places_from(&self, from: Epoch) -> impl Iterator<Item = &Place> + '_ {
@@ -463,6 +434,27 @@ impl LayerChain {
         }
     }
 
+    /// The open layer that groups of an epoch go to: the youngest that does not begin later.
+    #[must_use]
+    pub fn open_for(&self, epoch: Epoch) -> Option<&Rc<RefCell<OpenLayer>>> {
+        self.open.iter().rev().find(|(first, _)| *first <= epoch).map(|(_, layer)| layer)
+    }
+
+    /// The epochs of the oldest open layer, if another one follows it.
+    #[must_use]
+    pub fn oldest_closed(&self) -> Option<Range<Epoch>> {
+        match self.open[..] {
+            [(first, _), (next, _), ..] => Some(first..next),
+            _ => None,
+        }
+    }
+
+    /// Before-images in the open layers.
+    #[must_use]
+    pub fn open_entries(&self) -> u64 {
+        self.open.iter().map(|(_, layer)| layer.borrow().blocks.len() as u64).sum()
+    }
+
     /// The layer of that first epoch.
     #[must_use]
     pub fn get(&self, first: Epoch) -> Option<LayerRef> {
@@ -488,45 +480,26 @@ impl LayerChain {
         })
     }
 
-    /// The union of a page over a group.
-    fn group_page(&self, group: &Group, page: u64) -> Result<Page> {
-        group.union.page(page, &self.kept, || {
-            let mut words: Words = [0; PAGE_WORDS];
-            for place in &group.places {
-                match place.known()? {
-                    Some(layer) => layer.bits_page(page)?.or_into(&mut words),
-                    // It may have any block.
-                    None => words = [u64::MAX; PAGE_WORDS],
-                }
-            }
-            Ok(Page::from_words(&words))
-        })
+    /// The place in a group of the first layer that may have the block.
+    fn first_in_group(&self, group: &Group, block: Block) -> Result<Option<usize>> {
+        let parts = |parts: &mut Parts| parts_of_group(group, block.0 / PAGE_BITS, parts);
+        group.union.first(block.0, &self.kept, parts)
     }
 
-    /// Whether a group may have the block.
-    fn group_has(&self, group: &Group, block: Block) -> Result<bool> {
-        if let Some(known) = group.union.known(block) {
-            return Ok(known);
-        }
-        let page = self.group_page(group, block.0 / PAGE_BITS)?;
-        Ok(page.get(super::page::index16(block.0 % PAGE_BITS)))
-    }
-
-    /// Whether the groups under a union may have the block.
-    fn super_has(&self, index: usize, block: Block) -> Result<bool> {
-        let Some(union) = self.supers.get(index) else { return Ok(true) };
-        if let Some(known) = union.known(block) {
-            return Ok(known);
-        }
+    /// The first of the groups under a union that may have the block, counted from its first.
+    fn first_in_super(&self, index: usize, block: Block) -> Result<Option<usize>> {
+        let Some(union) = self.supers.get(index) else { return Ok(Some(0)) };
         let number = block.0 / PAGE_BITS;
-        let page = union.page(number, &self.kept, || {
-            let mut words: Words = [0; PAGE_WORDS];
-            for group in self.groups.iter().skip(index * GROUP).take(GROUP) {
-                self.group_page(group, number)?.or_into(&mut words);
+        union.first(block.0, &self.kept, |parts| {
+            let groups = self.groups.iter().skip(index * GROUP).take(GROUP);
+            for (at, group) in (0u8..).zip(groups) {
+                let mut words: Words = [0; PAGE_WORDS];
+                let layers = |parts: &mut Parts| parts_of_group(group, number, parts);
+                group.union.add_page(number, &mut words, &self.kept, layers)?;
+                parts.add(at, &words);
             }
-            Ok(Page::from_words(&words))
-        })?;
-        Ok(page.get(super::page::index16(block.0 % PAGE_BITS)))
+            Ok(())
+        })
     }
 
     /// The first sealed layer from an epoch on that has the block. A lost layer that comes
@@ -538,16 +511,28 @@ impl LayerChain {
         }
         let mut index = self.group_of(from);
         while let Some(group) = self.groups.get(index) {
-            // A union counts only where all below it is in question: the layers before
-            // `from` need not be loaded.
+            // A union counts only where all below it is known: the layers before `from` need
+            // not be loaded.
             let whole = group.first() >= from;
-            if whole && index.is_multiple_of(GROUP) && !self.super_has(index / GROUP, block)? {
-                index += GROUP;
-                continue;
+            if whole && index.is_multiple_of(GROUP) && index + 1 < self.groups.len() {
+                match self.first_in_super(index / GROUP, block)? {
+                    None => {
+                        index += GROUP;
+                        continue;
+                    }
+                    Some(0) => {}
+                    Some(ahead) => {
+                        index += ahead;
+                        continue;
+                    }
+                }
             }
-            if !whole || self.group_has(group, block)? {
-                let start = group.places.partition_point(|place| place.first < from);
-                for place in &group.places[start..] {
+            let known = whole || self.missing.range(group.first()..from).next().is_none();
+            let start = group.places.partition_point(|place| place.first < from);
+            let at = if known { self.first_in_group(group, block)? } else { Some(start) };
+            // Of a layer before `from` that has it the union does not tell which one is next.
+            if let Some(at) = at {
+                for place in &group.places[at.max(start)..] {
                     let layer = if careful { place.known()? } else { Some(place.loaded()?) };
                     if let Some(layer) = layer
                         && layer.bit(block)?
@@ -612,11 +597,31 @@ impl LayerChain {
     pub fn union_bits(&self, page: u64, firsts: Range<Epoch>, words: &mut Words) -> Result<()> {
         for place in self.places_in(firsts.clone()) {
             if let Some(layer) = place.known()? {
-                layer.bits_page(page)?.or_into(words);
+                layer.add_bits(page, words)?;
             }
         }
         for layer in self.open_in(firsts) {
             layer.borrow().bits.page(page).or_into(words);
+        }
+        Ok(())
+    }
+
+    /// The same for several pages, ascending, each into its own words: far cheaper than one by
+    /// one where many layers have many pages.
+    ///
+    /// # Errors
+    /// As for [`Self::find`].
+    pub fn union_pages(&self, pages: &[u64], firsts: Range<Epoch>, words: &mut [Words]) -> Result<()> {
+        for place in self.places_in(firsts.clone()) {
+            if let Some(layer) = place.known()? {
+                layer.add_pages(pages, words)?;
+            }
+        }
+        for layer in self.open_in(firsts) {
+            let layer = layer.borrow();
+            for (page, words) in pages.iter().zip(words.iter_mut()) {
+                layer.bits.page(*page).or_into(words);
+            }
         }
         Ok(())
     }
@@ -656,16 +661,16 @@ impl LayerChain {
     /// # Errors
     /// As for [`Self::find`].
     pub fn touched_pages(&self, firsts: Range<Epoch>) -> Result<Vec<u64>> {
-        let mut touched = BitMap::new();
+        let mut touched = PageSet::default();
         for place in self.places_in(firsts.clone()) {
             if let Some(layer) = place.known()? {
-                touched.extend(layer.bit_pages());
+                touched.add(layer.bit_pages());
             }
         }
         for layer in self.open_in(firsts) {
-            touched.extend(layer.borrow().bits.pages().map(|(page, _)| page));
+            touched.add(layer.borrow().bits.pages().map(|(page, _)| page));
         }
-        Ok(touched.iter_set(0..super::bitmap::BITS_MAX).collect())
+        Ok(touched.numbers())
     }
 
     /// The numbers of the meta pages that any layer whose first epoch is in `firsts`
@@ -674,16 +679,60 @@ impl LayerChain {
     /// # Errors
     /// As for [`Self::find`].
     pub fn touched_meta_pages(&self, firsts: Range<Epoch>) -> Result<Vec<u64>> {
-        let mut touched = BitMap::new();
+        let mut touched = PageSet::default();
         for place in self.places_in(firsts.clone()) {
             if let Some(layer) = place.known()? {
-                touched.extend(layer.meta_pages());
+                touched.add(layer.meta_pages());
             }
         }
         for layer in self.open_in(firsts) {
-            touched.extend(layer.borrow().meta_pages.keys().copied());
+            touched.add(layer.borrow().meta_pages.keys().copied());
         }
-        Ok(touched.iter_set(0..super::bitmap::BITS_MAX).collect())
+        Ok(touched.numbers())
+    }
+}
+
+/// The bits of a page, of all layers of a group.
+fn parts_of_group(group: &Group, page: u64, parts: &mut Parts) -> Result<()> {
+    for (at, place) in (0u8..).zip(&group.places) {
+        let mut words: Words = [0; PAGE_WORDS];
+        match place.known()? {
+            Some(layer) => layer.add_bits(page, &mut words)?,
+            // It may have any block.
+            None => words = [u64::MAX; PAGE_WORDS],
+        }
+        parts.add(at, &words);
+    }
+    Ok(())
+}
+
+/// Numbers of pages, of which there may be many in many layers: a bit each.
+#[derive(Default)]
+struct PageSet(Vec<u64>);
+
+impl PageSet {
+    fn add(&mut self, pages: impl Iterator<Item = u64>) {
+        for page in pages {
+            // At most 2^22 pages, so this is no large vector.
+            let word = usize::try_from(page / 64).unwrap_or(usize::MAX);
+            if word >= self.0.len() {
+                self.0.resize(word + 1, 0);
+            }
+            self.0[word] |= 1 << (page % 64);
+        }
+    }
+
+    /// Them all, ascending.
+    fn numbers(&self) -> Vec<u64> {
+        let mut numbers = Vec::new();
+        for (index, word) in (0u64..).zip(&self.0) {
+            let mut left = *word;
+            while left != 0 {
+                numbers.push(index * 64 + u64::from(left.trailing_zeros()));
+                left &= left - 1;
+            }
+        }
+        numbers
     }
 }
 

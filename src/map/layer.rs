@@ -305,16 +305,33 @@ impl SealedLayer {
         )
     }
 
-    /// The entry of a page and its place among all pages of the layer.
-    fn entry(&self, table: Table, page: u64) -> Result<Option<(usize, PageEntry)>> {
-        let bytes = self.table(table);
-        let number = |index: usize| word_of(&bytes[index * PAGE_ENTRY_LEN..], 0);
-        let (mut low, mut high) = (0, bytes.len() / PAGE_ENTRY_LEN);
+    /// Where in a table a page is or would be.
+    fn place_of(table: &[u8], page: u64) -> usize {
+        let number = |index: usize| word_of(&table[index * PAGE_ENTRY_LEN..], 0);
+        let len = table.len() / PAGE_ENTRY_LEN;
+        let (mut low, mut high) = (0, len);
+        if len > 0 {
+            // The numbers rise, so the page is at most as far from the front as its number is;
+            // in a table without many gaps just there.
+            let far = usize::try_from(page.saturating_sub(number(0))).unwrap_or(usize::MAX).min(len - 1);
+            if number(far) <= page {
+                low = far;
+            } else {
+                high = far;
+            }
+        }
         while low < high {
             let middle = usize::midpoint(low, high);
             if number(middle) < page { low = middle + 1 } else { high = middle }
         }
-        if low == bytes.len() / PAGE_ENTRY_LEN || number(low) != page {
+        low
+    }
+
+    /// The entry of a page and its place among all pages of the layer.
+    fn entry(&self, table: Table, page: u64) -> Result<Option<(usize, PageEntry)>> {
+        let bytes = self.table(table);
+        let low = Self::place_of(bytes, page);
+        if low == bytes.len() / PAGE_ENTRY_LEN || word_of(&bytes[low * PAGE_ENTRY_LEN..], 0) != page {
             return Ok(None);
         }
         let entry = PageEntry::decode(&bytes[low * PAGE_ENTRY_LEN..], &self.header.bodies())?;
@@ -391,6 +408,58 @@ impl SealedLayer {
     /// `Corrupt` if the page is damaged.
     pub fn bits_page(&self, page: u64) -> Result<Page> {
         Ok(self.read_page(Table::Bits, page)?.unwrap_or_default())
+    }
+
+    /// Sets in `words` the bits of a page.
+    ///
+    /// # Errors
+    /// `Corrupt` if the page is damaged.
+    pub fn add_bits(&self, page: u64, words: &mut Words) -> Result<()> {
+        match self.entry(Table::Bits, page)? {
+            Some((index, entry)) => self.add_body(index, &entry, words),
+            None => Ok(()),
+        }
+    }
+
+    /// The same for several pages, ascending, each into its own words: one walk along the
+    /// table.
+    ///
+    /// # Errors
+    /// `Corrupt` if a page is damaged.
+    pub fn add_pages(&self, pages: &[u64], words: &mut [Words]) -> Result<()> {
+        let table = self.table(Table::Bits);
+        let Some(first) = pages.first() else { return Ok(()) };
+        let mut at = Self::place_of(table, *first);
+        for (page, words) in pages.iter().zip(words) {
+            let mut rest = table[at * PAGE_ENTRY_LEN..].chunks_exact(PAGE_ENTRY_LEN);
+            let skipped = rest.by_ref().position(|entry| word_of(entry, 0) >= *page);
+            let Some(skipped) = skipped else { return Ok(()) };
+            at += skipped;
+            let bytes = &table[at * PAGE_ENTRY_LEN..];
+            if word_of(bytes, 0) == *page {
+                self.add_body(at, &PageEntry::decode(bytes, &self.header.bodies())?, words)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn add_body(&self, index: usize, entry: &PageEntry, words: &mut Words) -> Result<()> {
+        let body = self.body(index, entry)?;
+        match entry.kind {
+            PageKind::Empty => {}
+            PageKind::Full => words.fill(u64::MAX),
+            PageKind::List => {
+                for bit in list_of(body) {
+                    words[usize::from(bit) / 64 % PAGE_WORDS] |= 1 << (bit % 64);
+                }
+            }
+            PageKind::Bits => {
+                for (index, word) in words.iter_mut().enumerate() {
+                    *word |= word_of(body, index);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// The meta page as it was at the take of the layer's snapshot, if it changed before

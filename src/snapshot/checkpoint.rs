@@ -12,7 +12,7 @@ use crate::error::{ErrorKind, Result};
 use crate::format::journal::{AfterImage, Record};
 use crate::format::state::{CheckpointRecord, VolumeState};
 use crate::io::OpenHow;
-use crate::map::{BitMap, BlockMap, LayerContents, checkpoint};
+use crate::map::{BitMap, BlockMap, LayerContents, checkpoint, layer};
 use crate::types::Seq;
 use bytes::Bytes;
 use std::rc::Rc;
@@ -150,9 +150,10 @@ impl Volume {
         self.clone_synced().await?;
         let maps = (cut.production, cut.stale);
         self.write_checkpoint(&cut.state, cut.state.checkpoint.file, &maps).await?;
-        if let Some(contents) = &cut.tail {
+        if let Some(contents) = cut.tail {
+            let pieces = self.io.compute(move || layer::encode(&contents)).await?;
             for path in [self.paths.tail_pages(cut.seq.0), self.paths.second_tail_pages(cut.seq.0)] {
-                self.write_layer_file(&path, contents).await?;
+                self.write_layer_file(&path, pieces.clone()).await?;
             }
             self.io.sync_dir(&self.paths.snapshots()).await?;
         }

@@ -1,26 +1,39 @@
 //! Deleting a snapshot, anywhere in the queue.
 //!
-//! Its layers are written anew with what the next older snapshot takes over: an entry is
-//! passed on unless that one has the block itself, or no snapshot from it toward the head
-//! needs the block. No before-image is copied. Why a crash is safe: the new layer is
-//! durable before the record, the old files go after it, and segments are used again only
-//! when the record is durable.
+//! The next older snapshot takes over its layers: an entry is passed on unless that one has
+//! the block itself, or no snapshot from it toward the head needs the block. A layer of
+//! which everything is passed on stays as it is, and one of which a part is passed on is
+//! written anew, one after the other. No before-image is copied. Why a crash is safe: the
+//! new layers are durable before the record, the old files go after it, and segments are
+//! used again only when the record is durable.
+//!
+//! All of it is done in steps, beside the writers: what is decided stays right meanwhile,
+//! since the layers are sealed and nobody else changes the queue.
 
 use super::volume::{State, Volume, Who};
 use crate::error::{Error, Result};
 use crate::format::journal::{Record, frame_size};
 use crate::format::state::LayerRecord;
+use crate::io::Io;
+use crate::map::bitmap::BITS_MAX;
 use crate::map::{BitMap, BlockMap, LayerContents, LayerRef, PAGE_WORDS, Page, SealedLayer, Words};
 use crate::types::Epoch;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::rc::Rc;
 use uuid::Uuid;
 
-/// Pages decided before other tasks get their turn.
-const PAGES_AT_ONCE: usize = 8;
 /// Entries copied before other tasks get their turn.
 const ENTRIES_AT_ONCE: usize = 2048;
+
+/// What becomes of the layers of a snapshot that goes.
+#[derive(Default)]
+struct Passed {
+    /// First epochs of those that no longer are.
+    removed: Vec<Epoch>,
+    /// Those that take their place.
+    added: Vec<(LayerRecord, Rc<SealedLayer>)>,
+}
 
 /// Whether a snapshot may be deleted, and why not.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +46,15 @@ pub enum DeleteCheck {
     Open,
     /// A receive under way builds on it.
     Base,
+}
+
+/// What is passed on of one layer.
+struct Part {
+    layer: Rc<SealedLayer>,
+    bits: BitMap,
+    meta_pages: BTreeMap<u64, Page>,
+    /// All of it.
+    whole: bool,
 }
 
 impl Volume {
@@ -127,29 +149,26 @@ impl Volume {
         let end = if is_tail { self.raise_epoch() } else { self.s.borrow().end_of(epoch) };
         self.seal_closed().await?;
         self.load_from(Epoch(0)).await?;
-        let older = self.s.borrow().queue().into_iter().rev().find(|e| *e < epoch);
+        let older = self.s.borrow().older_than(epoch);
         if older.is_some() {
             // What the older one would take over is not known.
             self.s.borrow().chain.whole(epoch..end).map_err(older_first)?;
         }
-        let (removed, old_records) = self.layers_in(&(epoch..end));
-        let kept = match older {
-            Some(older) => self.kept(older, epoch..end).await?,
-            None => None,
-        };
-        let added = match kept {
-            Some(contents) => Some(self.write_layer(&contents).await?),
-            None => None,
-        };
+        let Passed { removed, added } = Box::pin(self.pass_on(older, epoch..end)).await?;
+        let old_records = self.layer_records(&removed);
         let records: Vec<LayerRecord> = added.iter().map(|(record, _)| record.clone()).collect();
         let new_tail =
             if is_tail { older.map(|o| self.thaw(o, epoch)).transpose().map_err(older_first)? } else { None };
-        let record =
-            Record::Delete { snapshots: vec![uuid], removed: removed.clone(), added: records, ends_receive };
+        let record = Record::Delete {
+            snapshots: vec![uuid],
+            removed: removed.clone(),
+            added: records.clone(),
+            ends_receive,
+        };
         let room = match self.journal.reserve(frame_size(&record)).await {
             Ok(room) => room,
             Err(error) => {
-                self.forget_layer(added.as_ref().map(|(record, _)| record)).await;
+                self.forget_layers(&records).await;
                 return Err(error);
             }
         };
@@ -164,7 +183,7 @@ impl Volume {
             for first in &removed {
                 s.chain.remove(*first);
             }
-            if let Some((_, sealed)) = &added {
+            for (_, sealed) in &added {
                 s.chain.insert_loaded(Rc::clone(sealed));
             }
             s.mended.retain(|first, _| !removed.contains(first));
@@ -172,39 +191,38 @@ impl Volume {
             if let (Some(older), Some(map)) = (older, new_tail) {
                 s.frozen.insert(older, map);
             }
+            s.freed.forget_from(epoch);
             s.forget_retained();
         }
         self.weigh_layers();
-        self.count_dead(&old_records, added.as_ref().map(|(record, _)| record));
+        self.count_dead(&old_records, &records);
         for record in old_records {
             self.remove_layer(&record).await?;
         }
         Ok(())
     }
 
-    /// Removes the file of a layer that no record will name. It fails at worst on a disk that
-    /// does so for everything; the next open removes it then.
-    pub(super) async fn forget_layer(&self, layer: Option<&LayerRecord>) {
-        if let Some(layer) = layer {
-            let _ = self.io.remove(&self.paths.layer(layer.first, layer.version)).await;
+    /// Removes the files of layers that no record will name. It fails at worst on a disk that
+    /// does so for everything; the next open removes them then.
+    pub(super) async fn forget_layers(&self, layers: &[LayerRecord]) {
+        for layer in layers {
+            let _ = self.remove_layer(layer).await;
         }
     }
 
-    /// Sealed layers that begin in a range of epochs.
-    fn layers_in(&self, epochs: &Range<Epoch>) -> (Vec<Epoch>, Vec<LayerRecord>) {
+    /// The records of sealed layers.
+    fn layer_records(&self, firsts: &[Epoch]) -> Vec<LayerRecord> {
         let s = self.s.borrow();
-        let records: Vec<LayerRecord> =
-            s.durable.layers.iter().filter(|l| epochs.contains(&l.first)).cloned().collect();
-        (records.iter().map(|l| l.first).collect(), records)
+        firsts.iter().filter_map(|first| s.durable.layer(*first)).cloned().collect()
     }
 
     /// The difference between old and new layers is free now.
-    fn count_dead(&self, old: &[LayerRecord], new: Option<&LayerRecord>) {
+    fn count_dead(&self, old: &[LayerRecord], new: &[LayerRecord]) {
         let mut counts: BTreeMap<u32, u64> = BTreeMap::new();
         for (segment, count) in old.iter().flat_map(|l| &l.live) {
             *counts.entry(*segment).or_default() += count;
         }
-        for (segment, count) in new.into_iter().flat_map(|l| &l.live) {
+        for (segment, count) in new.iter().flat_map(|l| &l.live) {
             if let Some(total) = counts.get_mut(segment) {
                 *total -= count;
             }
@@ -232,84 +250,248 @@ impl Volume {
         Ok(map)
     }
 
-    /// What `older` takes over from the layers of `epochs`; none if that is nothing.
-    async fn kept(self: &Rc<Self>, older: Epoch, epochs: Range<Epoch>) -> Result<Option<LayerContents>> {
-        let layers: Vec<Rc<SealedLayer>> = {
-            let s = self.s.borrow();
-            let all = s.chain.layers_from(epochs.start).take_while(|(first, _)| *first < epochs.end);
-            all.filter_map(|(_, l)| if let LayerRef::Loaded(sealed) = l { Some(sealed) } else { None })
-                .collect()
-        };
-        let (Some(first), Some(last)) = (layers.first(), layers.last()) else { return Ok(None) };
-        let covered = first.epochs().start..last.epochs().end;
-        let mut bits = BitMap::new();
-        let pages = self.s.borrow().chain.touched_pages(epochs.clone())?;
-        for (index, page) in pages.into_iter().enumerate() {
-            let words = self.s.borrow().kept_words(older, &epochs, page)?;
-            bits.set_page(page, Page::from_words(&words));
-            if index % PAGES_AT_ONCE == PAGES_AT_ONCE - 1 {
-                self.io.yield_now().await;
-            }
+    /// Gives `older` what it takes over from the layers of `epochs`: files are written, and
+    /// nothing names them yet.
+    async fn pass_on(self: &Rc<Self>, older: Option<Epoch>, epochs: Range<Epoch>) -> Result<Passed> {
+        let mut passed = Passed::default();
+        let result = self.pass_on_each(older, epochs, &mut passed).await;
+        if let Err(error) = result {
+            let records: Vec<LayerRecord> = passed.added.into_iter().map(|(record, _)| record).collect();
+            self.forget_layers(&records).await;
+            return Err(error);
         }
-        let entries = self.kept_entries(&layers, &bits).await?;
-        let mut meta_pages = BTreeMap::new();
-        {
+        Ok(passed)
+    }
+
+    async fn pass_on_each(
+        self: &Rc<Self>,
+        older: Option<Epoch>,
+        epochs: Range<Epoch>,
+        passed: &mut Passed,
+    ) -> Result<()> {
+        let (firsts, mut known_pages): (Vec<Epoch>, BTreeSet<u64>) = {
+            let s = self.s.borrow();
+            let records = s.durable.layers.iter().map(|l| l.first).filter(|first| epochs.contains(first));
+            let pages = older.map(|older| s.chain.touched_meta_pages(older..epochs.start)).transpose()?;
+            (records.collect(), pages.into_iter().flatten().collect())
+        };
+        let Some(older) = older else {
+            passed.removed = firsts;
+            return Ok(());
+        };
+        let mut run: Vec<Part> = Vec::new();
+        for first in firsts {
+            let layer = self.s.borrow().chain.get(first);
+            let Some(LayerRef::Loaded(layer)) = layer else {
+                // It was found damaged just now, and is lost.
+                self.s.borrow().chain.whole(first..first.next()).map_err(older_first)?;
+                return Err(Error::conflict(format!("the layer of epoch {first} is not loaded")));
+            };
+            let bits = self.passed_bits(older, epochs.start..first, &layer).await?;
             // Also of the tail: a recovery that starts from the map of a younger snapshot,
             // deleted since, needs them.
-            let s = self.s.borrow();
-            let has: Vec<u64> = s.chain.touched_meta_pages(older..epochs.start)?;
-            for page in s.chain.touched_meta_pages(epochs.clone())? {
-                if has.binary_search(&page).is_err()
-                    && let Some(content) = s.chain.meta_page(page, epochs.start)?
-                {
-                    meta_pages.insert(page, content);
+            let mut meta_pages = BTreeMap::new();
+            let mut whole = bits.count() == layer.entry_count();
+            for page in layer.meta_pages() {
+                match layer.meta_page(page)? {
+                    Some(content) if known_pages.insert(page) => drop(meta_pages.insert(page, content)),
+                    _ => whole = false,
                 }
             }
+            let total = bits.count() + run.iter().map(|part| part.bits.count()).sum::<u64>();
+            if total > self.tuning.layer_entries_max as u64 {
+                self.pass_run(std::mem::take(&mut run), passed).await?;
+            }
+            run.push(Part { layer, bits, meta_pages, whole });
+        }
+        self.pass_run(run, passed).await
+    }
+
+    /// Makes one layer of what is passed on of neighbours that are small together.
+    async fn pass_run(&self, run: Vec<Part>, passed: &mut Passed) -> Result<()> {
+        if run.iter().all(|part| part.whole) && run.len() <= 1 {
+            return Ok(());
+        }
+        let (Some(first), Some(last)) = (run.first(), run.last()) else { return Ok(()) };
+        let volume = first.layer.volume();
+        let epochs = first.layer.epochs().start..last.layer.epochs().end;
+        let (mut bits, mut entries, mut meta_pages) = (BitMap::new(), BlockMap::new(), BTreeMap::new());
+        for part in run {
+            passed.removed.push(part.layer.epochs().start);
+            self.add_entries(&part, &mut entries).await?;
+            if bits.is_empty() {
+                bits = part.bits;
+            } else {
+                bits.extend(part.bits.iter_set(0..BITS_MAX));
+            }
+            meta_pages.extend(part.meta_pages);
         }
         if bits.is_empty() && meta_pages.is_empty() {
-            return Ok(None);
+            return Ok(());
         }
-        let volume = self.s.borrow().durable.uuid;
-        Ok(Some(LayerContents { volume, epochs: covered, bits, entries, meta_pages }))
+        let contents = LayerContents { volume, epochs, bits, entries, meta_pages };
+        passed.added.push(self.write_layer(contents).await?);
+        Ok(())
     }
 
-    /// The entries of `bits`; of several layers the oldest image of a block counts.
-    async fn kept_entries(&self, layers: &[Rc<SealedLayer>], bits: &BitMap) -> Result<BlockMap> {
-        let mut entries = BlockMap::new();
-        let mut count = 0;
-        for layer in layers {
-            for entry in layer.entries() {
-                let (block, image) = entry?;
-                if bits.get(block.0) {
-                    // It keeps the first one.
-                    entries.insert(block, image);
+    /// Which blocks of a layer `older` takes over; those that a layer in `before` has too are
+    /// that one's.
+    async fn passed_bits(&self, older: Epoch, before: Range<Epoch>, layer: &SealedLayer) -> Result<BitMap> {
+        let toward_head: Vec<Epoch> = {
+            let s = self.s.borrow();
+            s.durable.snapshots.iter().rev().map(|r| r.epoch).filter(|e| *e <= older).collect()
+        };
+        let mut bits = BitMap::new();
+        let mut pace = Pace { io: &self.io, steps: 0, at_once: self.tuning.steps_at_once };
+        for page in layer.bit_pages() {
+            let mut undecided = layer.bits_page(page)?.to_words();
+            if !before.is_empty() {
+                let mut first = [0; PAGE_WORDS];
+                self.s.borrow().chain.union_bits(page, before.clone(), &mut first)?;
+                clear_words(&mut undecided, &first);
+            }
+            // On the heap: the pages in it would make every future above this one large.
+            let kept = Box::pin(self.needed_by(&toward_head, before.start, undecided, page, &mut pace));
+            let kept = kept.await?;
+            bits.set_page(page, Page::from_words(&kept));
+        }
+        Ok(bits)
+    }
+
+    /// Which blocks of a page some snapshot of `toward_head` needs that finds none of them
+    /// in a layer before `end`.
+    async fn needed_by(
+        &self,
+        toward_head: &[Epoch],
+        mut end: Epoch,
+        mut undecided: Words,
+        page: u64,
+        pace: &mut Pace<'_>,
+    ) -> Result<Words> {
+        let mut kept = [0; PAGE_WORDS];
+        for snapshot in toward_head {
+            {
+                let s = self.s.borrow();
+                let mut bits = [0; PAGE_WORDS];
+                s.chain.union_bits(page, *snapshot..end, &mut bits)?;
+                let used = s.frozen_words_or_all(*snapshot, page)?;
+                let mut open = 0;
+                for i in 0..PAGE_WORDS {
+                    undecided[i] &= !bits[i];
+                    kept[i] |= undecided[i] & used[i];
+                    undecided[i] &= !used[i];
+                    open |= undecided[i];
                 }
-                count += 1;
-                if count % ENTRIES_AT_ONCE == 0 {
-                    self.io.yield_now().await;
+                if open == 0 {
+                    break;
                 }
             }
+            end = *snapshot;
+            pace.step().await;
         }
-        debug_assert_eq!(bits.count(), entries.len() as u64);
-        Ok(entries)
+        pace.step().await;
+        Ok(kept)
     }
 
-    /// Bytes of before-images that the deletion of a snapshot would free.
-    pub(super) fn freed_by_delete(&self, epoch: Epoch) -> Result<u64> {
-        let s = self.s.borrow();
-        let end = s.end_of(epoch);
-        let older = s.queue().into_iter().rev().find(|e| *e < epoch);
+    /// Adds the entries that are passed on of a layer.
+    async fn add_entries(&self, part: &Part, entries: &mut BlockMap) -> Result<()> {
+        if part.bits.is_empty() {
+            return Ok(());
+        }
+        for (index, entry) in part.layer.entries().enumerate() {
+            let (block, image) = entry?;
+            if part.bits.get(block.0) {
+                entries.insert(block, image);
+            }
+            if index % ENTRIES_AT_ONCE == ENTRIES_AT_ONCE - 1 {
+                self.io.step_aside().await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes of before-images that the deletion of a snapshot would free. It is computed when
+    /// it is asked for the first time, and again after the queue or the layers changed.
+    pub(super) async fn freed_by_delete(self: &Rc<Self>, epoch: Epoch) -> Result<u64> {
+        let (end, toward_head, changes) = {
+            let s = self.s.borrow();
+            if let Some(freed) = s.freed.known(epoch) {
+                return Ok(freed * u64::from(s.durable.geometry.block_size));
+            }
+            let at = s.durable.snapshots.partition_point(|r| r.epoch < epoch);
+            let toward_head: Vec<Epoch> = s.durable.snapshots[..at].iter().rev().map(|r| r.epoch).collect();
+            (s.end_of(epoch), toward_head, s.freed.changes())
+        };
         let mut freed = 0;
-        for page in s.chain.touched_pages(epoch..end)? {
+        let mut pace = Pace { io: &self.io, steps: 0, at_once: self.tuning.steps_at_once };
+        let pages = self.s.borrow().chain.touched_pages(epoch..end)?;
+        for page in pages {
             let mut all = [0; PAGE_WORDS];
-            s.chain.union_bits(page, epoch..end, &mut all)?;
-            let kept = match older {
-                Some(older) => s.kept_words(older, &(epoch..end), page)?,
-                None => [0; PAGE_WORDS],
-            };
-            freed += all.iter().zip(&kept).map(|(a, k)| u64::from((a & !k).count_ones())).sum::<u64>();
+            self.s.borrow().chain.union_bits(page, epoch..end, &mut all)?;
+            let kept = Box::pin(self.needed_by(&toward_head, epoch, all, page, &mut pace)).await?;
+            clear_words(&mut all, &kept);
+            freed += all.iter().map(|word| u64::from(word.count_ones())).sum::<u64>();
+        }
+        let s = &mut *self.s.borrow_mut();
+        // The tail's layers still change.
+        if end != Epoch(u64::MAX) && end <= s.durable.unsealed {
+            s.freed.note(epoch, freed, changes);
         }
         Ok(freed * u64::from(s.durable.geometry.block_size))
+    }
+}
+
+/// What deletions would free, of the snapshots of which that is known.
+#[derive(Default)]
+pub(super) struct Freed {
+    blocks: BTreeMap<Epoch, u64>,
+    changes: u64,
+}
+
+impl Freed {
+    fn known(&self, epoch: Epoch) -> Option<u64> {
+        self.blocks.get(&epoch).copied()
+    }
+
+    fn changes(&self) -> u64 {
+        self.changes
+    }
+
+    /// Takes a note, unless anything changed since `changes`.
+    fn note(&mut self, epoch: Epoch, blocks: u64, changes: u64) {
+        if changes == self.changes {
+            self.blocks.insert(epoch, blocks);
+        }
+    }
+
+    /// The snapshot of that epoch goes, or another layer was found damaged there: the one
+    /// before it takes over what it has, and the younger ones may free more.
+    pub(super) fn forget_from(&mut self, epoch: Epoch) {
+        self.changes += 1;
+        let before = self.blocks.range(..epoch).next_back().map(|(before, _)| *before);
+        self.blocks.split_off(&before.unwrap_or(epoch));
+    }
+}
+
+/// Work in steps, with others' turns between them.
+struct Pace<'a> {
+    io: &'a Io,
+    steps: usize,
+    at_once: usize,
+}
+
+impl Pace<'_> {
+    async fn step(&mut self) {
+        self.steps += 1;
+        if self.steps.is_multiple_of(self.at_once) {
+            self.io.step_aside().await;
+        }
+    }
+}
+
+fn clear_words(words: &mut Words, gone: &Words) {
+    for (word, gone) in words.iter_mut().zip(gone) {
+        *word &= !gone;
     }
 }
 
@@ -327,31 +509,6 @@ impl State {
             return DeleteCheck::Base;
         }
         DeleteCheck::Free
-    }
-
-    /// Which bits of a page, of layers in `epochs`, the snapshot of `older` takes over.
-    fn kept_words(&self, older: Epoch, epochs: &Range<Epoch>, page: u64) -> Result<Words> {
-        let mut undecided = [0; PAGE_WORDS];
-        self.chain.union_bits(page, epochs.clone(), &mut undecided)?;
-        let mut kept = [0; PAGE_WORDS];
-        let mut end = epochs.start;
-        for snapshot in self.queue().into_iter().rev().filter(|e| *e <= older) {
-            let mut bits = [0; PAGE_WORDS];
-            self.chain.union_bits(page, snapshot..end, &mut bits)?;
-            let used = self.frozen_words_or_all(snapshot, page)?;
-            let mut open = 0;
-            for i in 0..PAGE_WORDS {
-                undecided[i] &= !bits[i];
-                kept[i] |= undecided[i] & used[i];
-                undecided[i] &= !used[i];
-                open |= undecided[i];
-            }
-            if open == 0 {
-                break;
-            }
-            end = snapshot;
-        }
-        Ok(kept)
     }
 }
 

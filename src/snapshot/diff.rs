@@ -164,17 +164,24 @@ impl Volume {
             Some(older) => self.s.borrow().touched(older, end, &now)?,
             None => self.s.borrow().used_pages(younger.map(|(e, _)| e), &now, blocks)?,
         };
-        for (index, page) in pages.range(wanted).copied().enumerate() {
-            if page * PAGE_BITS >= blocks {
-                break;
+        let pages: Vec<u64> = pages.range(wanted).copied().take_while(|p| p * PAGE_BITS < blocks).collect();
+        let to = younger.map(|(e, _)| e);
+        let mut changed = Vec::new();
+        for pages in pages.chunks(PAGES_AT_ONCE) {
+            {
+                let s = self.s.borrow();
+                changed.clear();
+                changed.resize(pages.len(), [0; PAGE_WORDS]);
+                if let Some(older) = older {
+                    s.chain.union_pages(pages, older..end, &mut changed)?;
+                }
+                for (page, changed) in pages.iter().zip(&mut changed) {
+                    let (write, discard) = s.delta_page(older, to, *page, &now, changed)?;
+                    delta.write.set_page(*page, Page::from_words(&write));
+                    delta.discard.set_page(*page, Page::from_words(&discard));
+                }
             }
-            let to = younger.map(|(e, _)| e);
-            let (write, discard) = self.s.borrow().delta_page(older, to, page, &now)?;
-            delta.write.set_page(page, Page::from_words(&write));
-            delta.discard.set_page(page, Page::from_words(&discard));
-            if index % PAGES_AT_ONCE == PAGES_AT_ONCE - 1 {
-                self.io.yield_now().await;
-            }
+            self.io.step_aside().await;
         }
         // What lies past the end of the younger state is gone with it.
         let over = blocks..(blocks.next_multiple_of(PAGE_BITS)).max(blocks);
@@ -232,13 +239,15 @@ impl State {
         page << self.shift()..(page + 1) << self.shift()
     }
 
-    /// One page: blocks to write and to discard.
+    /// One page: blocks to write and to discard; `changed` are those that some layer between
+    /// the two has.
     fn delta_page(
         &self,
         from: Option<Epoch>,
         to: Option<Epoch>,
         page: u64,
         now: &Now,
+        changed: &mut Words,
     ) -> Result<(Words, Words)> {
         let used_to = match to {
             Some(epoch) => self.frozen_words(epoch, page)?,
@@ -246,10 +255,8 @@ impl State {
         };
         let Some(from) = from else { return Ok((used_to, [0; PAGE_WORDS])) };
         let used_from = self.frozen_words(from, page)?;
-        let mut changed = [0; PAGE_WORDS];
-        self.chain.union_bits(page, from..to.unwrap_or(Epoch(u64::MAX)), &mut changed)?;
         if to.is_none() {
-            now.staged.page(page).or_into(&mut changed);
+            now.staged.page(page).or_into(changed);
         }
         let (mut write, mut discard) = ([0; PAGE_WORDS], [0; PAGE_WORDS]);
         for i in 0..PAGE_WORDS {

@@ -64,6 +64,7 @@ impl Volume {
         self.writable(Who::Store)?;
         // What is staged has its space, but for what an open on a full disk took over.
         self.wait_for_journal().await?;
+        self.journal_in_steps().await;
         let (guarded, images) = {
             let mut s = self.s.borrow_mut();
             let fresh = s.slots.journal_all();
@@ -81,6 +82,22 @@ impl Volume {
         }
         self.record(Record::Barrier { up_to });
         self.journal_synced().await
+    }
+
+    /// Puts most of what is staged into the journal, a part at a time: others get their turn
+    /// in between. What comes meanwhile, and what gives way to a newer write, is left to the
+    /// step that follows and takes everything.
+    async fn journal_in_steps(&self) {
+        let at_once = self.tuning.steps_at_once;
+        let steps = self.s.borrow().slots.len() / at_once;
+        for _ in 0..steps {
+            let some = self.s.borrow_mut().slots.journal_some(at_once);
+            if some.is_empty() {
+                return;
+            }
+            self.push_after_images(&some);
+            self.io.step_aside().await;
+        }
     }
 
     pub(super) fn push_after_images(&self, slots: &[usize]) {

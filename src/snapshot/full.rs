@@ -341,12 +341,7 @@ impl Volume {
     fn want_reserve(&self, staged: u64) {
         let open: u64 = {
             let s = self.s.borrow();
-            let layers = s.chain.layers_from(s.durable.unsealed);
-            let open = layers.filter_map(|(_, layer)| match layer {
-                crate::map::LayerRef::Open(open) => Some(open.borrow().blocks.len() as u64),
-                _ => None,
-            });
-            open.sum::<u64>() + (s.slots.len() + s.slots.saving) as u64
+            s.chain.open_entries() + (s.slots.len() + s.slots.saving) as u64
         };
         // Sealed once, and once more as what an older snapshot takes over.
         let growing = 2 * (open + staged) * LAYER_ENTRY_BYTES;
@@ -368,7 +363,7 @@ impl Volume {
             of_one.1 += layer.entries * LAYER_ENTRY_BYTES;
             largest = largest.max(of_one.1);
         }
-        let pages = s.production.pages().count() as u64 * LAYER_PAGE_BYTES;
+        let pages = s.production.page_count() * LAYER_PAGE_BYTES;
         // In the layer that is sealed and in the one that takes over, and in each one's second
         // file of them.
         self.space.layers.set(largest + 4 * pages.min(LAYER_PAGES_BYTES_MAX));

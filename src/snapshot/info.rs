@@ -58,10 +58,9 @@ impl Volume {
         let mut snapshots = Vec::new();
         for record in durable.snapshots.iter().filter(|r| !r.is_internal() && !hidden.contains(&r.uuid)) {
             let saved = self.saved_in(record.epoch)? * block;
-            let freed_by_delete = self.freed_by_delete(record.epoch)?;
+            let freed_by_delete = Box::pin(self.freed_by_delete(record.epoch)).await?;
             let in_use = (record.in_use * granule).min(record.size);
             snapshots.push(SnapshotSummary { record: record.clone(), in_use, saved, freed_by_delete });
-            self.io.yield_now().await;
         }
         let s = self.s.borrow();
         Ok(VolumeSummary {

@@ -265,11 +265,11 @@ impl Inspector<'_> {
     pub(super) async fn layers_and_segments(&mut self) -> Result<()> {
         for record in &self.state.layers.clone() {
             self.layer(record).await?;
-            self.sources.io.yield_now().await;
+            self.sources.io.step_aside().await;
         }
         for (number, record) in &self.state.segments.clone() {
             self.segment(*number, record, self.is_live(*number)).await;
-            self.sources.io.yield_now().await;
+            self.sources.io.step_aside().await;
         }
         Ok(())
     }

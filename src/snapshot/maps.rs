@@ -127,46 +127,54 @@ impl State {
         Ok(needed)
     }
 
-    /// Computes an unknown page of the retained maps: one walk from the tail to the head.
-    pub fn resolve_retained(&mut self, page: u64) -> Result<()> {
-        self.retained.unknown.remove(&page);
-        let queue = self.queue();
-        let (mut older, mut bits) = ([0; PAGE_WORDS], [0; PAGE_WORDS]);
-        let Some((tail, rest)) = queue.split_last() else {
+    /// A step of the walk from the tail to the head that computes an unknown page of the
+    /// retained maps: `walk` has seen the snapshots from `end` on.
+    fn walk_retained(&self, walk: &mut Walk, page: u64, epoch: Epoch) -> Result<()> {
+        self.chain.union_bits(page, epoch..walk.end, &mut walk.bits)?;
+        let used = self.frozen_words_or_all(epoch, page)?;
+        for ((older, used), bits) in walk.older.iter_mut().zip(&used).zip(walk.bits.iter()) {
+            *older |= used & !bits;
+        }
+        walk.end = epoch;
+        Ok(())
+    }
+
+    /// The walk is at its end: both maps are known in that page.
+    fn end_walk(&mut self, walk: &Walk, page: u64) -> Result<()> {
+        let Some(tail) = self.tail() else {
             self.retained.older.set_page(page, Page::Empty);
             self.retained.next.set_page(page, Page::Empty);
+            self.retained.unknown.remove(&page);
             return Ok(());
         };
-        let result: Result<()> = (|| {
-            self.chain.union_bits(page, *tail..MAX, &mut bits)?;
-            let mut end = *tail;
-            for epoch in rest.iter().rev() {
-                self.chain.union_bits(page, *epoch..end, &mut bits)?;
-                let used = self.frozen_words_or_all(*epoch, page)?;
-                for i in 0..PAGE_WORDS {
-                    older[i] |= used[i] & !bits[i];
-                }
-                end = *epoch;
-            }
-            let used = self.frozen_words_or_all(*tail, page)?;
-            for i in 0..PAGE_WORDS {
-                older[i] &= !used[i];
-            }
-            Ok(())
-        })();
-        if let Err(error) = result {
-            self.retained.unknown.insert(page);
-            return Err(error);
+        // What was saved since the walk began is in the tail's layers.
+        let mut bits = [0; PAGE_WORDS];
+        self.chain.union_bits(page, tail..MAX, &mut bits)?;
+        let used = self.frozen_words_or_all(tail, page)?;
+        let mut older = *walk.older;
+        for i in 0..PAGE_WORDS {
+            older[i] &= !used[i] & !bits[i];
         }
         self.retained.older.set_page(page, Page::from_words(&older));
-        let mut next = self.needed_words(*tail, page)?;
+        let mut next = self.needed_words(tail, page)?;
         let used = self.used_words(&self.production, page);
         for i in 0..PAGE_WORDS {
             next[i] &= !used[i];
         }
         self.retained.next.set_page(page, Page::from_words(&next));
+        self.retained.unknown.remove(&page);
         Ok(())
     }
+}
+
+/// What a walk from the tail to the head has found in a page.
+struct Walk {
+    /// Blocks that a snapshot older than the tail needs in the clone volume.
+    older: Box<Words>,
+    /// Blocks with a before-image in any layer seen.
+    bits: Box<Words>,
+    /// The first epoch seen.
+    end: Epoch,
 }
 
 impl Volume {
@@ -189,13 +197,13 @@ impl Volume {
     }
 
     async fn load_layer(&self, epochs: Range<Epoch>) -> Result<()> {
-        let record = self.s.borrow().durable.layers.iter().find(|l| l.first == epochs.start).cloned();
+        let record = self.s.borrow().durable.layer(epochs.start).cloned();
         let Some(record) = record else { return Ok(()) };
         let loaded = self.sources().load(&record).await?;
         let mut s = self.s.borrow_mut();
         // Meanwhile somebody else may have loaded it, or a deletion replaced it.
-        let current = s.durable.layers.contains(&record);
-        let wanted = s.chain.unloaded(epochs.start).contains(&epochs);
+        let current = s.durable.layer(epochs.start) == Some(&record);
+        let wanted = s.chain.is_unloaded(&epochs);
         if current && wanted {
             s.take_in(&record, loaded, &self.name());
         }
@@ -206,10 +214,37 @@ impl Volume {
     pub(super) async fn know_retained(self: &Rc<Self>, blocks: &Range<u64>) -> Result<()> {
         while self.s.borrow().retained.unknown_in(blocks).is_some() {
             self.load_from(Epoch(0)).await?;
-            let mut s = self.s.borrow_mut();
-            if let Some(page) = s.retained.unknown_in(blocks) {
-                s.resolve_retained(page)?;
+            let page = self.s.borrow().retained.unknown_in(blocks);
+            if let Some(page) = page {
+                Box::pin(self.resolve_retained(page)).await?;
             }
+        }
+        Ok(())
+    }
+
+    /// Walks from the tail to the head for a page, in steps where the queue is long. If it
+    /// changes meanwhile the page stays unknown, and is walked for again.
+    async fn resolve_retained(&self, page: u64) -> Result<()> {
+        let (queue, changes) = {
+            let s = self.s.borrow();
+            (s.queue(), s.retained.changes())
+        };
+        let end = queue.last().copied().unwrap_or(MAX);
+        let (older, bits) = (Box::new([0; PAGE_WORDS]), Box::new([0; PAGE_WORDS]));
+        let mut walk = Walk { older, bits, end };
+        self.s.borrow().chain.union_bits(page, end..MAX, &mut walk.bits)?;
+        for (index, epoch) in queue.iter().rev().skip(1).enumerate() {
+            if (index + 1).is_multiple_of(self.tuning.steps_at_once) {
+                self.io.step_aside().await;
+                if self.s.borrow().retained.changes() != changes {
+                    return Ok(());
+                }
+            }
+            self.s.borrow().walk_retained(&mut walk, page, *epoch)?;
+        }
+        let mut s = self.s.borrow_mut();
+        if s.retained.unknown.contains(&page) {
+            s.end_walk(&walk, page)?;
         }
         Ok(())
     }

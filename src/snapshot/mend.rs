@@ -103,7 +103,8 @@ impl Sources<'_> {
     /// `Corrupt`, `Io`, `Unsupported`.
     pub(super) async fn open(&self, path: &Path, record: &LayerRecord) -> Result<SealedLayer> {
         let result = async {
-            let layer = SealedLayer::open(self.io.map(path).await?, self.volume, record.first..record.end)?;
+            let epochs = record.first..record.end;
+            let layer = super::seal::open_layer_file(self.io, path, self.volume, epochs).await?;
             let pages = layer.meta_pages().count();
             if layer.entry_count() != record.entries || pages != record.pages as usize {
                 return Err(Error::corrupt(format!(
@@ -224,7 +225,7 @@ impl Volume {
     pub(super) async fn heal(self: &Rc<Self>) -> Result<()> {
         let damaged = self.s.borrow().chain.take_damaged();
         for epochs in damaged {
-            let record = self.s.borrow().durable.layers.iter().find(|l| l.first == epochs.start).cloned();
+            let record = self.s.borrow().durable.layer(epochs.start).cloned();
             let Some(record) = record else { continue };
             let error = Error::corrupt(format!(
                 "{} is damaged",
@@ -275,7 +276,7 @@ impl Volume {
 
     async fn replace_layer(self: &Rc<Self>, old: &LayerRecord, contents: &LayerContents) -> Result<()> {
         self.writable(super::volume::Who::Store)?;
-        let (new, sealed) = self.write_layer(contents).await?;
+        let (new, sealed) = self.write_layer(contents.clone()).await?;
         let record = Record::Delete {
             snapshots: Vec::new(),
             removed: vec![old.first],
@@ -331,6 +332,7 @@ impl super::volume::State {
             Loaded::Mended(mended) => {
                 tracing::warn!("volume {volume}: {}; its layer is made again", mended.why);
                 self.chain.load(record.first, Rc::new(mended.layer));
+                self.freed.forget_from(record.first);
                 self.mended.insert(record.first, mended.contents);
             }
             Loaded::Lost(why) => {
@@ -340,6 +342,7 @@ impl super::volume::State {
                     record.end
                 );
                 self.chain.lose(record.first, record.pages > 0, &why);
+                self.freed.forget_from(record.first);
             }
         }
     }

@@ -218,6 +218,7 @@ impl Volume {
             taking: None,
             unconfirmed: None,
             retained,
+            freed: super::delete::Freed::default(),
             chain,
             mended,
             slots,

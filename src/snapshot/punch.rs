@@ -55,7 +55,7 @@ impl Volume {
                     self.io.sleep(REST).await;
                 }
             }
-            self.io.yield_now().await;
+            self.io.step_aside().await;
         }
     }
 

@@ -735,7 +735,7 @@ async fn load_layers(
     mended: &mut BTreeMap<Epoch, LayerContents>,
 ) -> Result<()> {
     for epochs in chain.unloaded(from) {
-        let Some(record) = state.layers.iter().find(|l| l.first == epochs.start) else { continue };
+        let Some(record) = state.layer(epochs.start) else { continue };
         match sources.load(record).await? {
             Loaded::Whole(layer) => chain.load(record.first, Rc::new(layer)),
             Loaded::Mended(found) => {

@@ -108,7 +108,7 @@ impl Volume {
             entries: crate::map::BlockMap::new(),
             meta_pages,
         };
-        self.write_layer_file(&second, &pages_only(&contents)).await?;
+        self.write_layer_file(&second, crate::map::layer::encode(&pages_only(&contents))).await?;
         self.io.sync_dir(&self.paths.snapshots()).await
     }
 }

@@ -10,7 +10,7 @@
 use crate::map::{BitMap, PAGE_BITS};
 use crate::types::Block;
 use std::collections::BTreeSet;
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
 /// The two maps.
 #[derive(Default)]
@@ -21,6 +21,9 @@ pub struct Retained {
     pub next: BitMap,
     /// Pages of which neither is known.
     pub unknown: BTreeSet<u64>,
+    /// How often the queue, or what belongs to a snapshot, changed: a walk of the queue that
+    /// began before such a change found nothing.
+    changes: u64,
 }
 
 impl Retained {
@@ -32,14 +35,27 @@ impl Retained {
         self.unknown.range(blocks.start / PAGE_BITS..=(blocks.end - 1) / PAGE_BITS).next().copied()
     }
 
+    /// See [`Self::forget`], [`Self::take`] and [`Self::doubt`]: how often they were called.
+    pub fn changes(&self) -> u64 {
+        self.changes
+    }
+
+    /// What is known of these pages is no longer sure.
+    pub fn doubt(&mut self, pages: RangeInclusive<u64>) {
+        self.changes += 1;
+        self.unknown.extend(pages);
+    }
+
     /// A new tail was taken.
     pub fn take(&mut self) {
+        self.changes += 1;
         self.older = self.next.clone();
     }
 
     /// The queue changed in the middle: pages are computed anew where old data may lie in
     /// the clone volume that is not in use, or that a staged write has yet to save.
     pub fn forget(&mut self, stale: &BitMap, staged: impl Iterator<Item = Block>) {
+        self.changes += 1;
         self.older = BitMap::new();
         self.next = BitMap::new();
         self.unknown = stale.pages().map(|(page, _)| page).collect();

@@ -10,13 +10,18 @@ use super::volume::Volume;
 use crate::error::Result;
 use crate::format::journal::{Record, frame_size};
 use crate::format::state::LayerRecord;
-use crate::io::OpenHow;
-use crate::map::{BitMap, BlockMap, LayerContents, LayerRef, Page, SealedLayer, layer};
+use crate::io::{Io, OpenHow};
+use crate::map::{BitMap, BlockMap, LayerContents, Page, SealedLayer, layer};
 use crate::types::Epoch;
+use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 use std::rc::Rc;
+use uuid::Uuid;
+
+/// A layer's file of so many bytes is checked at once: that takes less than to ask a thread.
+const OPENED_INLINE_BYTES: usize = 256 << 10;
 
 impl Volume {
     /// Seals in the background what has ended.
@@ -45,19 +50,7 @@ impl Volume {
 
     async fn seal_all(self: &Rc<Self>) -> Result<()> {
         loop {
-            let closed = {
-                let s = self.s.borrow();
-                let open: Vec<Epoch> = s
-                    .chain
-                    .layers_from(s.durable.unsealed)
-                    .filter(|(_, l)| matches!(l, LayerRef::Open(_)))
-                    .map(|(first, _)| first)
-                    .collect();
-                match open[..] {
-                    [first, next, ..] => Some(first..next),
-                    _ => None,
-                }
-            };
+            let closed = self.s.borrow().chain.oldest_closed();
             let Some(epochs) = closed else { return Ok(()) };
             self.settled_before(epochs.end).await?;
             // While a snapshot is being taken its frozen map is not final, and until it is
@@ -85,14 +78,14 @@ impl Volume {
             if contents.bits.is_empty() && contents.meta_pages.is_empty() {
                 (Vec::new(), None)
             } else {
-                let (record, sealed) = self.write_layer(&contents).await?;
+                let (record, sealed) = self.write_layer(contents).await?;
                 (vec![record], Some(sealed))
             };
         let record = Record::Seal { layers: layers.clone(), unsealed: epochs.end };
         let room = match self.journal.reserve(frame_size(&record)).await {
             Ok(room) => room,
             Err(error) => {
-                self.forget_layer(layers.first()).await;
+                self.forget_layers(&layers).await;
                 return Err(error);
             }
         };
@@ -143,40 +136,31 @@ impl Volume {
     /// Writes a sealed layer's file; it is durable, and nothing names it yet.
     pub(super) async fn write_layer(
         &self,
-        contents: &LayerContents,
+        contents: LayerContents,
     ) -> Result<(LayerRecord, Rc<SealedLayer>)> {
         let version = {
             let mut s = self.s.borrow_mut();
             s.next_layer_version += 1;
             s.next_layer_version
         };
-        let path = self.paths.layer(contents.epochs.start, version);
-        self.write_layer_file(&path, contents).await?;
-        let pages = u32::try_from(contents.meta_pages.len()).unwrap_or(u32::MAX);
-        if pages > 0 {
-            let second = self.paths.layer_pages(contents.epochs.start, version);
-            self.write_layer_file(&second, &pages_only(contents)).await?;
+        let (volume, epochs) = (contents.volume, contents.epochs.clone());
+        let (file, second, record) = self.io.compute(move || encode(&contents, version)).await?;
+        let path = self.paths.layer(epochs.start, version);
+        self.write_layer_file(&path, file).await?;
+        if let Some(second) = second {
+            self.write_layer_file(&self.paths.layer_pages(epochs.start, version), second).await?;
         }
         self.io.sync_dir(&self.paths.snapshots()).await?;
-        let mapped = self.io.map(&path).await?;
-        let sealed = SealedLayer::open(mapped, contents.volume, contents.epochs.clone())?;
-        let record = LayerRecord {
-            first: contents.epochs.start,
-            end: contents.epochs.end,
-            entries: contents.entries.len() as u64,
-            live: live_by_segment(&contents.entries),
-            version,
-            pages,
-        };
+        let sealed = open_layer_file(&self.io, &path, volume, epochs).await?;
         Ok((record, Rc::new(sealed)))
     }
 
     /// Writes and syncs a file of that form; the caller syncs the directory.
-    pub(super) async fn write_layer_file(&self, path: &Path, contents: &LayerContents) -> Result<()> {
+    pub(super) async fn write_layer_file(&self, path: &Path, pieces: Vec<Bytes>) -> Result<()> {
         let file = self.io.open(path, OpenHow::CreateEmpty).await?;
         let written = async {
             let mut at = 0;
-            for piece in layer::encode(contents) {
+            for piece in pieces {
                 let len = piece.len() as u64;
                 self.io.write(file, at, piece).await?;
                 at += len;
@@ -191,6 +175,35 @@ impl Volume {
         }
         result
     }
+}
+
+/// The layer's file, its second one if it has before-pages, and its record.
+fn encode(contents: &LayerContents, version: u64) -> (Vec<Bytes>, Option<Vec<Bytes>>, LayerRecord) {
+    let pages = u32::try_from(contents.meta_pages.len()).unwrap_or(u32::MAX);
+    let second = (pages > 0).then(|| layer::encode(&pages_only(contents)));
+    let record = LayerRecord {
+        first: contents.epochs.start,
+        end: contents.epochs.end,
+        entries: contents.entries.len() as u64,
+        live: live_by_segment(&contents.entries),
+        version,
+        pages,
+    };
+    (layer::encode(contents), second, record)
+}
+
+/// Opens a layer's file; the check of a large one's tables keeps nobody waiting.
+pub(super) async fn open_layer_file(
+    io: &Io,
+    path: &Path,
+    volume: Uuid,
+    epochs: Range<Epoch>,
+) -> Result<SealedLayer> {
+    let mapped = io.map(path).await?;
+    if mapped.len() <= OPENED_INLINE_BYTES {
+        return SealedLayer::open(mapped, volume, epochs);
+    }
+    io.compute(move || SealedLayer::open(mapped, volume, epochs)).await?
 }
 
 /// The before-pages of a layer alone: nothing else has them, so they are stored twice.

@@ -128,16 +128,36 @@ impl Volume {
     /// Makes before-images durable and enters them in the open layer of the epoch.
     pub(super) async fn append_images(self: &Rc<Self>, images: &[Image], epoch: Epoch) -> Result<()> {
         let addrs = self.save.append(&self.journal, epoch, images).await?;
-        let s = self.s.borrow();
-        let open = open_layer(&s.chain, epoch);
-        let mut layer = open.borrow_mut();
-        for (image, addr) in images.iter().zip(addrs) {
-            let saved = SavedImage { addr, crc: crc32c::crc32c(&image.data), damaged: image.damaged };
-            if !layer.insert(image.block, saved) {
-                self.save.drop_live(addr.segment, 1);
+        let full = {
+            let s = self.s.borrow();
+            let open = open_layer(&s.chain, epoch);
+            let mut layer = open.borrow_mut();
+            for (image, addr) in images.iter().zip(addrs) {
+                let saved = SavedImage { addr, crc: crc32c::crc32c(&image.data), damaged: image.damaged };
+                if !layer.insert(image.block, saved) {
+                    self.save.drop_live(addr.segment, 1);
+                }
             }
+            layer.end.is_none() && layer.blocks.len() >= self.tuning.layer_entries_max
+        };
+        if full {
+            self.begin_layer();
         }
         Ok(())
+    }
+
+    /// The youngest layer has grown enough: the next one begins, and this one is sealed. A
+    /// snapshot may have any number of layers, so nothing else changes.
+    fn begin_layer(self: &Rc<Self>) {
+        let taking = {
+            let s = self.s.borrow();
+            s.taking.is_some() || s.unconfirmed.is_some()
+        };
+        // Else the take has begun one just now, or its end is near.
+        if !taking {
+            self.raise_epoch();
+            self.kick_sealer();
+        }
     }
 
     /// A run could not be read: the blocks that can't are saved as damaged, and the write
@@ -168,10 +188,9 @@ pub(super) fn open_layer(
     chain: &crate::map::LayerChain,
     epoch: Epoch,
 ) -> Rc<std::cell::RefCell<crate::map::OpenLayer>> {
-    let layer = chain.layers_from(Epoch(0)).filter(|(first, _)| *first <= epoch).last();
-    match layer {
-        Some((_, crate::map::LayerRef::Open(open))) => open,
-        _ => unreachable!("the layer of epoch {epoch} is open as long as its writes are under way"),
+    match chain.open_for(epoch) {
+        Some(open) => Rc::clone(open),
+        None => unreachable!("the layer of epoch {epoch} is open as long as its writes are under way"),
     }
 }
 

@@ -299,9 +299,15 @@ impl Slots {
 
     /// Marks as journaled every slot whose after-image is not in force, oldest first.
     pub fn journal_all(&mut self) -> Vec<usize> {
+        self.journal_some(usize::MAX)
+    }
+
+    /// The same, of the oldest so many.
+    pub fn journal_some(&mut self, count: usize) -> Vec<usize> {
         let mut fresh: Vec<(Seq, usize)> =
             self.table.iter().filter(|(_, s)| !s.journaled && !s.dead).map(|(i, s)| (s.seq, *i)).collect();
         fresh.sort_unstable();
+        fresh.truncate(count);
         for (_, index) in &fresh {
             if let Some(slot) = self.table.get_mut(index) {
                 slot.journaled = true;

@@ -236,7 +236,7 @@ impl Volume {
     /// belong to the one before it.
     async fn forget_snapshot(self: &Rc<Self>, uuid: Uuid) -> Result<()> {
         let Some(epoch) = self.s.borrow().durable.snapshot(uuid).map(|r| r.epoch) else { return Ok(()) };
-        let older = self.s.borrow().queue().into_iter().rev().find(|e| *e < epoch);
+        let older = self.s.borrow().older_than(epoch);
         self.load_from(older.unwrap_or(epoch)).await?;
         // The layer of the one before may have been sealed, its frozen map forgotten.
         let tail = older.map(|older| Ok::<_, Error>((older, self.thaw(older, epoch)?))).transpose()?;
@@ -253,6 +253,7 @@ impl Volume {
         s.durable.apply(&record);
         s.frozen.remove(&epoch);
         s.frozen.extend(tail);
+        s.freed.forget_from(epoch);
         s.forget_retained();
         Ok(())
     }

@@ -37,7 +37,7 @@ impl Volume {
             if !self.s.borrow().durable.layers.contains(record) {
                 look.out.found.truncate(before);
             }
-            self.io.yield_now().await;
+            self.io.step_aside().await;
         }
         // Images of groups that are in no sealed layer: those that the open layers name.
         look.images = false;
@@ -48,7 +48,7 @@ impl Volume {
             if now.get(number).is_none_or(|now| now.generation != record.generation) {
                 look.out.found.truncate(before);
             }
-            self.io.yield_now().await;
+            self.io.step_aside().await;
         }
         if images {
             for (epoch, block, image) in self.open_images() {

@@ -9,6 +9,7 @@
 //! - the open layer of an epoch exists before anything is saved in it, and a bit is set
 //!   before the clone volume is overwritten.
 
+use super::delete::Freed;
 use super::locks::Locks;
 use super::retained::Retained;
 use super::slots::Slots;
@@ -91,6 +92,7 @@ pub(super) struct State {
     /// it may be the tail again, so its map stays.
     pub unconfirmed: Option<Epoch>,
     pub retained: Retained,
+    pub freed: Freed,
     pub chain: LayerChain,
     /// Layers that were made again from redundant copies and have no whole file yet.
     pub mended: BTreeMap<Epoch, LayerContents>,
@@ -170,7 +172,15 @@ impl State {
 
     /// The epoch at which the map of the snapshot of `epoch` ends.
     pub fn end_of(&self, epoch: Epoch) -> Epoch {
-        self.queue().into_iter().find(|e| *e > epoch).unwrap_or(Epoch(u64::MAX))
+        let next = self.durable.snapshots.partition_point(|s| s.epoch <= epoch);
+        let next = self.durable.snapshots.get(next).map(|s| s.epoch);
+        next.or(self.taking.filter(|taking| *taking > epoch)).unwrap_or(Epoch(u64::MAX))
+    }
+
+    /// The epoch of the snapshot before that of `epoch`.
+    pub fn older_than(&self, epoch: Epoch) -> Option<Epoch> {
+        let at = self.durable.snapshots.partition_point(|s| s.epoch < epoch);
+        at.checked_sub(1).map(|before| self.durable.snapshots[before].epoch)
     }
 
     /// Whether a write of `epoch` must save `block` first: some snapshot needs what the
@@ -232,7 +242,7 @@ impl State {
                     map.clear_range(run);
                 }
                 let pages = blocks.start / PAGE_BITS..=(blocks.end - 1) / PAGE_BITS;
-                self.retained.unknown.extend(pages);
+                self.retained.doubt(pages);
             }
         }
         Ok(())

@@ -30,6 +30,12 @@ pub struct Tuning {
     pub group_bytes_max: u64,
     /// Groups that are settled at the same time, at most.
     pub groups_in_flight_max: usize,
+    /// Before-images in a layer after which the next one begins, at most: what a volume holds
+    /// in memory of them, and what is sealed at once.
+    pub layer_entries_max: usize,
+    /// Steps of long work after which the requests of clients get their turn: a map asked for
+    /// a page, a staged block put into the journal.
+    pub steps_at_once: usize,
     /// Bytes that a volume with snapshots keeps allocated beside what its stage holds, so
     /// that a deletion works on a full disk.
     pub reserve_bytes: u64,
@@ -45,6 +51,9 @@ impl Default for Tuning {
             journal_step_bytes: 1 << 20,
             group_bytes_max: 1 << 20,
             groups_in_flight_max: 2,
+            // As many as a hash table of 2^18 places takes before it grows.
+            layer_entries_max: 7 << 15,
+            steps_at_once: 64,
             reserve_bytes: 4 << 20,
         }
     }

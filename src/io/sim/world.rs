@@ -253,7 +253,9 @@ impl World {
             return Some(self.complete(op, self.sequence, world));
         }
         let wakes = match &op {
-            Op::Sleep { time } => Some(self.now.saturating_add(*time)),
+            // A sleep of no time ends among the other operations: time passes only when there
+            // is none.
+            Op::Sleep { time } if !time.is_zero() => Some(self.now.saturating_add(*time)),
             _ => None,
         };
         let held_until = self.stall(&op);
@@ -374,6 +376,10 @@ impl World {
             }
             Op::MapRegion { path, len } => self.map_region(&path, len, world),
             Op::Recv { .. } | Op::Send { .. } => bad(Errno::OPNOTSUPP),
+            Op::Compute { work } => {
+                work.run();
+                Ok(Output::None)
+            }
             Op::Sleep { .. } | Op::Close { .. } => Ok(Output::None),
         }
     }

@@ -52,6 +52,15 @@ fn check(layer: &SealedLayer, contents: &LayerContents) {
     assert!(layer.meta_pages().eq(contents.meta_pages.keys().copied()));
     for (number, page) in contents.bits.pages() {
         assert_eq!(layer.bits_page(number).unwrap(), page);
+        let mut words = [0; PAGE_WORDS];
+        words[7] = 5;
+        layer.add_bits(number, &mut words).unwrap();
+        let mut both = page.to_words();
+        both[7] |= 5;
+        assert_eq!(words, both);
+        // The page after it may be there or not.
+        let next = contents.bits.page(number + 1);
+        assert_eq!(layer.bits_page(number + 1).unwrap(), next);
     }
     for (number, page) in &contents.meta_pages {
         assert_eq!(layer.meta_page(*number).unwrap().as_ref(), Some(page));

@@ -66,6 +66,8 @@ pub(crate) fn tuning(block_size: u32) -> Tuning {
         journal_step_bytes: 16 << 10,
         group_bytes_max: block * 4,
         groups_in_flight_max: 2,
+        layer_entries_max: 9,
+        steps_at_once: 2,
         reserve_bytes: 1 << 20,
     }
 }
