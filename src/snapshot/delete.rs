@@ -241,6 +241,8 @@ impl Volume {
         if let Some(map) = s.frozen.get(&older) {
             return Ok(map.clone());
         }
+        // A lost layer may have held a page that tells the two apart.
+        s.chain.pages_whole(older..Epoch(u64::MAX))?;
         let mut map = s.frozen.get(&tail).cloned().unwrap_or_default();
         for page in s.chain.touched_meta_pages(older..tail)? {
             if let Some(content) = s.chain.meta_page(page, older)? {
