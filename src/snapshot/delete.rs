@@ -154,11 +154,11 @@ impl Volume {
             // What the older one would take over is not known.
             self.s.borrow().chain.whole(epoch..end).map_err(older_first)?;
         }
+        let new_tail =
+            if is_tail { older.map(|o| self.thaw(o, epoch)).transpose().map_err(older_first)? } else { None };
         let Passed { removed, added } = Box::pin(self.pass_on(older, epoch..end)).await?;
         let old_records = self.layer_records(&removed);
         let records: Vec<LayerRecord> = added.iter().map(|(record, _)| record.clone()).collect();
-        let new_tail =
-            if is_tail { older.map(|o| self.thaw(o, epoch)).transpose().map_err(older_first)? } else { None };
         let record = Record::Delete {
             snapshots: vec![uuid],
             removed: removed.clone(),
