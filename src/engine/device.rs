@@ -6,7 +6,7 @@
 //! `OutOfRange`). Futures are local to the engine's thread.
 
 use crate::error::Result;
-pub use crate::snapshot::Piece;
+pub use crate::snapshot::{Piece, ReadNow};
 use bytes::{Bytes, BytesMut};
 use futures::future::LocalBoxFuture;
 
@@ -56,13 +56,13 @@ pub trait Device {
     /// Reads a range; the pieces add up to `len`.
     fn read(&self, offset: u64, len: u64) -> LocalBoxFuture<'static, Result<Vec<Piece>>>;
 
-    /// Appends a range to `buffer` if that needs no wait (true); else the buffer stays as it
-    /// was, and [`Device::read`] says what is there.
+    /// Reads a range if that needs no wait, into the end of `buffer` or without a copy; else
+    /// the buffer stays as it was, and [`Device::read`] says what is there.
     ///
     /// # Errors
     /// As for [`Device::read`]; the buffer stays as it was.
-    fn read_now(&self, _offset: u64, _len: usize, _buffer: &mut BytesMut) -> Result<bool> {
-        Ok(false)
+    fn read_now(&self, _offset: u64, _len: usize, _buffer: &mut BytesMut) -> Result<ReadNow> {
+        Ok(ReadNow::Waits)
     }
 
     /// Writes a range if that needs no wait (true); else nothing is acknowledged, and

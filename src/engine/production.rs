@@ -2,7 +2,7 @@
 
 use super::clients::Seat;
 use super::device::{
-    ALLOCATION_HOLE, ALLOCATION_ZERO, DELTA_DATA, DELTA_DISCARD, Device, Extent, Piece, ZeroHow,
+    ALLOCATION_HOLE, ALLOCATION_ZERO, DELTA_DATA, DELTA_DISCARD, Device, Extent, Piece, ReadNow, ZeroHow,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::snapshot::{Delta, SnapshotReader, Volume, Who};
@@ -50,7 +50,7 @@ impl Device for ProductionDevice {
         async move { volume.read(offset, len).await }.boxed_local()
     }
 
-    fn read_now(&self, offset: u64, len: usize, buffer: &mut BytesMut) -> Result<bool> {
+    fn read_now(&self, offset: u64, len: usize, buffer: &mut BytesMut) -> Result<ReadNow> {
         self.volume.read_now(offset, len, buffer)
     }
 

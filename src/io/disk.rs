@@ -2,7 +2,7 @@
 //! the kernel did only a part.
 
 use super::helpers::{Finished, Job};
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use rustix::fs::{FallocateFlags, Mode, OFlags, SeekFrom};
 use rustix::io::{Errno, ReadWriteFlags};
 use std::io::{self, IoSlice, IoSliceMut};
@@ -13,7 +13,7 @@ use std::path::Path;
 const ZEROS: &[u8] = &[0; 64 * 1024];
 
 /// Buffers in one system call (the kernel's `IOV_MAX`).
-const BUFFERS_MAX: usize = 1024;
+pub(super) const BUFFERS_MAX: usize = 1024;
 
 /// Repeats a system call for as long as signals interrupt it.
 pub(super) fn retry<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> rustix::io::Result<T> {
@@ -82,24 +82,6 @@ pub(super) fn slices(data: &[Bytes], mut skip: usize) -> Vec<IoSlice<'_>> {
         }
     }
     slices
-}
-
-/// Drops the first `count` bytes of the buffers.
-pub(super) fn advance(data: &mut Vec<Bytes>, mut count: usize) {
-    let whole = data
-        .iter()
-        .take_while(|buffer| {
-            let whole = buffer.len() <= count;
-            if whole {
-                count -= buffer.len();
-            }
-            whole
-        })
-        .count();
-    data.drain(..whole);
-    if let Some(first) = data.first_mut() {
-        first.advance(count);
-    }
 }
 
 /// Writes all buffers but their first `skip` bytes; `offset` is where those would go.

@@ -11,6 +11,7 @@
 //!   gives an error, never another file.
 
 use super::helpers::{Finished, Job};
+use super::shown::{Part, Shown, Windows};
 use super::{FileId, Op, OpenHow, Outcome, Output, cached, disk, region};
 use bytes::{Bytes, BytesMut};
 use rustix::fs::{Advice, FileType, Mode, OFlags};
@@ -78,7 +79,7 @@ pub(super) enum Start {
     /// Bytes from a peer.
     Recv { file: FileId, len: usize, into: BytesMut },
     /// Bytes to a peer.
-    Send { file: FileId, data: Vec<Bytes> },
+    Send { file: FileId, data: Vec<Part> },
     /// A socket or pipe was closed: what waits for it ends.
     Closed { file: FileId },
     /// A wait.
@@ -95,6 +96,7 @@ struct Place {
 pub(super) struct Files {
     places: Vec<Place>,
     vacant: Vec<u32>,
+    windows: Windows,
 }
 
 impl Files {
@@ -153,6 +155,7 @@ impl Files {
     /// Forgets a descriptor; operations under way keep theirs until they end.
     fn close(&mut self, file: FileId) -> io::Result<Kind> {
         let kind = self.handle(file)?.kind;
+        self.windows.forget(file);
         let number = file.0 & ((1 << PLACE_BITS) - 1);
         let place = &mut self.places[number as usize];
         place.handle = None;
@@ -163,13 +166,24 @@ impl Files {
 
     /// Appends what the page cache has, all of it or nothing.
     pub(super) fn read_now(
-        &self,
+        &mut self,
         file: FileId,
         offset: u64,
         len: usize,
         buffer: &mut BytesMut,
     ) -> io::Result<bool> {
-        cached::read_appending(self.handle(file)?, offset, len, buffer)
+        let cached = cached::read_appending(self.handle(file)?, offset, len, buffer)?;
+        if cached {
+            self.windows.found(file, offset, len as u64);
+        }
+        Ok(cached)
+    }
+
+    /// A part of a file, if it was found in the page cache.
+    pub(super) fn show(&mut self, file: FileId, offset: u64, len: usize) -> Option<Shown> {
+        let place = self.places.get((file.0 & ((1 << PLACE_BITS) - 1)) as usize)?;
+        let handle = place.handle.as_ref().filter(|_| place.generation == file.0 >> PLACE_BITS)?;
+        self.windows.show(file, handle, offset, len)
     }
 
     /// Writes to the page cache, if it is little.

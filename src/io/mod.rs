@@ -25,6 +25,7 @@ mod helpers;
 pub mod plain;
 pub mod reactor;
 pub mod region;
+mod shown;
 pub mod sim;
 mod spin;
 mod streams;
@@ -36,6 +37,7 @@ pub mod uring;
 pub use disk::file_system;
 pub use reactor::{Io, Reactor};
 pub use region::{Mapped, Region};
+pub use shown::{Part, Shown};
 
 use bytes::{Bytes, BytesMut};
 use std::fmt;
@@ -203,7 +205,7 @@ pub enum Op {
         /// The socket.
         file: FileId,
         /// What.
-        data: Vec<Bytes>,
+        data: Vec<Part>,
     },
     /// Has something computed beside the reactor's thread. Output: `None`; what it brings
     /// is where the work put it.
@@ -279,6 +281,12 @@ pub trait Driver {
         _buffer: &mut BytesMut,
     ) -> io::Result<bool> {
         Ok(false)
+    }
+
+    /// A part of a file to be sent as it is then, without a copy, if it lies in the page
+    /// cache; never where the file's content at this moment is what counts.
+    fn show(&mut self, _file: FileId, _offset: u64, _len: usize) -> Option<Shown> {
+        None
     }
 
     /// Writes all of `data` if that is done at once; `None` when it must be submitted.

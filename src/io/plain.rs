@@ -9,7 +9,7 @@ use super::helpers::{Bell, Finished, Helpers, Job};
 use super::spin::Spin;
 use super::streams::{Interest, Streams};
 use super::timers::Timers;
-use super::{Driver, FileId, Op, OpId, Outcome, Output, Wake, disk};
+use super::{Driver, FileId, Op, OpId, Outcome, Output, Shown, Wake, disk};
 use bytes::{Bytes, BytesMut};
 use rustc_hash::FxHashMap;
 use rustix::event::{Timespec, epoll};
@@ -200,6 +200,10 @@ impl Driver for Plain {
 
     fn read_now(&mut self, file: FileId, offset: u64, len: usize, buffer: &mut BytesMut) -> io::Result<bool> {
         self.files.read_now(file, offset, len, buffer)
+    }
+
+    fn show(&mut self, file: FileId, offset: u64, len: usize) -> Option<Shown> {
+        self.files.show(file, offset, len)
     }
 
     fn write_now(&mut self, file: FileId, offset: u64, data: &Bytes) -> Option<io::Result<()>> {

@@ -3,7 +3,7 @@
 //! An [`Io`] is the tasks' handle: it submits operations and gives futures of their
 //! completions. It opens nothing itself and knows no clock; the driver does.
 
-use super::{Driver, FileId, Mapped, Op, OpId, OpenHow, Outcome, Output, Region, Wake, Work};
+use super::{Driver, FileId, Mapped, Op, OpId, OpenHow, Outcome, Output, Part, Region, Shown, Wake, Work};
 use crate::error::{Error, Result};
 use bytes::{Bytes, BytesMut};
 use futures::executor::{LocalPool, LocalSpawner};
@@ -157,6 +157,12 @@ impl Io {
     pub fn read_now(&self, file: FileId, offset: u64, len: usize, buffer: &mut BytesMut) -> Result<bool> {
         let read = self.0.driver.borrow_mut().read_now(file, offset, len, buffer);
         read.map_err(|error| Error::os("cannot read", error))
+    }
+
+    /// A part of a file to be sent as it is then, if it is at hand.
+    #[must_use]
+    pub fn show(&self, file: FileId, offset: u64, len: usize) -> Option<Shown> {
+        self.0.driver.borrow_mut().show(file, offset, len)
     }
 
     /// Writes if that is done at once; `None` when it has to be waited for.
@@ -417,7 +423,7 @@ impl Io {
     ///
     /// # Errors
     /// `Io`.
-    pub async fn send(&self, file: FileId, data: Vec<Bytes>) -> Result<()> {
+    pub async fn send(&self, file: FileId, data: Vec<Part>) -> Result<()> {
         nothing("send", self.submit(Op::Send { file, data }).await)
     }
 

@@ -1,4 +1,4 @@
-#![allow(unsafe_code, reason = "received bytes land in memory that nothing zeroed first")]
+#![allow(unsafe_code, reason = "received bytes land in memory that nothing zeroed first; sent ones may lie in mapped files")]
 //! Sockets and pipes: what waits to be received and sent on each.
 //!
 //! Every descriptor here is non-blocking, so an operation is first tried inline; what
@@ -10,13 +10,14 @@
 
 use super::disk;
 use super::files::{Handle, Kind};
-use super::{FileId, OpId, Outcome, Output};
-use bytes::{Bytes, BytesMut};
+use super::{FileId, OpId, Outcome, Output, Part};
+use bytes::BytesMut;
 use rustc_hash::FxHashMap;
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
+use rustix::net::RecvFlags;
 use std::collections::VecDeque;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 /// What a stream waits for.
@@ -30,7 +31,7 @@ struct Stream {
     handle: Arc<Handle>,
     /// Each with the most it takes, and the buffer that it goes on with.
     recvs: VecDeque<(OpId, usize, BytesMut)>,
-    sends: VecDeque<(OpId, Vec<Bytes>)>,
+    sends: VecDeque<(OpId, Vec<Part>)>,
 }
 
 /// The streams that wait for their peers. A stream is listed from its first wait until
@@ -74,7 +75,7 @@ impl Streams {
         id: OpId,
         file: FileId,
         handle: &Arc<Handle>,
-        mut data: Vec<Bytes>,
+        mut data: Vec<Part>,
     ) -> Option<Outcome> {
         let waits = self.waiting.get(&file).is_some_and(|stream| !stream.sends.is_empty());
         if !waits && let Some(outcome) = send(handle, &mut data) {
@@ -154,23 +155,62 @@ fn recv(handle: &Handle, len: usize, into: &mut BytesMut, kept: &mut BytesMut) -
 }
 
 /// Sends as much as goes; `None` if something is left in `data`.
-fn send(handle: &Handle, data: &mut Vec<Bytes>) -> Option<Outcome> {
-    disk::advance(data, 0);
+fn send(handle: &Handle, data: &mut Vec<Part>) -> Option<Outcome> {
+    advance(data, 0);
     while !data.is_empty() {
-        let slices = disk::slices(data, 0);
-        let sent = disk::retry(|| match handle.kind {
-            Kind::Socket => {
-                let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-                rustix::net::sendmsg(handle, &slices, &mut SendAncillaryBuffer::default(), flags)
-            }
-            Kind::File | Kind::Pipe => rustix::io::writev(handle, &slices),
-        });
-        match sent {
+        match disk::retry(|| send_once(handle, data)) {
             Ok(0) => return Some(Err(io::ErrorKind::WriteZero.into())),
-            Ok(sent) => disk::advance(data, sent),
+            Ok(sent) => advance(data, sent),
             Err(Errno::AGAIN) => return None,
+            // A page that was shown is not to be had this way; reading it says why.
+            Err(Errno::FAULT) => {
+                if let Err(error) = data.iter_mut().try_for_each(Part::copy) {
+                    return Some(Err(error));
+                }
+            }
             Err(error) => return Some(Err(error.into())),
         }
     }
     Some(Ok(Output::None))
+}
+
+/// One system call's worth.
+fn send_once(handle: &Handle, data: &[Part]) -> Result<usize, Errno> {
+    let vectors: Vec<libc::iovec> = data.iter().take(disk::BUFFERS_MAX).map(Part::vector).collect();
+    let sent = match handle.kind {
+        Kind::Socket => {
+            // SAFETY: every bit pattern of the structure is valid, zeros too.
+            let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+            message.msg_iov = vectors.as_ptr().cast_mut();
+            message.msg_iovlen = vectors.len() as _;
+            let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+            // SAFETY: the message names the vectors and they name the parts, all of which live
+            // beyond the call; the kernel only reads them.
+            unsafe { libc::sendmsg(handle.as_raw_fd(), &raw const message, flags) }
+        }
+        Kind::File | Kind::Pipe => {
+            let count = libc::c_int::try_from(vectors.len()).unwrap_or(libc::c_int::MAX);
+            // SAFETY: as above.
+            unsafe { libc::writev(handle.as_raw_fd(), vectors.as_ptr(), count) }
+        }
+    };
+    usize::try_from(sent).map_err(|_| Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO))
+}
+
+/// Drops the first `count` bytes of the parts, and parts without any.
+fn advance(data: &mut Vec<Part>, mut count: usize) {
+    let whole = data
+        .iter()
+        .take_while(|part| {
+            let whole = part.len() <= count;
+            if whole {
+                count -= part.len();
+            }
+            whole
+        })
+        .count();
+    data.drain(..whole);
+    if let Some(first) = data.first_mut() {
+        first.advance(count);
+    }
 }

@@ -19,7 +19,7 @@ use super::helpers::{Bell, Helpers, Job};
 use super::spin::Spin;
 use super::streams::{Interest, Streams};
 use super::timers::Timers;
-use super::{Driver, FileId, Op, OpId, Outcome, Output, Wake, disk};
+use super::{Driver, FileId, Op, OpId, Outcome, Output, Shown, Wake, disk};
 use bytes::{Bytes, BytesMut};
 use io_uring::types::{Fd, FsyncFlags, SubmitArgs, Timespec};
 use io_uring::{IoUring, opcode, squeue};
@@ -406,6 +406,10 @@ impl Driver for Uring {
 
     fn read_now(&mut self, file: FileId, offset: u64, len: usize, buffer: &mut BytesMut) -> io::Result<bool> {
         self.files.read_now(file, offset, len, buffer)
+    }
+
+    fn show(&mut self, file: FileId, offset: u64, len: usize) -> Option<Shown> {
+        self.files.show(file, offset, len)
     }
 
     fn write_now(&mut self, file: FileId, offset: u64, data: &Bytes) -> Option<io::Result<()>> {

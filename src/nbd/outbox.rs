@@ -5,7 +5,8 @@
 //! back when the last byte of its reply has been sent, not before: a client that takes
 //! no replies runs into its own limit.
 
-use bytes::{Bytes, BytesMut};
+use crate::io::Part;
+use bytes::BytesMut;
 use std::collections::VecDeque;
 
 /// What is allocated at once for headers and for data that was read at once.
@@ -23,7 +24,7 @@ pub struct Share {
 /// The replies of one connection on their way out.
 #[derive(Debug, Default)]
 pub struct Outbox {
-    parts: VecDeque<Bytes>,
+    parts: VecDeque<Part>,
     /// Headers behind the last part.
     head: BytesMut,
     /// Where replies end, counted from the first byte ever queued, and what they hold.
@@ -54,7 +55,8 @@ impl Outbox {
     }
 
     /// Appends data, without copying it.
-    pub fn push(&mut self, data: Bytes) {
+    pub fn push(&mut self, data: impl Into<Part>) {
+        let data = data.into();
         if data.is_empty() {
             return;
         }
@@ -69,7 +71,7 @@ impl Outbox {
     }
 
     /// Takes what one send shall carry: at most so many parts and about so many bytes.
-    pub fn take(&mut self, parts_max: usize, bytes_max: usize) -> Vec<Bytes> {
+    pub fn take(&mut self, parts_max: usize, bytes_max: usize) -> Vec<Part> {
         self.flush_head();
         let mut bytes = 0;
         let mut batch = Vec::with_capacity(self.parts.len().min(parts_max));
@@ -105,7 +107,7 @@ impl Outbox {
     fn flush_head(&mut self) {
         if !self.head.is_empty() {
             self.queued += self.head.len() as u64;
-            self.parts.push_back(self.head.split().freeze());
+            self.parts.push_back(self.head.split().freeze().into());
         }
     }
 }

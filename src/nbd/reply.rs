@@ -5,7 +5,7 @@
 
 use super::outbox::Outbox;
 use super::proto::{self, STRING_SIZE_MAX, chunk, errno};
-use crate::engine::device::{Extent, Piece};
+use crate::engine::device::{Extent, Piece, ReadNow};
 use bytes::{BufMut, Bytes, BytesMut};
 
 /// The most extents in the reply for one metadata context: half a MiB of them.
@@ -63,7 +63,8 @@ impl Reply {
         head.put_slice(text);
     }
 
-    /// What `read` appends to the buffer it is given, if it says true; else nothing is queued.
+    /// What `read` shows, or appends to the buffer it is given (true); if it would have to
+    /// wait, nothing is queued.
     ///
     /// # Errors
     /// Those of `read`; nothing is queued then.
@@ -72,7 +73,7 @@ impl Reply {
         out: &mut Outbox,
         offset: u64,
         len: u32,
-        read: impl FnOnce(&mut BytesMut) -> Result<bool, E>,
+        read: impl FnOnce(&mut BytesMut) -> Result<ReadNow, E>,
     ) -> Result<bool, E> {
         let buffer = out.room(len as usize + proto::CHUNK_HEADER_SIZE + 8);
         let before = buffer.len();
@@ -82,11 +83,17 @@ impl Reply {
         } else {
             proto::put_simple_reply(buffer, 0, self.cookie);
         }
-        let done = read(buffer);
-        if !matches!(done, Ok(true)) {
-            buffer.truncate(before);
+        match read(buffer) {
+            Ok(ReadNow::Appended) => Ok(true),
+            Ok(ReadNow::Shown(shown)) => {
+                out.push(shown);
+                Ok(true)
+            }
+            other => {
+                buffer.truncate(before);
+                other.map(|_| false)
+            }
         }
-        done
     }
 
     /// What a read found. `whole`: in one piece (the flag `DF`).

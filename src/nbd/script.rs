@@ -4,7 +4,7 @@
 use super::memory::{Memory, MemoryDevice};
 use super::metacontext::{Context, Selected};
 use super::transmission::{self, End, Session};
-use crate::io::{Driver, FileId, Io, Op, OpId, Outcome, Output, Reactor, Wake};
+use crate::io::{Driver, FileId, Io, Op, OpId, Outcome, Output, Part, Reactor, Wake};
 use bytes::Bytes;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -64,7 +64,8 @@ impl Driver for ScriptDriver {
             }
             Op::Send { data, .. } => {
                 for part in data {
-                    script.sent.extend_from_slice(&part);
+                    let Part::Bytes(bytes) = part else { unreachable!("nothing is shown here") };
+                    script.sent.extend_from_slice(&bytes);
                 }
                 let outcome = match script.send_limit {
                     Some(limit) if script.sent.len() > limit => Err(io::ErrorKind::BrokenPipe.into()),

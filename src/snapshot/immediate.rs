@@ -6,10 +6,22 @@
 
 use super::volume::{Volume, Who};
 use crate::error::Result;
+use crate::io::Shown;
 use crate::types::{Block, Epoch};
 use bytes::{Bytes, BytesMut};
 use std::ops::Range;
 use std::rc::Rc;
+
+/// How far a read came that was to need no wait.
+#[derive(Debug)]
+pub enum ReadNow {
+    /// The data is at the end of the buffer.
+    Appended,
+    /// The data is to be sent from where it lies.
+    Shown(Shown),
+    /// It needs a wait.
+    Waits,
+}
 
 /// Where a write goes.
 enum Way {
@@ -20,12 +32,15 @@ enum Way {
 }
 
 impl Volume {
-    /// Appends a range of production to `buffer` if it lies in the page cache in one piece
-    /// (true); else the buffer stays as it was.
+    /// Shows a range of production, or appends it to `buffer`, if it lies in the page cache in
+    /// one piece; else the buffer stays as it was.
+    ///
+    /// What is shown may change until it was sent: by writes that somebody asks for before the
+    /// reader has his answer. He may get what was there before them or after.
     ///
     /// # Errors
     /// `OutOfRange`, `Io`; the buffer stays as it was.
-    pub fn read_now(self: &Rc<Self>, offset: u64, len: usize, buffer: &mut BytesMut) -> Result<bool> {
+    pub fn read_now(self: &Rc<Self>, offset: u64, len: usize, buffer: &mut BytesMut) -> Result<ReadNow> {
         self.in_range(offset, len as u64)?;
         {
             let s = self.s.borrow();
@@ -33,10 +48,14 @@ impl Volume {
             let granules = s.granules(&blocks);
             let whole = s.production.runs(granules.clone()).next() == Some((granules, true));
             if !whole || (!s.slots.is_empty() && blocks.into_iter().any(|block| s.slots.has(Block(block)))) {
-                return Ok(false);
+                return Ok(ReadNow::Waits);
             }
         }
-        self.clone_volume.read_now(offset, len, buffer).map_err(|error| self.named(error))
+        if let Some(shown) = self.clone_volume.show(offset, len) {
+            return Ok(ReadNow::Shown(shown));
+        }
+        let read = self.clone_volume.read_now(offset, len, buffer).map_err(|error| self.named(error))?;
+        Ok(if read { ReadNow::Appended } else { ReadNow::Waits })
     }
 
     /// Writes whole blocks of granules in use if that needs no wait (true); else nothing is

@@ -47,6 +47,7 @@ pub use full::{SpaceSummary, Wanted};
 pub use info::{SnapshotSummary, VolumeSummary};
 pub use inspect::{Found, Verified};
 pub use open::Opened;
+pub use immediate::ReadNow;
 pub use read::Piece;
 pub use reader::SnapshotReader;
 pub use receive::{Incoming, ReceiveStart, Receiving};

@@ -2,7 +2,7 @@
 
 use super::event::Syncer;
 use crate::error::{Error, Result};
-use crate::io::{FileId, Io};
+use crate::io::{FileId, Io, Shown};
 use crate::types::{Block, Geometry};
 use bytes::{Bytes, BytesMut};
 use std::cell::Cell;
@@ -65,6 +65,11 @@ impl CloneVolume {
     pub fn read_now(&self, offset: u64, len: usize, buffer: &mut BytesMut) -> Result<bool> {
         let read = self.io.read_now(self.file, offset, len, buffer);
         read.map_err(|e| e.context(format!("clone volume, block {}", offset / self.block_size)))
+    }
+
+    /// Bytes to be sent as they are then, if they are at hand.
+    pub fn show(&self, offset: u64, len: usize) -> Option<Shown> {
+        self.io.show(self.file, offset, len)
     }
 
     /// Writes whole blocks if that is done at once; `None` when it has to be waited for.

@@ -2,7 +2,7 @@
 //! sends a few requests at a time that do not touch each other's bytes.
 
 use super::machine::Process;
-use crate::engine::device::{Device, ZeroHow};
+use crate::engine::device::{Device, ReadNow, ZeroHow};
 use crate::engine::export;
 use crate::engine::thread::Engine;
 use crate::snapshot::Piece;
@@ -127,7 +127,7 @@ impl Client {
     async fn read(&self, range: Range<usize>) {
         let mut cached = BytesMut::new();
         let result = match self.device.read_now(range.start as u64, range.len(), &mut cached) {
-            Ok(true) => Ok(vec![Piece::Data(cached.freeze())]),
+            Ok(ReadNow::Appended) => Ok(vec![Piece::Data(cached.freeze())]),
             _ => self.device.read(range.start as u64, range.len() as u64).await,
         };
         if self.process.is_dead() {

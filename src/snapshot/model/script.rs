@@ -5,7 +5,7 @@ use super::run::{Id, Run};
 use super::*;
 use crate::ErrorKind;
 use crate::error::Error;
-use crate::snapshot::{DeltaRun, SnapshotReader, Who};
+use crate::snapshot::{DeltaRun, ReadNow, SnapshotReader, Who};
 use bytes::{Bytes, BytesMut};
 
 /// A unit of cached reads, in bytes.
@@ -436,8 +436,8 @@ impl Script {
             let mut cached = BytesMut::from(&b"before"[..]);
             let at = (index * 3 * CACHED) as u64;
             match self.volume.read_now(at, expected.len(), &mut cached) {
-                Ok(true) => assert!(cached[6..] == *expected, "a cached read at {at} differs"),
-                Ok(false) | Err(_) => assert!(cached[..] == b"before"[..]),
+                Ok(ReadNow::Appended) => assert!(cached[6..] == *expected, "a cached read at {at} differs"),
+                _ => assert!(cached[..] == b"before"[..]),
             }
         }
     }
