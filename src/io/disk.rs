@@ -96,6 +96,20 @@ pub(super) fn write_all(handle: &impl AsFd, offset: u64, data: &[Bytes], mut ski
     Ok(())
 }
 
+/// Writes one buffer.
+pub(super) fn write_one(handle: &impl AsFd, mut offset: u64, mut data: &[u8]) -> io::Result<()> {
+    while !data.is_empty() {
+        match retry(|| rustix::io::pwrite(handle, data, offset))? {
+            0 => return Err(io::ErrorKind::WriteZero.into()),
+            written => {
+                data = &data[written..];
+                offset += written as u64;
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Makes data durable, and the metadata needed to read it back.
 pub(super) fn sync(handle: &impl AsFd) -> io::Result<()> {
     Ok(retry(|| rustix::fs::fdatasync(handle))?)

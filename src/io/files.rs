@@ -188,7 +188,7 @@ impl Files {
 
     /// Writes to the page cache, if it is little.
     pub(super) fn write_now(&self, file: FileId, offset: u64, data: &Bytes) -> Option<io::Result<()>> {
-        let write = || disk::write_all(self.handle(file)?, offset, std::slice::from_ref(data), 0);
+        let write = || disk::write_one(self.handle(file)?, offset, data);
         (data.len() <= WRITE_INLINE_MAX_BYTES).then(write)
     }
 

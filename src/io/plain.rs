@@ -19,6 +19,9 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// So often the stream that is most likely to go on is tried before all others are asked for.
+const TRIES: usize = 8;
+
 /// The bell's number among the watched descriptors; files have 32 bits only.
 const BELL: u64 = u64::MAX;
 
@@ -103,6 +106,11 @@ impl Plain {
     /// Looks for events, and sleeps only when there is none until then.
     fn look_out(&mut self, until: Instant, limit: Option<Duration>, done: &mut Vec<(OpId, Outcome)>) -> bool {
         loop {
+            for _ in 0..TRIES {
+                if self.streams.try_recent(done) {
+                    return false;
+                }
+            }
             let rang = self.poll(Some(Duration::ZERO), done);
             if rang || !done.is_empty() {
                 return rang;

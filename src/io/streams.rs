@@ -41,6 +41,8 @@ pub(super) struct Streams {
     waiting: FxHashMap<FileId, Stream>,
     /// A buffer into which nothing came yet, for the next attempt.
     spare: BytesMut,
+    /// Where a receive was queued last.
+    recent: Option<FileId>,
 }
 
 impl Streams {
@@ -66,7 +68,16 @@ impl Streams {
             return Some(outcome);
         }
         self.stream(file, handle).recvs.push_back((id, len, into));
+        self.recent = Some(file);
         None
+    }
+
+    /// Tries the receive again that was queued last; whether it has ended.
+    pub(super) fn try_recent(&mut self, done: &mut Vec<(OpId, Outcome)>) -> bool {
+        if let Some(file) = self.recent {
+            self.ready(file, Interest { readable: true, writable: false }, done);
+        }
+        !done.is_empty()
     }
 
     /// Sends inline, or queues what is left.

@@ -121,6 +121,8 @@ pub struct Uring {
     /// The bell rang since the last wait ended.
     rang: bool,
     spin: Spin,
+    /// A stream to be watched before the next sleep, if it has nothing to receive until then.
+    unwatched: Option<FileId>,
     /// Ended outside of a wait.
     ended: Vec<(OpId, Outcome)>,
     boot_id: [u8; 16],
@@ -151,6 +153,7 @@ impl Uring {
             landed: Vec::new(),
             rang: false,
             spin: Spin::default(),
+            unwatched: None,
             ended: Vec::new(),
             boot_id: disk::boot_id()?,
         };
@@ -312,16 +315,31 @@ impl Uring {
         }
     }
 
-    /// Hands queued entries to the kernel and looks for a completion that needs no sleep.
-    fn look_out(&mut self, until: Instant) {
-        self.enter(Some(Duration::ZERO));
+    /// Hands queued entries to the kernel and looks for a completion that needs no sleep, or
+    /// for bytes on the stream that is most likely to go on.
+    fn look_out(&mut self, until: Instant, done: &mut Vec<(OpId, Outcome)>) {
+        self.catch_up();
         while self.ring.completion().is_empty() && !self.ring.submission().taskrun() {
-            if Instant::now() >= until {
+            if self.streams.try_recent(done) || Instant::now() >= until {
                 return;
             }
-            for _ in 0..16 {
-                std::hint::spin_loop();
-            }
+        }
+    }
+
+    /// Has the stream watched that was left out in the hope that it need not be.
+    fn watch_rest(&mut self) {
+        if let Some(file) = self.unwatched.take() {
+            self.watch(file);
+        }
+    }
+
+    /// Hands queued entries to the kernel and has it hand over completions, if there are any.
+    fn catch_up(&mut self) {
+        let queue = self.ring.submission();
+        let any = !queue.is_empty() || queue.taskrun() || queue.cq_overflow();
+        drop(queue);
+        if any {
+            self.enter(Some(Duration::ZERO));
         }
     }
 
@@ -375,7 +393,8 @@ impl Driver for Uring {
                     Err(error) => Some(Err(error)),
                 };
                 if outcome.is_none() {
-                    self.watch(file);
+                    self.watch_rest();
+                    self.unwatched = Some(file);
                 }
                 return outcome;
             }
@@ -431,12 +450,16 @@ impl Driver for Uring {
             if idle {
                 let limit = self.timers.limit(deadline);
                 if let Some(until) = self.spin.begin(Instant::now(), limit) {
-                    self.look_out(until);
+                    self.look_out(until, done);
                 }
-                self.enter(limit);
+                if done.is_empty() {
+                    self.watch_rest();
+                    self.enter(limit);
+                }
                 self.spin.end(Instant::now());
             } else {
-                self.enter(Some(Duration::ZERO));
+                self.watch_rest();
+                self.catch_up();
             }
             self.land(done);
             self.helpers.collect(done);

@@ -40,6 +40,11 @@ impl Outbox {
         self.parts.is_empty() && self.head.is_empty()
     }
 
+    /// How many replies end in what waits.
+    pub fn replies(&self) -> usize {
+        self.ends.len()
+    }
+
     /// Where headers are appended.
     pub fn head(&mut self) -> &mut BytesMut {
         &mut self.head

@@ -53,6 +53,9 @@ const BULK_PAYLOAD_MIN: u32 = 32 << 10;
 /// What one send carries: below the kernel's limit of 1024 pieces.
 const SEND_PARTS_MAX: usize = 512;
 const SEND_SIZE_MAX: usize = 2 << 20;
+/// So many replies are sent though more requests lie ready: the client has something to do
+/// while those are served.
+const EARLY_REPLIES: usize = 8;
 /// Receives that were done at once, after which the other connections get their turn.
 const INLINE_RECEIVES_MAX: u32 = 8;
 /// How long a client may take its last replies once the device has gone.
@@ -424,6 +427,9 @@ impl<'a> Receiver<'a> {
             _ => false,
         };
         if done {
+            if self.line.outbox.borrow().replies() >= EARLY_REPLIES {
+                self.line.io.yield_now().await;
+            }
             return Ok(());
         }
         let line = Rc::clone(self.line);
