@@ -1,5 +1,9 @@
-#![allow(unsafe_code, reason = "what is read lands in memory that nothing zeroed first")]
-//! Reads that only the page cache answers, appended to a buffer that its owner fills.
+#![allow(
+    unsafe_code,
+    reason = "what is read lands in memory that nothing zeroed first; one call has no safe form"
+)]
+//! Reads that only the page cache answers, appended to a buffer that its owner fills; and
+//! the beginning of what brings the page cache to the disk.
 
 use super::disk::retry;
 use super::files::Handle;
@@ -37,6 +41,13 @@ pub(super) fn read_appending(
         Ok(_) | Err(Errno::AGAIN | Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) => Ok(false),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Has the kernel begin to write what is dirty.
+pub(super) fn write_back(handle: &Handle) -> io::Result<()> {
+    // SAFETY: the call takes numbers only.
+    let result = unsafe { libc::sync_file_range(handle.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 #[cfg(test)]

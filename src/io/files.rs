@@ -70,6 +70,8 @@ pub(super) enum Start {
     Write { handle: Arc<Handle>, offset: u64, data: Vec<Bytes> },
     /// A sync of a file.
     Sync { handle: Arc<Handle> },
+    /// A file whose dirty pages shall be on their way.
+    WriteBack { handle: Arc<Handle> },
     /// A hole to be made.
     Punch { handle: Arc<Handle>, offset: u64, len: u64 },
     /// Space to be allocated.
@@ -219,6 +221,7 @@ impl Files {
                 Output::None
             }
             Op::Sync { file } => return Ok(Start::Sync { handle: handle(file)? }),
+            Op::WriteBack { file } => return Ok(Start::WriteBack { handle: handle(file)? }),
             Op::Punch { len: 0, .. } | Op::Allocate { len: 0, .. } => Output::None,
             Op::Punch { file, offset, len } => {
                 return Ok(Start::Punch { handle: handle(file)?, offset, len });

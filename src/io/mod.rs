@@ -92,6 +92,12 @@ pub enum Op {
         /// The file.
         file: FileId,
     },
+    /// Begins to bring to the disk what was written; nothing is durable by it, and a `Sync`
+    /// that follows has less to do. Output: `None`.
+    WriteBack {
+        /// The file.
+        file: FileId,
+    },
     /// Makes the range a hole that reads as zeros; the size stays. Output: `None`.
     Punch {
         /// The file.

@@ -9,7 +9,7 @@ use super::helpers::{Bell, Finished, Helpers, Job};
 use super::spin::Spin;
 use super::streams::{Interest, Streams};
 use super::timers::Timers;
-use super::{Driver, FileId, Op, OpId, Outcome, Output, Shown, Wake, disk};
+use super::{Driver, FileId, Op, OpId, Outcome, Output, Shown, Wake, cached, disk};
 use bytes::{Bytes, BytesMut};
 use rustc_hash::FxHashMap;
 use rustix::event::{Timespec, epoll};
@@ -164,6 +164,7 @@ impl Driver for Plain {
                 self.help(id, disk::job(move || disk::write_all(&handle, offset, &data, 0)))
             }
             Start::Sync { handle } => self.help(id, disk::job(move || disk::sync(&handle))),
+            Start::WriteBack { handle } => self.help(id, disk::job(move || cached::write_back(&handle))),
             Start::Punch { handle, offset, len } => {
                 self.help(id, disk::job(move || disk::punch(&handle, offset, len)))
             }

@@ -1,4 +1,7 @@
-#![allow(unsafe_code, reason = "what the page cache has, and what this thread waited for, is asked by raw calls")]
+#![allow(
+    unsafe_code,
+    reason = "what the page cache has, and what this thread waited for, is asked by raw calls"
+)]
 //! Shown parts: pieces of files that are sent straight from the page cache.
 //!
 //! A file is mapped in windows, and a send names addresses in them, so what a client reads
@@ -136,7 +139,7 @@ impl Part {
     }
 
     /// Drops its first bytes.
-    pub(super) fn advance(&mut self, count: usize) {
+    fn advance(&mut self, count: usize) {
         match self {
             Self::Bytes(bytes) => bytes.advance(count),
             Self::Shown(shown) => {
@@ -152,6 +155,24 @@ impl Part {
             *self = Self::Bytes(shown.read()?);
         }
         Ok(())
+    }
+}
+
+/// Drops the first `count` bytes of the parts, and parts without any.
+pub(super) fn advance(data: &mut Vec<Part>, mut count: usize) {
+    let whole = data
+        .iter()
+        .take_while(|part| {
+            let whole = part.len() <= count;
+            if whole {
+                count -= part.len();
+            }
+            whole
+        })
+        .count();
+    data.drain(..whole);
+    if let Some(first) = data.first_mut() {
+        first.advance(count);
     }
 }
 
@@ -295,9 +316,8 @@ impl Window {
         let address = self.map.as_mut_ptr().wrapping_add(start);
         // SAFETY: a chunk lies in one window, so the range is mapped; the kernel writes a byte
         // for each of its pages, whose size was compared before anything was mapped.
-        let asked = unsafe {
-            libc::mincore(address.cast(), pages.len() * PAGE_BYTES as usize, pages.as_mut_ptr())
-        };
+        let asked =
+            unsafe { libc::mincore(address.cast(), pages.len() * PAGE_BYTES as usize, pages.as_mut_ptr()) };
         let bits = pages.iter().rev().fold(0, |bits, page| bits << 1 | u64::from(page & 1));
         if asked == 0 { bits } else { 0 }
     }
@@ -319,3 +339,6 @@ fn major_faults() -> i64 {
     };
     usage.ru_majflt
 }
+
+#[cfg(test)]
+mod tests;

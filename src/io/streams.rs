@@ -1,4 +1,7 @@
-#![allow(unsafe_code, reason = "received bytes land in memory that nothing zeroed first; sent ones may lie in mapped files")]
+#![allow(
+    unsafe_code,
+    reason = "received bytes land in memory that nothing zeroed first; sent ones may lie in mapped files"
+)]
 //! Sockets and pipes: what waits to be received and sent on each.
 //!
 //! Every descriptor here is non-blocking, so an operation is first tried inline; what
@@ -10,6 +13,7 @@
 
 use super::disk;
 use super::files::{Handle, Kind};
+use super::shown::advance;
 use super::{FileId, OpId, Outcome, Output, Part};
 use bytes::BytesMut;
 use rustc_hash::FxHashMap;
@@ -206,22 +210,4 @@ fn send_once(handle: &Handle, data: &[Part]) -> Result<usize, Errno> {
         }
     };
     usize::try_from(sent).map_err(|_| Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO))
-}
-
-/// Drops the first `count` bytes of the parts, and parts without any.
-fn advance(data: &mut Vec<Part>, mut count: usize) {
-    let whole = data
-        .iter()
-        .take_while(|part| {
-            let whole = part.len() <= count;
-            if whole {
-                count -= part.len();
-            }
-            whole
-        })
-        .count();
-    data.drain(..whole);
-    if let Some(first) = data.first_mut() {
-        first.advance(count);
-    }
 }

@@ -401,7 +401,10 @@ fn streams_carry_both_ways_at_once_past_a_slow_reader() {
         // Several sends at once keep their order.
         let sends = (0..10).map(|i| {
             let part = data.slice(i * (1 << 20)..(i + 1) * (1 << 20));
-            io.submit(Op::Send { file, data: vec![part.slice(..1), part.slice(1..1), part.slice(1..)] })
+            io.submit(Op::Send {
+                file,
+                data: vec![part.slice(..1).into(), part.slice(1..1).into(), part.slice(1..).into()],
+            })
         });
         let sends = futures::future::join_all(sends.collect::<Vec<_>>());
         let receiver = async {
@@ -426,11 +429,11 @@ fn a_send_never_overtakes_one_that_waits() {
     on_real_drivers(|io, _| async move {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let file = io.adopt(ours.into()).unwrap();
-        let first = io.submit(Op::Send { file, data: vec![Bytes::from(vec![1; 1 << 20])] });
+        let first = io.submit(Op::Send { file, data: vec![Bytes::from(vec![1; 1 << 20]).into()] });
         // There is room again, and the driver has not looked yet.
         let mut taken = vec![0; 100_000];
         std::io::Read::read_exact(&mut theirs, &mut taken).unwrap();
-        let second = io.submit(Op::Send { file, data: vec![Bytes::from(vec![2; 10])] });
+        let second = io.submit(Op::Send { file, data: vec![Bytes::from(vec![2; 10]).into()] });
         let peer = std::thread::spawn(move || {
             let mut rest = vec![0; (1 << 20) - taken.len() + 10];
             std::io::Read::read_exact(&mut theirs, &mut rest).unwrap();
@@ -451,13 +454,13 @@ fn a_peer_that_vanishes_is_an_error() {
         let file = io.adopt(ours.into()).unwrap();
         let recv = io.submit(Op::Recv { file, len: 10, into: BytesMut::new() });
         // Unread bytes at the peer's close make it a reset.
-        io.send(file, vec![Bytes::from_static(b"unread")]).await.unwrap();
+        io.send(file, vec![Bytes::from_static(b"unread").into()]).await.unwrap();
         std::thread::sleep(Duration::from_millis(5));
         drop(theirs);
         assert_eq!(recv.await.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
         let mut sent = Ok(());
         for _ in 0..100 {
-            sent = sent.and(io.send(file, vec![Bytes::from(vec![0; 100_000])]).await);
+            sent = sent.and(io.send(file, vec![Bytes::from(vec![0; 100_000]).into()]).await);
         }
         assert!(sent.is_err());
     });
@@ -470,7 +473,7 @@ fn closing_ends_what_waits_and_the_peer_sees_it() {
         let file = io.adopt(ours.into()).unwrap();
         let recv = io.submit(Op::Recv { file, len: 10, into: BytesMut::new() });
         io.sleep(Duration::from_millis(1)).await;
-        let send = io.submit(Op::Send { file, data: vec![Bytes::from(vec![0; 50 << 20])] });
+        let send = io.submit(Op::Send { file, data: vec![Bytes::from(vec![0; 50 << 20]).into()] });
         io.sleep(Duration::from_millis(1)).await;
         io.close(file);
         assert!(recv.await.is_err());
@@ -489,7 +492,7 @@ fn pipes_are_streams_too() {
         let (reader, writer) = std::io::pipe().unwrap();
         let reader = io.adopt(reader.into()).unwrap();
         let writer = io.adopt(writer.into()).unwrap();
-        let send = io.submit(Op::Send { file: writer, data: vec![Bytes::from(noise(1 << 20, 3))] });
+        let send = io.submit(Op::Send { file: writer, data: vec![Bytes::from(noise(1 << 20, 3)).into()] });
         let mut all = Vec::new();
         while all.len() < 1 << 20 {
             all.extend_from_slice(&io.recv(reader, 1 << 16).await.unwrap());

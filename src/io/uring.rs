@@ -57,6 +57,8 @@ enum Flight {
     },
     /// A sync.
     Sync { id: OpId, handle: Arc<Handle> },
+    /// The beginning of one.
+    WriteBack { id: OpId, handle: Arc<Handle> },
     /// A hole, or an allocation.
     Range { id: OpId, handle: Arc<Handle>, offset: u64, len: u64, punch: bool },
 }
@@ -91,6 +93,11 @@ impl Flight {
             }
             Self::Sync { handle, .. } => {
                 opcode::Fsync::new(Fd(handle.as_raw_fd())).flags(FsyncFlags::DATASYNC).build()
+            }
+            Self::WriteBack { handle, .. } => {
+                // No length: up to the end of the file.
+                let entry = opcode::SyncFileRange::new(Fd(handle.as_raw_fd()), 0);
+                entry.flags(libc::SYNC_FILE_RANGE_WRITE).build()
             }
             Self::Range { handle, offset, len, punch, .. } => {
                 let mode = if *punch { libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE } else { 0 };
@@ -309,7 +316,7 @@ impl Uring {
                 });
                 done.extend(self.help(id, job).map(|outcome| (id, outcome)));
             }
-            Flight::Sync { id, .. } | Flight::Range { id, .. } => {
+            Flight::Sync { id, .. } | Flight::WriteBack { id, .. } | Flight::Range { id, .. } => {
                 done.push((*id, error.map_or(Ok(Output::None), |error| Err(error.into()))));
             }
         }
@@ -382,6 +389,7 @@ impl Driver for Uring {
                 Flight::Write { id, handle, offset, data, written: 0, list: Vec::new() }
             }
             Start::Sync { handle } => Flight::Sync { id, handle },
+            Start::WriteBack { handle } => Flight::WriteBack { id, handle },
             Start::Punch { handle, offset, len } => Flight::Range { id, handle, offset, len, punch: true },
             Start::Allocate { handle, offset, len } => {
                 Flight::Range { id, handle, offset, len, punch: false }

@@ -1,10 +1,15 @@
 //! Waiting for a condition, and syncs that several callers share.
 
 use crate::error::{Error, Result};
-use crate::io::{FileId, Io};
+use crate::io::{FileId, Io, Op};
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::task::{Poll, Waker};
+
+/// So many writes at most lie between two syncs that follow each other closely.
+const HURRY_MAX: u64 = 256;
+/// After so many of them the disk is set going.
+const HURRY_STEP: u64 = 8;
 
 /// Wakes everybody who waits for something to change. A waiter checks its condition,
 /// waits, and checks again.
@@ -45,6 +50,10 @@ pub struct Syncer {
     io: Io,
     file: Cell<FileId>,
     written: Cell<u64>,
+    /// What was written when the last sync began.
+    begun: Cell<u64>,
+    /// So few writes lay between the last two syncs that the next one will come as soon.
+    hurried: Cell<bool>,
     synced: Cell<u64>,
     running: Cell<bool>,
     failed: RefCell<Option<Error>>,
@@ -59,6 +68,8 @@ impl Syncer {
             io,
             file: Cell::new(file),
             written: Cell::new(0),
+            begun: Cell::new(0),
+            hurried: Cell::new(false),
             synced: Cell::new(0),
             running: Cell::new(false),
             failed: RefCell::new(None),
@@ -69,6 +80,11 @@ impl Syncer {
     /// A write to the file completed.
     pub fn wrote(&self) {
         self.written.set(self.written.get() + 1);
+        let since = self.written.get() - self.begun.get();
+        if self.hurried.get() && since <= HURRY_MAX && since.is_multiple_of(HURRY_STEP) {
+            // What is on its way already, the sync need not wait for as long.
+            drop(self.io.submit(Op::WriteBack { file: self.file.get() }));
+        }
     }
 
     /// Whether something was written that no sync covers.
@@ -108,6 +124,7 @@ impl Syncer {
             }
             self.running.set(true);
             let covers = self.written.get();
+            self.hurried.set(covers - self.begun.replace(covers) <= HURRY_MAX);
             let result = self.io.sync(self.file.get()).await;
             self.running.set(false);
             match result {

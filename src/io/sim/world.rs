@@ -380,7 +380,8 @@ impl World {
                 work.run();
                 Ok(Output::None)
             }
-            Op::Sleep { .. } | Op::Close { .. } => Ok(Output::None),
+            // Anything that is not synced may be on the disk or not, at any time.
+            Op::Sleep { .. } | Op::Close { .. } | Op::WriteBack { .. } => Ok(Output::None),
         }
     }
 
