@@ -36,10 +36,10 @@ const DISUSE: u64 = 1 << 20;
 const PART_BYTES_MIN: usize = 4096;
 /// Bytes of a page; where pages are larger, nothing is shown.
 const PAGE_BYTES: u64 = 4096;
-/// Pages that one entry tells of.
-const CHUNK_PAGES: u64 = 64;
-/// Entries: together they tell of 8 GiB.
-const CHUNKS: usize = 1 << 15;
+/// Pages that one entry tells of: a bit each.
+const CHUNK_PAGES: u64 = u64::BITS as u64;
+/// Entries: together they tell of 16 GiB.
+const CHUNKS: usize = 1 << 16;
 /// After so many parts it is asked whether a send had to wait for the disk.
 const ASK_EVERY: u64 = 64;
 
@@ -196,6 +196,8 @@ pub(super) struct Windows {
     open: FxHashMap<(FileId, u64), Open>,
     /// By number of the chunk in its file; chunks with the same place drive each other out.
     found: Vec<Chunk>,
+    /// Rounds: each asks for everything anew.
+    round: u32,
     /// Parts that were shown.
     shown: u64,
     /// Page faults of this thread that waited for a disk, when it was last asked.
@@ -204,10 +206,12 @@ pub(super) struct Windows {
     refused: bool,
 }
 
+/// File, round and number of a chunk.
+type Name = (u32, u32, u64);
+
 #[derive(Clone, Copy, Default)]
 struct Chunk {
-    /// The file, and the number of the chunk in it, from 1.
-    name: (u32, u64),
+    name: Name,
     /// A bit for each page that was found.
     pages: u64,
 }
@@ -220,7 +224,7 @@ impl Windows {
             return None;
         }
         if self.shown.is_multiple_of(ASK_EVERY) && self.has_waited() {
-            self.found.clear();
+            self.round = self.round.wrapping_add(1).max(1);
         }
         let used = self.shown;
         let window = match self.open.get_mut(&(file, number)) {
@@ -248,7 +252,7 @@ impl Windows {
         }
         // A page counts only if all of it was found.
         for page in offset.div_ceil(PAGE_BYTES)..(offset + len) / PAGE_BYTES {
-            let name = (file.0, page / CHUNK_PAGES + 1);
+            let name = (file.0, self.round, page / CHUNK_PAGES);
             let chunk = &mut self.found[place(name)];
             if chunk.name == name {
                 chunk.pages |= 1 << (page % CHUNK_PAGES);
@@ -264,13 +268,14 @@ impl Windows {
     fn is_found(&mut self, file: FileId, window: &Window, offset: u64, len: u64) -> bool {
         if self.found.is_empty() {
             self.found.resize(CHUNKS, Chunk::default());
+            self.round = 1;
         }
         let mut pages = offset / PAGE_BYTES..(offset + len).div_ceil(PAGE_BYTES);
         pages.all(|page| {
-            let name = (file.0, page / CHUNK_PAGES + 1);
+            let name = (file.0, self.round, page / CHUNK_PAGES);
             let chunk = &mut self.found[place(name)];
             if chunk.name != name {
-                *chunk = Chunk { name, pages: window.cached(page / CHUNK_PAGES) };
+                *chunk = Chunk { name, pages: window.cached(name.2) };
             }
             chunk.pages >> (page % CHUNK_PAGES) & 1 == 1
         })
@@ -312,18 +317,18 @@ impl Window {
     fn cached(&self, chunk: u64) -> u64 {
         let start = chunk * CHUNK_PAGES * PAGE_BYTES - self.offset;
         let Ok(start) = usize::try_from(start) else { return 0 };
-        let mut pages = [0_u8; CHUNK_PAGES as usize];
+        let mut pages = [0_u8; u64::BITS as usize];
+        let Ok(len) = usize::try_from(CHUNK_PAGES * PAGE_BYTES) else { return 0 };
         let address = self.map.as_mut_ptr().wrapping_add(start);
         // SAFETY: a chunk lies in one window, so the range is mapped; the kernel writes a byte
         // for each of its pages, whose size was compared before anything was mapped.
-        let asked =
-            unsafe { libc::mincore(address.cast(), pages.len() * PAGE_BYTES as usize, pages.as_mut_ptr()) };
+        let asked = unsafe { libc::mincore(address.cast(), len, pages.as_mut_ptr()) };
         let bits = pages.iter().rev().fold(0, |bits, page| bits << 1 | u64::from(page & 1));
         if asked == 0 { bits } else { 0 }
     }
 }
 
-fn place((file, chunk): (u32, u64)) -> usize {
+fn place((file, _, chunk): Name) -> usize {
     // Chunks of one file that follow each other have places that do so.
     let number = chunk.wrapping_add(u64::from(file).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32);
     usize::try_from(number % CHUNKS as u64).unwrap_or(0)
