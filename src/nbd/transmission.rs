@@ -15,17 +15,17 @@
 //!   cut off ([`Terms`]).
 //! - What a client sends is checked before the device sees it.
 
+pub use super::command::PAYLOAD_SIZE_MAX;
+use super::command::{Answer, Command, Export, check, perform, status_size_max};
 use super::handshake::Choice;
 use super::intake::Intake;
-use super::metacontext::{Context, Selected};
+use super::metacontext::Selected;
 use super::outbox::{Outbox, Share};
-use super::proto::{Request, cmd, cmd_flag, errno};
-use super::reply::{EXTENTS_MAX, Refusal, Reply};
+use super::proto::{Request, cmd};
+use super::reply::{Refusal, Reply};
 use super::terms::{Debt, Part, Terms};
-use crate::engine::device::{Device, Extent, Piece, ZeroHow};
-use crate::error::{Error, ErrorKind};
+use crate::engine::device::Device;
 use crate::io::{FileId, Io};
-use crate::types::SECTOR;
 use bytes::{Bytes, BytesMut};
 use futures::future::{Either, join, select};
 use std::cell::{Cell, RefCell};
@@ -35,8 +35,6 @@ use std::rc::Rc;
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
-/// The largest payload of a request or a reply, in bytes.
-pub const PAYLOAD_SIZE_MAX: u32 = 32 << 20;
 /// A write of more than that is not even skipped: the client is cut off.
 const SKIP_SIZE_MAX: u32 = 4 * PAYLOAD_SIZE_MAX;
 /// Requests of one connection between receipt and reply.
@@ -125,10 +123,7 @@ pub async fn serve_on(
     let line = Rc::new(Line {
         io: io.clone(),
         socket,
-        device,
-        read_only,
-        structured: session.structured,
-        contexts: session.contexts,
+        export: Export { device, read_only, structured: session.structured, contexts: session.contexts },
         outbox: RefCell::new(Outbox::default()),
         held: Cell::new(Share::default()),
         part: Part::new(terms.budget),
@@ -165,7 +160,7 @@ pub async fn serve_on(
         let receive = async {
             let end = Receiver::new(&line, session.leftover).run().await;
             line.received.set(true);
-            line.device.leave();
+            line.export.device.leave();
             line.wake();
             end
         };
@@ -184,11 +179,7 @@ pub async fn serve_on(
 struct Line {
     io: Io,
     socket: FileId,
-    device: Rc<dyn Device>,
-    /// As the client was told; a promotion does not change it for this connection.
-    read_only: bool,
-    structured: bool,
-    contexts: Vec<Selected>,
+    export: Export,
     outbox: RefCell<Outbox>,
     held: Cell<Share>,
     part: Part,
@@ -250,7 +241,7 @@ impl Line {
     }
 
     fn reply_to(&self, request: &Request) -> Reply {
-        Reply { structured: self.structured, cookie: request.cookie }
+        Reply { structured: self.export.structured, cookie: request.cookie }
     }
 
     /// Answers a read that needs no wait; false if it does, or fails.
@@ -261,7 +252,7 @@ impl Line {
         let mut outbox = self.outbox.borrow_mut();
         let reply = self.reply_to(request);
         let read = reply.read_now(&mut outbox, request.offset, request.len, |buffer| {
-            self.device.read_now(request.offset, request.len as usize, buffer)
+            self.export.device.read_now(request.offset, request.len as usize, buffer)
         });
         // What went wrong, the long way says again.
         let done = matches!(read, Ok(true));
@@ -273,7 +264,7 @@ impl Line {
 
     /// Does a write that needs no wait; false if it does, or fails.
     fn write_now(&self, request: &Request, bytes: u64, payload: &Bytes) -> bool {
-        let done = self.device.write_now(request.offset, payload);
+        let done = self.export.device.write_now(request.offset, payload);
         if done {
             let mut outbox = self.outbox.borrow_mut();
             self.reply_to(request).done(&mut outbox);
@@ -389,10 +380,10 @@ impl<'a> Receiver<'a> {
         if is_write && request.len > SKIP_SIZE_MAX {
             return Err(End::TooBig);
         }
-        let command = check(self.line, &request);
+        let command = check(&self.line.export, &request);
         let bytes = match &command {
             Ok(Command::Read { .. } | Command::Write { .. }) => u64::from(request.len),
-            Ok(Command::Status { .. }) => status_size_max(self.line, request.len),
+            Ok(Command::Status { .. }) => status_size_max(&self.line.export, request.len),
             _ => 0,
         };
         if !self.line.has_room(bytes) {
@@ -436,7 +427,7 @@ impl<'a> Receiver<'a> {
         self.line.starting.set(true);
         match command {
             Ok(command) => self.line.io.run_or_spawn(async move {
-                let outcome = perform(&line, &request, command, payload).await;
+                let outcome = perform(&line.export, &request, command, payload).await;
                 line.finish(&request, bytes, outcome);
             }),
             Err(refusal) => line.finish(&request, bytes, Err(refusal)),
@@ -529,192 +520,4 @@ impl<'a> Receiver<'a> {
             self.fill(self.receive_size).await?;
         }
     }
-}
-
-/// The most that a reply about `len` bytes can take: no extent is smaller than a sector.
-fn status_size_max(line: &Line, len: u32) -> u64 {
-    let extents = (u64::from(len) / SECTOR + 2).min(EXTENTS_MAX as u64);
-    line.contexts.len() as u64 * (24 + extents * 8)
-}
-
-/// A request that was checked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Command {
-    Read { whole: bool },
-    Write { fua: bool },
-    Flush,
-    Trim { fua: bool },
-    Zero(ZeroHow),
-    Cache,
-    Status { one: bool },
-}
-
-/// What a device answered.
-enum Answer {
-    Done,
-    Read(Vec<Piece>),
-    Status(Vec<(u32, Vec<Extent>)>),
-}
-
-impl Answer {
-    fn put(self, reply: Reply, request: &Request, out: &mut Outbox) -> Result<(), Refusal> {
-        match self {
-            Self::Done => {
-                reply.done(out);
-                Ok(())
-            }
-            Self::Read(pieces) => {
-                reply.read(out, request.offset, request.len, request.has(cmd_flag::DF), pieces)
-            }
-            Self::Status(contexts) => {
-                reply.status(out, request.len, request.has(cmd_flag::REQ_ONE), &contexts)
-            }
-        }
-    }
-}
-
-/// Checks a request against the protocol, the export and its size.
-fn check(line: &Line, request: &Request) -> Result<Command, Refusal> {
-    let fua = request.has(cmd_flag::FUA);
-    let (command, flags) = match request.command {
-        cmd::READ => (Command::Read { whole: request.has(cmd_flag::DF) }, cmd_flag::DF),
-        cmd::WRITE => (Command::Write { fua }, 0),
-        cmd::FLUSH => (Command::Flush, 0),
-        cmd::TRIM => (Command::Trim { fua }, 0),
-        cmd::CACHE => (Command::Cache, 0),
-        cmd::WRITE_ZEROES => {
-            let how = ZeroHow {
-                no_hole: request.has(cmd_flag::NO_HOLE),
-                fast: request.has(cmd_flag::FAST_ZERO),
-                fua,
-            };
-            (Command::Zero(how), cmd_flag::NO_HOLE | cmd_flag::FAST_ZERO)
-        }
-        cmd::BLOCK_STATUS => (Command::Status { one: request.has(cmd_flag::REQ_ONE) }, cmd_flag::REQ_ONE),
-        _ => return Err(Refusal::new(errno::EINVAL, "unknown command")),
-    };
-    // FUA is valid on every command; DF only where structured replies were negotiated.
-    let df = if line.structured { 0 } else { cmd_flag::DF };
-    if request.flags & !(flags & !df | cmd_flag::FUA) != 0 {
-        return Err(Refusal::new(errno::EINVAL, "a flag that the command does not have"));
-    }
-    let writes = matches!(command, Command::Write { .. } | Command::Trim { .. } | Command::Zero(_));
-    if writes && line.read_only {
-        return Err(Refusal::new(errno::EPERM, "the export is read-only"));
-    }
-    if request.len > PAYLOAD_SIZE_MAX {
-        match command {
-            Command::Read { .. } => {
-                return Err(Refusal::new(errno::EOVERFLOW, "a read of more than 32 MiB"));
-            }
-            Command::Write { .. } => {
-                return Err(Refusal::new(errno::EINVAL, "a write of more than 32 MiB"));
-            }
-            _ => {}
-        }
-    }
-    if command == Command::Flush {
-        if request.offset != 0 || request.len != 0 {
-            return Err(Refusal::new(errno::EINVAL, "a flush covers everything: no offset, no length"));
-        }
-        return Ok(command);
-    }
-    let size = line.device.size();
-    if request.offset.checked_add(u64::from(request.len)).is_none_or(|end| end > size) {
-        let errno = match command {
-            Command::Write { .. } | Command::Zero(_) => errno::ENOSPC,
-            _ => errno::EINVAL,
-        };
-        return Err(Refusal::new(errno, format!("past the end of the export at {size}")));
-    }
-    if matches!(command, Command::Status { .. }) {
-        if line.contexts.is_empty() {
-            return Err(Refusal::new(errno::EINVAL, "no metadata context was negotiated"));
-        }
-        if request.len == 0 {
-            return Err(Refusal::new(errno::EINVAL, "block status of no bytes"));
-        }
-    }
-    Ok(command)
-}
-
-/// Lets the device do what was asked.
-async fn perform(line: &Line, request: &Request, command: Command, data: Bytes) -> Result<Answer, Refusal> {
-    let device = &line.device;
-    let (offset, len) = (request.offset, u64::from(request.len));
-    if len == 0 && command != Command::Flush {
-        return Ok(if matches!(command, Command::Read { .. }) {
-            Answer::Read(Vec::new())
-        } else {
-            Answer::Done
-        });
-    }
-    let outcome = match command {
-        Command::Read { .. } => device.read(offset, len).await.map(Answer::Read),
-        Command::Write { fua } => device.write(offset, data, fua).await.map(|()| Answer::Done),
-        Command::Flush => device.flush().await.map(|()| Answer::Done),
-        Command::Trim { fua } => device.trim(offset, len, fua).await.map(|()| Answer::Done),
-        Command::Zero(how) => device.zero(offset, len, how).await.map(|()| Answer::Done),
-        // A hint: what is beyond one request's worth is left out.
-        Command::Cache => {
-            device.cache(offset, len.min(u64::from(PAYLOAD_SIZE_MAX))).await.map(|()| Answer::Done)
-        }
-        Command::Status { one } => status(line, offset, len, one).await,
-    };
-    outcome.map_err(|error| refusal_of(&error, command))
-}
-
-async fn status(line: &Line, offset: u64, len: u64, one: bool) -> Result<Answer, Error> {
-    let runs_max = if one { 1 } else { EXTENTS_MAX };
-    let mut contexts = Vec::with_capacity(line.contexts.len());
-    for Selected { id, context } in &line.contexts {
-        contexts.push((*id, runs(&*line.device, context, offset, len, runs_max).await?));
-    }
-    Ok(Answer::Status(contexts))
-}
-
-/// The first runs of a range, merged; in steps, so that a long range never brings more
-/// extents at once than a reply has.
-async fn runs(
-    device: &dyn Device,
-    context: &Context,
-    offset: u64,
-    len: u64,
-    runs_max: usize,
-) -> Result<Vec<Extent>, Error> {
-    let step = u64::from(device.block_size()) * EXTENTS_MAX as u64;
-    let mut runs: Vec<Extent> = Vec::new();
-    let mut done = 0;
-    while done < len && runs.len() <= runs_max {
-        let (at, step) = (offset + done, step.min(len - done));
-        let found = match context {
-            Context::Allocation => device.allocation(at, step).await?,
-            Context::Delta(snapshot) => device.delta(snapshot, at, step).await?,
-        };
-        let before = done;
-        for extent in found {
-            done += extent.len;
-            let is_full = runs.len() > runs_max;
-            match runs.last_mut() {
-                Some(last) if last.flags == extent.flags => last.len += extent.len,
-                _ if is_full => break,
-                _ => runs.push(extent),
-            }
-        }
-        if done == before {
-            break;
-        }
-    }
-    Ok(runs)
-}
-
-/// An error of the device in the protocol's words, which has its own rules for two.
-fn refusal_of(error: &Error, command: Command) -> Refusal {
-    let errno = match (error.kind(), command) {
-        (ErrorKind::OutOfRange, Command::Write { .. } | Command::Zero(_)) => errno::ENOSPC,
-        (ErrorKind::Unsupported, Command::Zero(ZeroHow { fast: true, .. })) => errno::ENOTSUP,
-        (ErrorKind::Unsupported, _) => errno::EINVAL,
-        (kind, _) => kind.nbd_errno(),
-    };
-    Refusal::new(errno, error.to_string())
 }
