@@ -245,6 +245,7 @@ impl Volume {
             s: RefCell::new(state),
             changed: Event::default(),
             flushing: super::flush::Gate::default(),
+            pacer: super::pacing::Pacer::default(),
             sealing: Cell::new(false),
             punching: Cell::new(false),
             checkpointing: Cell::new(false),

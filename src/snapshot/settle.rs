@@ -25,17 +25,18 @@ impl Volume {
     /// for.
     pub(super) fn kick_settler(self: &Rc<Self>) {
         self.kick_retire();
-        while let Some((indices, epoch)) = self.next_group() {
+        self.kick_pacer();
+        while let Some((mut left, epoch)) = self.next_group() {
             let volume = Rc::clone(self);
             self.io.spawn(async move {
-                let result = volume.settle_group(&indices, epoch).await;
+                let result = volume.settle_group(&mut left, epoch).await;
                 volume.s.borrow_mut().slots.groups -= 1;
                 let failed = result.err();
                 volume.note_settled(failed.as_ref());
                 if failed.is_some() {
                     volume.io.sleep(RETRY).await;
                     let mut s = volume.s.borrow_mut();
-                    for index in indices.iter().rev() {
+                    for index in left.iter().rev() {
                         s.slots.requeue(*index);
                     }
                 }
@@ -68,36 +69,46 @@ impl Volume {
         Some((indices, epoch))
     }
 
-    async fn settle_group(self: &Rc<Self>, indices: &[usize], epoch: Epoch) -> Result<()> {
+    /// Settles the slots of a group; those that are done are not `left` any more, whatever
+    /// becomes of the others.
+    async fn settle_group(self: &Rc<Self>, left: &mut Vec<usize>, epoch: Epoch) -> Result<()> {
         if self.s.borrow().chain.is_alarmed() {
             self.heal().await?;
         }
-        let mut blocks: Vec<(Block, usize)> = {
-            let s = self.s.borrow();
-            indices.iter().map(|i| (s.slots.get(*i).block, *i)).collect()
-        };
-        blocks.sort_unstable();
         let mut needed = Vec::new();
-        for (block, _) in &blocks {
-            if self.s.borrow().needs_save(*block, epoch)? {
-                needed.push(*block);
+        {
+            let s = self.s.borrow();
+            left.sort_unstable_by_key(|i| s.slots.get(*i).block);
+            for block in left.iter().map(|i| s.slots.get(*i).block) {
+                if s.needs_save(block, epoch)? {
+                    needed.push(block);
+                }
             }
         }
         if !needed.is_empty() {
             self.save_images(&needed, epoch).await?;
         }
-        let data: Vec<(Block, Bytes)> = {
-            let s = self.s.borrow();
-            blocks.iter().map(|(block, index)| (*block, s.slots.data(*index))).collect()
-        };
-        let writes = adjacent(data).into_iter().map(|(first, data)| self.clone_volume.write(first, data));
-        join_all(writes).await.into_iter().collect::<Result<()>>()?;
-        let mut s = self.s.borrow_mut();
-        for index in indices {
-            if s.slots.get(*index).journaled {
-                s.slots.set_state(*index, SlotState::Settled);
-            } else {
-                s.slots.release(*index);
+        // A part at a time: clients get their turn in between, and slots become free evenly.
+        while !left.is_empty() {
+            let part = left.len().min(self.tuning.steps_at_once);
+            let data: Vec<(Block, Bytes)> = {
+                let s = self.s.borrow();
+                left[..part].iter().map(|i| (s.slots.get(*i).block, s.slots.data(*i))).collect()
+            };
+            let writes = adjacent(data).into_iter().map(|(first, data)| self.clone_volume.write(first, data));
+            join_all(writes).await.into_iter().collect::<Result<()>>()?;
+            {
+                let mut s = self.s.borrow_mut();
+                for index in left.drain(..part) {
+                    if s.slots.get(index).journaled {
+                        s.slots.set_state(index, SlotState::Settled);
+                    } else {
+                        s.slots.release(index);
+                    }
+                }
+            }
+            if !left.is_empty() {
+                self.io.step_aside().await;
             }
         }
         Ok(())
@@ -105,21 +116,26 @@ impl Volume {
 
     /// Saves before-images and enters them in the open layer of the epoch.
     async fn save_images(self: &Rc<Self>, needed: &[Block], epoch: Epoch) -> Result<()> {
-        let runs = runs(needed);
-        let reads = runs.iter().map(|(first, count)| self.clone_volume.read(*first, *count));
-        let read = join_all(reads).await;
         let size = self.geometry().block_size as usize;
         let mut images = Vec::with_capacity(needed.len());
-        for ((first, count), result) in runs.iter().zip(read) {
-            match result {
-                Ok(bytes) => {
-                    let bytes = bytes.freeze();
-                    images.extend((0..*count).map(|i| {
-                        let at = usize::try_from(i).unwrap_or(usize::MAX) * size;
-                        Image { block: Block(first.0 + i), data: bytes.slice(at..at + size), damaged: false }
-                    }));
+        for (number, part) in needed.chunks(self.tuning.steps_at_once).enumerate() {
+            if number > 0 {
+                self.io.step_aside().await;
+            }
+            let runs = runs(part);
+            let reads = runs.iter().map(|(first, count)| self.clone_volume.read(*first, *count));
+            let read = join_all(reads).await;
+            for ((first, count), result) in runs.iter().zip(read) {
+                match result {
+                    Ok(bytes) => {
+                        let bytes = bytes.freeze();
+                        images.extend((0..*count).map(|i| {
+                            let at = usize::try_from(i).unwrap_or(usize::MAX) * size;
+                            Image { block: Block(first.0 + i), data: bytes.slice(at..at + size), damaged: false }
+                        }));
+                    }
+                    Err(_) => self.read_one_by_one(*first, *count, &mut images).await?,
                 }
-                Err(_) => self.read_one_by_one(*first, *count, &mut images).await?,
             }
         }
         self.append_images(&images, epoch).await
