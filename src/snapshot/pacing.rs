@@ -48,8 +48,9 @@ impl Fill {
         (self.taken + more) * 2 > self.slots
     }
 
-    /// Whether the rate is measured: in time for the first turn that it decides about.
-    fn is_measured(&self) -> bool {
+    /// Whether so much is staged that what writers will need is prepared: the rate at which
+    /// they go on, and space.
+    pub fn is_busy(&self) -> bool {
         self.taken * 4 > self.slots
     }
 }
@@ -157,7 +158,7 @@ impl Pacer {
 
     /// Whether there is nothing to grant and nothing worth measuring.
     fn is_done(&self, fill: &Fill) -> bool {
-        self.queue.borrow().is_empty() && (!fill.is_measured() || self.rate.borrow().is_idle())
+        self.queue.borrow().is_empty() && (!fill.is_busy() || self.rate.borrow().is_idle())
     }
 }
 
@@ -195,7 +196,7 @@ impl Volume {
     /// Grants turns for as long as much is staged.
     pub(super) fn kick_pacer(self: &Rc<Self>) {
         let fill = self.fill();
-        let needed = fill.is_measured() || !self.pacer.queue.borrow().is_empty();
+        let needed = fill.is_busy() || !self.pacer.queue.borrow().is_empty();
         if !needed || self.pacer.ticking.replace(true) {
             return;
         }

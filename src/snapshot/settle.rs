@@ -26,6 +26,7 @@ impl Volume {
     pub(super) fn kick_settler(self: &Rc<Self>) {
         self.kick_retire();
         self.kick_pacer();
+        self.kick_space();
         while let Some((mut left, epoch)) = self.next_group() {
             let volume = Rc::clone(self);
             self.io.spawn(async move {
@@ -131,7 +132,11 @@ impl Volume {
                         let bytes = bytes.freeze();
                         images.extend((0..*count).map(|i| {
                             let at = usize::try_from(i).unwrap_or(usize::MAX) * size;
-                            Image { block: Block(first.0 + i), data: bytes.slice(at..at + size), damaged: false }
+                            Image {
+                                block: Block(first.0 + i),
+                                data: bytes.slice(at..at + size),
+                                damaged: false,
+                            }
                         }));
                     }
                     Err(_) => self.read_one_by_one(*first, *count, &mut images).await?,
