@@ -131,7 +131,7 @@ impl Volume {
             let s = self.s.borrow();
             let fill = s.slots.fill();
             let ahead = usize::try_from(fill.slots / 2).unwrap_or(usize::MAX);
-            fill.is_busy().then(|| s.slots.unsettled() + ahead)
+            (fill.taken * 16 > fill.slots).then(|| s.slots.unsettled() + ahead)
         };
         let Some(blocks) = blocks else { return };
         if space.preparing.get() || space.scarce.get() || self.closing.get() {
