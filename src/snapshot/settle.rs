@@ -87,17 +87,12 @@ impl Volume {
             }
         }
         if !needed.is_empty() {
-            self.save_images(&needed, epoch).await?;
+            self.save_group(&needed, epoch).await?;
         }
         // A part at a time: clients get their turn in between, and slots become free evenly.
         while !left.is_empty() {
             let part = left.len().min(self.tuning.steps_at_once);
-            let data: Vec<(Block, Bytes)> = {
-                let s = self.s.borrow();
-                left[..part].iter().map(|i| (s.slots.get(*i).block, s.slots.data(*i))).collect()
-            };
-            let writes = adjacent(data).into_iter().map(|(first, data)| self.clone_volume.write(first, data));
-            join_all(writes).await.into_iter().collect::<Result<()>>()?;
+            self.write_staged(&left[..part]).await?;
             {
                 let mut s = self.s.borrow_mut();
                 for index in left.drain(..part) {
@@ -115,47 +110,35 @@ impl Volume {
         Ok(())
     }
 
-    /// Saves before-images and enters them in the open layer of the epoch.
-    async fn save_images(self: &Rc<Self>, needed: &[Block], epoch: Epoch) -> Result<()> {
+    /// Writes slots, sorted by their blocks, to the clone volume.
+    async fn write_staged(&self, indices: &[usize]) -> Result<()> {
         let size = self.geometry().block_size as usize;
-        let mut images = Vec::with_capacity(needed.len());
-        for (number, part) in needed.chunks(self.tuning.steps_at_once).enumerate() {
-            if number > 0 {
-                self.io.step_aside().await;
-            }
-            let runs = runs(part);
-            let reads = runs.iter().map(|(first, count)| self.clone_volume.read(*first, *count));
-            let read = join_all(reads).await;
-            for ((first, count), result) in runs.iter().zip(read) {
-                match result {
-                    Ok(bytes) => {
-                        let bytes = bytes.freeze();
-                        images.extend((0..*count).map(|i| {
-                            let at = usize::try_from(i).unwrap_or(usize::MAX) * size;
-                            Image {
-                                block: Block(first.0 + i),
-                                data: bytes.slice(at..at + size),
-                                damaged: false,
-                            }
-                        }));
-                    }
-                    Err(_) => self.read_one_by_one(*first, *count, &mut images).await?,
-                }
+        let mut blocks = Vec::with_capacity(indices.len());
+        let mut buffer = self.bulk.buffers.borrow_mut().take_len(indices.len() * size);
+        {
+            let s = self.s.borrow();
+            for (index, data) in indices.iter().zip(buffer.chunks_mut(size)) {
+                blocks.push(s.slots.get(*index).block);
+                s.slots.read(*index, data);
             }
         }
-        self.append_images(&images, epoch).await
+        let mut data = self.bulk.buffers.borrow_mut().share(buffer);
+        let writes = runs(&blocks).into_iter().map(|(first, count)| {
+            let run = data.split_to(usize::try_from(count).unwrap_or(usize::MAX) * size);
+            self.clone_volume.write(first, vec![run])
+        });
+        join_all(writes).await.into_iter().collect()
     }
 
     /// Makes before-images durable and enters them in the open layer of the epoch.
     pub(super) async fn append_images(self: &Rc<Self>, images: &[Image], epoch: Epoch) -> Result<()> {
-        let addrs = self.save.append(&self.journal, epoch, images).await?;
+        let saved = self.save.append(&self.journal, epoch, images).await?;
         let full = {
             let s = self.s.borrow();
             let open = open_layer(&s.chain, epoch);
             let mut layer = open.borrow_mut();
-            for (image, addr) in images.iter().zip(addrs) {
-                let saved = SavedImage { addr, crc: crc32c::crc32c(&image.data), damaged: image.damaged };
-                if !layer.insert(image.block, saved) {
+            for (image, (addr, crc)) in images.iter().zip(saved) {
+                if !layer.insert(image.block, SavedImage { addr, crc, damaged: image.damaged }) {
                     self.save.drop_live(addr.segment, 1);
                 }
             }
@@ -216,24 +199,12 @@ pub(super) fn open_layer(
 }
 
 /// Sorted blocks as runs.
-fn runs(blocks: &[Block]) -> Vec<(Block, u64)> {
+pub(super) fn runs(blocks: &[Block]) -> Vec<(Block, u64)> {
     let mut runs: Vec<(Block, u64)> = Vec::new();
     for block in blocks {
         match runs.last_mut() {
             Some((first, count)) if first.0 + *count == block.0 => *count += 1,
             _ => runs.push((*block, 1)),
-        }
-    }
-    runs
-}
-
-/// Sorted blocks with data as runs.
-fn adjacent(blocks: Vec<(Block, Bytes)>) -> Vec<(Block, Vec<Bytes>)> {
-    let mut runs: Vec<(Block, Vec<Bytes>)> = Vec::new();
-    for (block, data) in blocks {
-        match runs.last_mut() {
-            Some((first, run)) if first.0 + run.len() as u64 == block.0 => run.push(data),
-            _ => runs.push((block, vec![data])),
         }
     }
     runs

@@ -144,6 +144,13 @@ impl Slots {
         self.stage.as_ref().map(|s| s.data(index)).unwrap_or_default()
     }
 
+    /// Copies the data of a slot into a buffer as long as a block.
+    pub fn read(&self, index: usize, data: &mut [u8]) {
+        if let Some(stage) = &self.stage {
+            stage.read(index, data);
+        }
+    }
+
     /// What production reads of the block: its youngest slot, unless a trim came later.
     pub fn production(&self, block: Block) -> Option<Bytes> {
         let last = self.chain(block).next_back()?;
