@@ -219,3 +219,145 @@ impl Volume {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SLOTS: u64 = 4096;
+
+    /// A stage and writers who each stage a block as soon as the reply to the last one came.
+    struct Bench {
+        pacer: Pacer,
+        fill: Fill,
+        waiting: VecDeque<oneshot::Receiver<()>>,
+    }
+
+    impl Bench {
+        fn new(writers: usize, slots: u64, taken: u64) -> Self {
+            let mut bench = Self {
+                pacer: Pacer::default(),
+                fill: Fill { taken, slots, freed: 0 },
+                waiting: VecDeque::new(),
+            };
+            bench.pacer.begin(0);
+            (0..writers).for_each(|_| bench.write());
+            bench
+        }
+
+        fn write(&mut self) {
+            self.fill.taken += 1;
+            assert!(self.fill.taken <= self.fill.slots, "the stage is full");
+            if self.pacer.take(1) {
+                self.write();
+            } else {
+                self.waiting.push_back(self.pacer.wait(1));
+            }
+        }
+
+        /// One tick in which so many slots became free; returns how many replies were sent.
+        fn tick(&mut self, freed: u64) -> u64 {
+            let freed = freed.min(self.fill.taken);
+            self.fill.taken -= freed;
+            self.fill.freed += freed;
+            let before = self.fill.taken;
+            self.pacer.tick(&self.fill);
+            let waiting = std::mem::take(&mut self.waiting);
+            let (mut ready, mut left) = (0, VecDeque::new());
+            for mut turn in waiting {
+                match turn.try_recv() {
+                    Ok(None) => left.push_back(turn),
+                    _ => {
+                        assert!(left.is_empty(), "first come, first served");
+                        ready += 1;
+                    }
+                }
+            }
+            self.waiting = left;
+            (0..ready).for_each(|_| self.write());
+            self.fill.taken - before
+        }
+    }
+
+    #[test]
+    fn writers_go_as_fast_as_slots_become_free() {
+        let mut bench = Bench::new(64, SLOTS, SLOTS / 2);
+        let mut replies = 0;
+        for tick in 0..4000 {
+            // Groups of 256, two milliseconds apart.
+            let sent = bench.tick(if tick % 8 == 0 { 256 } else { 0 });
+            if tick >= 2000 {
+                replies += sent;
+                assert!(sent > 0, "nobody was served in tick {tick}");
+                assert!((SLOTS * 5 / 8..SLOTS * 7 / 8).contains(&bench.fill.taken), "{:?}", bench.fill);
+            }
+        }
+        assert!((63_000..65_000).contains(&replies), "{replies} of 64,000");
+    }
+
+    #[test]
+    fn replies_go_on_while_nothing_becomes_free() {
+        let mut bench = Bench::new(64, SLOTS, SLOTS / 2);
+        for tick in 0..2000 {
+            bench.tick(if tick % 8 == 0 { 256 } else { 0 });
+        }
+        let mut silent = 0;
+        // A tenth of a second.
+        for tick in 0..400 {
+            silent = if bench.tick(0) > 0 { 0 } else { silent + 1 };
+            assert!(silent < 4, "a pause of a millisecond at tick {tick}");
+        }
+        assert!(bench.fill.taken < SLOTS);
+        for tick in 0..2000 {
+            bench.tick(if tick % 8 == 0 { 256 } else { 0 });
+        }
+        assert!(bench.fill.taken < SLOTS * 7 / 8, "it has recovered");
+    }
+
+    #[test]
+    fn turns_come_however_small_and_full_the_stage_is() {
+        let pacer = Pacer::default();
+        pacer.begin(0);
+        let full = Fill { taken: 8, slots: 8, freed: 0 };
+        let mut turns: Vec<_> = (0..8).map(|_| pacer.wait(100)).collect();
+        let mut ticks = 0;
+        while !turns.is_empty() {
+            pacer.tick(&full);
+            turns.retain_mut(|turn| matches!(turn.try_recv(), Ok(None)));
+            ticks += 1;
+            assert!(ticks < 8 * 100 * 8 + 8, "somebody waits for ever");
+        }
+        let waiting = [pacer.wait(100), pacer.wait(100)];
+        pacer.tick(&Fill { taken: 4, slots: 8, freed: 4 });
+        for mut turn in waiting {
+            assert_eq!(turn.try_recv(), Ok(Some(())), "there is room again");
+        }
+    }
+
+    #[test]
+    fn a_large_write_pays_for_all_its_slots() {
+        let pacer = Pacer::default();
+        pacer.begin(0);
+        let fill = |freed| Fill { taken: SLOTS * 3 / 4, slots: SLOTS, freed };
+        let large = pacer.wait(64);
+        let mut small = pacer.wait(1);
+        let mut freed = 0;
+        for tick in 1..=17 {
+            freed += 4;
+            pacer.tick(&fill(freed));
+            let served = small.try_recv() == Ok(Some(()));
+            assert_eq!(served, tick == 17, "tick {tick}");
+        }
+        drop(large);
+    }
+
+    #[test]
+    fn whoever_is_gone_takes_no_turn() {
+        let pacer = Pacer::default();
+        pacer.begin(0);
+        drop(pacer.wait(1000));
+        let mut next = pacer.wait(1);
+        pacer.tick(&Fill { taken: SLOTS * 3 / 4, slots: SLOTS, freed: 1 });
+        assert_eq!(next.try_recv(), Ok(Some(())));
+    }
+}
