@@ -22,6 +22,9 @@ const RETRY: Duration = Duration::from_millis(200);
 /// How long nobody may have waited before the log says so.
 const QUIET: Duration = Duration::from_secs(5);
 
+/// Bytes that must be free before space is taken ahead of need.
+const PLENTY_BYTES: u64 = 512 << 20;
+
 /// Bytes of a sealed layer for each before-image in it, at most: its slot at the load of
 /// the table, its place in a list, and a page of its own.
 const LAYER_ENTRY_BYTES: u64 = 64;
@@ -143,8 +146,10 @@ impl Volume {
         space.preparing.set(true);
         let volume = Rc::clone(self);
         self.io.spawn(async move {
-            // Whoever needs the space hears why there is none.
-            let scarce = volume.save.reserve(&volume.journal, blocks).await.is_err();
+            let free = volume.io.free(volume.paths.0.clone()).await.unwrap_or(0);
+            // The last space is for what is needed now, the reserve above all. Whoever needs
+            // it hears why there is none.
+            let scarce = free < PLENTY_BYTES || volume.save.reserve(&volume.journal, blocks).await.is_err();
             volume.space.scarce.set(scarce);
             volume.space.preparing.set(false);
             volume.changed.notify();
