@@ -155,15 +155,15 @@ impl Files {
     }
 
     /// Forgets a descriptor; operations under way keep theirs until they end.
-    fn close(&mut self, file: FileId) -> io::Result<Kind> {
-        let kind = self.handle(file)?.kind;
+    fn close(&mut self, file: FileId) -> io::Result<Arc<Handle>> {
+        self.handle(file)?;
         self.windows.forget(file);
         let number = file.0 & ((1 << PLACE_BITS) - 1);
         let place = &mut self.places[number as usize];
-        place.handle = None;
+        let handle = place.handle.take().ok_or(Errno::BADF)?;
         place.generation = (place.generation + 1) & (u32::MAX >> PLACE_BITS);
         self.vacant.push(number);
-        Ok(kind)
+        Ok(handle)
     }
 
     /// Appends what the page cache has, all of it or nothing.
@@ -237,10 +237,18 @@ impl Files {
             Op::Allocated { file } => Output::Size(disk::allocated(self.handle(file)?)?),
             Op::Free { path } => Output::Size(disk::free(&path)?),
             Op::Open { path, how } => Output::File(self.open(&path, how)?),
-            Op::Close { file } => match self.close(file)? {
-                Kind::File => Output::None,
-                Kind::Socket | Kind::Pipe => return Ok(Start::Closed { file }),
-            },
+            Op::Close { file } => {
+                let handle = self.close(file)?;
+                if handle.kind != Kind::File {
+                    return Ok(Start::Closed { file });
+                }
+                // The last close of a file that was removed gives its blocks back, which takes
+                // long for a large one.
+                return Ok(job(move || {
+                    drop(handle);
+                    Ok(())
+                }));
+            }
             Op::Map { path } => Output::Mapped(region::map_file(&path)?),
             Op::Rename { from, to } => return Ok(job(move || std::fs::rename(from, to))),
             Op::Remove { path } => return Ok(job(move || std::fs::remove_file(path))),

@@ -60,6 +60,22 @@ impl Volume {
         }
     }
 
+    /// Makes durable what was let in before an epoch, once all of that has been settled; what
+    /// is staged in that epoch may be lost with the power as it might before. So nothing but
+    /// the clone volume has to be synced, unless data was written where old data may lie: then
+    /// its records need a barrier, which stands for everything before it.
+    pub(super) async fn flush_settled(self: &Rc<Self>) -> Result<()> {
+        // One that runs may have taken upon itself to write that barrier.
+        while self.flushing.running.get() {
+            self.flushing.event.wait().await;
+        }
+        self.writable(Who::Store)?;
+        if self.s.borrow().guarded {
+            return self.flush().await;
+        }
+        self.clone_synced_if_dirty().await
+    }
+
     async fn flush_round(self: &Rc<Self>) -> Result<()> {
         self.writable(Who::Store)?;
         // What is staged has its space, but for what an open on a full disk took over.

@@ -22,6 +22,9 @@ const RETRY: Duration = Duration::from_millis(200);
 /// How long nobody may have waited before the log says so.
 const QUIET: Duration = Duration::from_secs(5);
 
+/// Bytes that must be free before space is taken ahead of need.
+const PLENTY_BYTES: u64 = 512 << 20;
+
 /// Bytes of a sealed layer for each before-image in it, at most: its slot at the load of
 /// the table, its place in a list, and a page of its own.
 const LAYER_ENTRY_BYTES: u64 = 64;
@@ -48,6 +51,10 @@ pub(super) struct Space {
     refused: Cell<bool>,
     /// Why staged writes can't be settled, if they meet a full disk.
     pub unsettled: RefCell<Option<Error>>,
+    /// The save volume is given space ahead of need.
+    pub preparing: Cell<bool>,
+    /// There was none a short while ago.
+    scarce: Cell<bool>,
     /// Nobody waits: the volume is being opened.
     pub impatient: Cell<bool>,
     /// Snapshots deleted to make room.
@@ -117,6 +124,40 @@ impl Volume {
         self.journal.close();
         self.changed.notify();
         self.space.freed.notify();
+    }
+
+    /// Sees to it that the save volume has space before writers need it: all of them would
+    /// wait for the syncs that a new segment takes.
+    pub(super) fn kick_space(self: &Rc<Self>) {
+        let space = &self.space;
+        let blocks = {
+            let s = self.s.borrow();
+            let fill = s.slots.fill();
+            let ahead = usize::try_from(fill.slots / 2).unwrap_or(usize::MAX);
+            (fill.taken * 16 > fill.slots).then(|| s.slots.unsettled() + ahead)
+        };
+        let Some(blocks) = blocks else { return };
+        if space.preparing.get() || space.scarce.get() || self.closing.get() {
+            return;
+        }
+        if self.save.has_room(blocks as u64) || self.writable(Who::Store).is_err() || self.reserve.is_lent() {
+            return;
+        }
+        space.preparing.set(true);
+        let volume = Rc::clone(self);
+        self.io.spawn(async move {
+            let free = volume.io.free(volume.paths.0.clone()).await.unwrap_or(0);
+            // The last space is for what is needed now, the reserve above all. Whoever needs
+            // it hears why there is none.
+            let scarce = free < PLENTY_BYTES || volume.save.reserve(&volume.journal, blocks).await.is_err();
+            volume.space.scarce.set(scarce);
+            volume.space.preparing.set(false);
+            volume.changed.notify();
+            if scarce {
+                volume.io.sleep(RETRY).await;
+                volume.space.scarce.set(false);
+            }
+        });
     }
 
     /// Does a step of a request until it has found space, or is not to wait for any.

@@ -1,8 +1,9 @@
-//! Before-images of many blocks at a time, for bulk writes.
+//! Before-images of a whole group at a time.
 //!
-//! What the page cache has is read into one buffer, which the next group uses again; a
-//! block that is not there is waited for, many at a time.
+//! What the page cache has is read into one buffer, which the next group uses again; what is
+//! not there is waited for, all of it at once.
 
+use super::settle::runs;
 use super::volume::Volume;
 use crate::error::Result;
 use crate::store::save::Image;
@@ -24,20 +25,28 @@ impl Volume {
         buffer.clear();
         buffer.reserve(needed.len() * size);
         let mut missing = Vec::new();
-        for (index, block) in needed.iter().enumerate() {
-            // What can't be read now is read again, and its error told, below.
-            let read = self.clone_volume.read_now(block.0 * size as u64, size, &mut buffer);
-            if !read.unwrap_or(false) {
-                buffer.resize((index + 1) * size, 0);
-                missing.push(index);
+        let mut at = 0;
+        for (number, part) in needed.chunks(self.tuning.steps_at_once).enumerate() {
+            if number > 0 {
+                self.io.step_aside().await;
+            }
+            for (first, count) in runs(part) {
+                let len = usize::try_from(count).unwrap_or(usize::MAX) * size;
+                // What can't be read now is read again, and its error told, below.
+                let read = self.clone_volume.read_now(first.0 * size as u64, len, &mut buffer);
+                if !read.unwrap_or(false) {
+                    buffer.resize(at + len, 0);
+                    missing.push((at, first, count));
+                }
+                at += len;
             }
         }
-        let reads = missing.iter().map(|index| self.clone_volume.read(needed[*index], 1));
+        let reads = missing.iter().map(|(_, first, count)| self.clone_volume.read(*first, *count));
         let mut failed = Vec::new();
-        for (index, read) in missing.iter().zip(join_all(reads).await) {
+        for ((at, first, count), read) in missing.iter().zip(join_all(reads).await) {
             match read {
-                Ok(data) => buffer[index * size..][..size].copy_from_slice(&data),
-                Err(_) => failed.push(*index),
+                Ok(data) => buffer[*at..][..data.len()].copy_from_slice(&data),
+                Err(_) => failed.push((at / size, *first, *count)),
             }
         }
         let data = self.bulk.buffers.borrow_mut().share(buffer);
@@ -46,10 +55,11 @@ impl Volume {
             Image { block: *block, data, damaged: false }
         };
         let mut images: Vec<Image> = needed.iter().enumerate().map(image).collect();
-        for index in failed {
+        for (index, first, count) in failed {
             let mut again = Vec::new();
-            self.read_one_by_one(needed[index], 1, &mut again).await?;
-            images.splice(index..=index, again);
+            self.read_one_by_one(first, count, &mut again).await?;
+            let place = index..index + again.len();
+            images.splice(place, again);
         }
         Ok(images)
     }

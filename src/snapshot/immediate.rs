@@ -119,10 +119,10 @@ impl Volume {
         let count = blocks.end - blocks.start;
         let fits = {
             let s = self.s.borrow();
-            s.slots.has_room(count) && self.journal.has_room(count * s.slots.room())
+            s.slots.stage.is_some() && self.journal.has_room(count * s.slots.room())
         };
         let saved = self.s.borrow().slots.unsettled() as u64 + count;
-        if !fits || !self.save.has_room(saved) || !self.has_reserve(count) {
+        if !fits || !self.save.has_room(saved) || !self.has_reserve(count) || !self.may_stage(count) {
             return false;
         }
         let size = self.geometry().block_size as usize;

@@ -22,6 +22,7 @@ mod mend;
 #[cfg(any(test, feature = "simulation"))]
 pub mod model;
 mod open;
+mod pacing;
 mod punch;
 mod read;
 mod reader;

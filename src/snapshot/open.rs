@@ -245,6 +245,7 @@ impl Volume {
             s: RefCell::new(state),
             changed: Event::default(),
             flushing: super::flush::Gate::default(),
+            pacer: super::pacing::Pacer::default(),
             sealing: Cell::new(false),
             punching: Cell::new(false),
             checkpointing: Cell::new(false),
@@ -311,7 +312,8 @@ impl Volume {
     pub async fn close(self: &Rc<Self>) -> Result<()> {
         self.pause();
         self.stop_waiting();
-        let busy = [&self.punching, &self.checkpointing, &self.sealing, &self.bulk.syncing];
+        let space = &self.space.preparing;
+        let busy = [&self.punching, &self.checkpointing, &self.sealing, &self.bulk.syncing, space];
         while busy.iter().any(|task| task.get()) {
             self.changed.wait().await;
         }

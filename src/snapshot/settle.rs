@@ -25,17 +25,19 @@ impl Volume {
     /// for.
     pub(super) fn kick_settler(self: &Rc<Self>) {
         self.kick_retire();
-        while let Some((indices, epoch)) = self.next_group() {
+        self.kick_pacer();
+        self.kick_space();
+        while let Some((mut left, epoch)) = self.next_group() {
             let volume = Rc::clone(self);
             self.io.spawn(async move {
-                let result = volume.settle_group(&indices, epoch).await;
+                let result = volume.settle_group(&mut left, epoch).await;
                 volume.s.borrow_mut().slots.groups -= 1;
                 let failed = result.err();
                 volume.note_settled(failed.as_ref());
                 if failed.is_some() {
                     volume.io.sleep(RETRY).await;
                     let mut s = volume.s.borrow_mut();
-                    for index in indices.iter().rev() {
+                    for index in left.iter().rev() {
                         s.slots.requeue(*index);
                     }
                 }
@@ -68,73 +70,75 @@ impl Volume {
         Some((indices, epoch))
     }
 
-    async fn settle_group(self: &Rc<Self>, indices: &[usize], epoch: Epoch) -> Result<()> {
+    /// Settles the slots of a group; those that are done are not `left` any more, whatever
+    /// becomes of the others.
+    async fn settle_group(self: &Rc<Self>, left: &mut Vec<usize>, epoch: Epoch) -> Result<()> {
         if self.s.borrow().chain.is_alarmed() {
             self.heal().await?;
         }
-        let mut blocks: Vec<(Block, usize)> = {
-            let s = self.s.borrow();
-            indices.iter().map(|i| (s.slots.get(*i).block, *i)).collect()
-        };
-        blocks.sort_unstable();
         let mut needed = Vec::new();
-        for (block, _) in &blocks {
-            if self.s.borrow().needs_save(*block, epoch)? {
-                needed.push(*block);
+        {
+            let s = self.s.borrow();
+            left.sort_unstable_by_key(|i| s.slots.get(*i).block);
+            for block in left.iter().map(|i| s.slots.get(*i).block) {
+                if s.needs_save(block, epoch)? {
+                    needed.push(block);
+                }
             }
         }
         if !needed.is_empty() {
-            self.save_images(&needed, epoch).await?;
+            self.save_group(&needed, epoch).await?;
         }
-        let data: Vec<(Block, Bytes)> = {
-            let s = self.s.borrow();
-            blocks.iter().map(|(block, index)| (*block, s.slots.data(*index))).collect()
-        };
-        let writes = adjacent(data).into_iter().map(|(first, data)| self.clone_volume.write(first, data));
-        join_all(writes).await.into_iter().collect::<Result<()>>()?;
-        let mut s = self.s.borrow_mut();
-        for index in indices {
-            if s.slots.get(*index).journaled {
-                s.slots.set_state(*index, SlotState::Settled);
-            } else {
-                s.slots.release(*index);
+        // A part at a time: clients get their turn in between, and slots become free evenly.
+        while !left.is_empty() {
+            let part = left.len().min(self.tuning.steps_at_once);
+            self.write_staged(&left[..part]).await?;
+            {
+                let mut s = self.s.borrow_mut();
+                for index in left.drain(..part) {
+                    if s.slots.get(index).journaled {
+                        s.slots.set_state(index, SlotState::Settled);
+                    } else {
+                        s.slots.release(index);
+                    }
+                }
+            }
+            if !left.is_empty() {
+                self.io.step_aside().await;
             }
         }
         Ok(())
     }
 
-    /// Saves before-images and enters them in the open layer of the epoch.
-    async fn save_images(self: &Rc<Self>, needed: &[Block], epoch: Epoch) -> Result<()> {
-        let runs = runs(needed);
-        let reads = runs.iter().map(|(first, count)| self.clone_volume.read(*first, *count));
-        let read = join_all(reads).await;
+    /// Writes slots, sorted by their blocks, to the clone volume.
+    async fn write_staged(&self, indices: &[usize]) -> Result<()> {
         let size = self.geometry().block_size as usize;
-        let mut images = Vec::with_capacity(needed.len());
-        for ((first, count), result) in runs.iter().zip(read) {
-            match result {
-                Ok(bytes) => {
-                    let bytes = bytes.freeze();
-                    images.extend((0..*count).map(|i| {
-                        let at = usize::try_from(i).unwrap_or(usize::MAX) * size;
-                        Image { block: Block(first.0 + i), data: bytes.slice(at..at + size), damaged: false }
-                    }));
-                }
-                Err(_) => self.read_one_by_one(*first, *count, &mut images).await?,
+        let mut blocks = Vec::with_capacity(indices.len());
+        let mut buffer = self.bulk.buffers.borrow_mut().take_len(indices.len() * size);
+        {
+            let s = self.s.borrow();
+            for (index, data) in indices.iter().zip(buffer.chunks_mut(size)) {
+                blocks.push(s.slots.get(*index).block);
+                s.slots.read(*index, data);
             }
         }
-        self.append_images(&images, epoch).await
+        let mut data = self.bulk.buffers.borrow_mut().share(buffer);
+        let writes = runs(&blocks).into_iter().map(|(first, count)| {
+            let run = data.split_to(usize::try_from(count).unwrap_or(usize::MAX) * size);
+            self.clone_volume.write(first, vec![run])
+        });
+        join_all(writes).await.into_iter().collect()
     }
 
     /// Makes before-images durable and enters them in the open layer of the epoch.
     pub(super) async fn append_images(self: &Rc<Self>, images: &[Image], epoch: Epoch) -> Result<()> {
-        let addrs = self.save.append(&self.journal, epoch, images).await?;
+        let saved = self.save.append(&self.journal, epoch, images).await?;
         let full = {
             let s = self.s.borrow();
             let open = open_layer(&s.chain, epoch);
             let mut layer = open.borrow_mut();
-            for (image, addr) in images.iter().zip(addrs) {
-                let saved = SavedImage { addr, crc: crc32c::crc32c(&image.data), damaged: image.damaged };
-                if !layer.insert(image.block, saved) {
+            for (image, (addr, crc)) in images.iter().zip(saved) {
+                if !layer.insert(image.block, SavedImage { addr, crc, damaged: image.damaged }) {
                     self.save.drop_live(addr.segment, 1);
                 }
             }
@@ -195,24 +199,12 @@ pub(super) fn open_layer(
 }
 
 /// Sorted blocks as runs.
-fn runs(blocks: &[Block]) -> Vec<(Block, u64)> {
+pub(super) fn runs(blocks: &[Block]) -> Vec<(Block, u64)> {
     let mut runs: Vec<(Block, u64)> = Vec::new();
     for block in blocks {
         match runs.last_mut() {
             Some((first, count)) if first.0 + *count == block.0 => *count += 1,
             _ => runs.push((*block, 1)),
-        }
-    }
-    runs
-}
-
-/// Sorted blocks with data as runs.
-fn adjacent(blocks: Vec<(Block, Bytes)>) -> Vec<(Block, Vec<Bytes>)> {
-    let mut runs: Vec<(Block, Vec<Bytes>)> = Vec::new();
-    for (block, data) in blocks {
-        match runs.last_mut() {
-            Some((first, run)) if first.0 + run.len() as u64 == block.0 => run.push(data),
-            _ => runs.push((block, vec![data])),
         }
     }
     runs

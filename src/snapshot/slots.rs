@@ -5,6 +5,7 @@
 //! settled, until the clone volume was synced and the journal knows: else a replay of
 //! the after-image would put older data over newer.
 
+use super::pacing::Fill;
 use crate::format::state::VolumeState;
 use crate::store::room::Ledger;
 use crate::store::stage::Stage;
@@ -43,9 +44,6 @@ pub struct Slot {
     pub dead: bool,
 }
 
-/// How full the stage is, in 1/256, when writers begin to be held back.
-const PACE_FROM: u64 = 128;
-
 /// What the journal may need for a slot, in bytes, beside its after-image: its share of
 /// *Settled* and *Mark*, each in a frame of its own.
 const NOTE_BYTES: u64 = 192;
@@ -72,6 +70,8 @@ pub struct Slots {
     blocking: bool,
     /// Groups being settled now.
     pub groups: usize,
+    /// Slots that became free, ever.
+    freed: u64,
     /// Before-images that bulk writes are about to save.
     pub saving: usize,
 }
@@ -97,12 +97,10 @@ impl Slots {
         NOTE_BYTES + if slot.journaled { 0 } else { self.image_bytes }
     }
 
-    /// Whether so many blocks can be staged before writers are held back.
-    pub fn has_room(&self, blocks: u64) -> bool {
-        self.stage.as_ref().is_some_and(|s| {
-            let taken = (s.len() - s.free()) as u64 + blocks;
-            taken * 256 <= PACE_FROM * s.len() as u64
-        })
+    /// How full the stage is; one that is not mapped has no slots.
+    pub fn fill(&self) -> Fill {
+        let (slots, free) = self.stage.as_ref().map_or((0, 0), |s| (s.len() as u64, s.free() as u64));
+        Fill { taken: slots - free, slots, freed: self.freed }
     }
 
     /// Whether nothing is staged.
@@ -144,6 +142,13 @@ impl Slots {
     /// The data of a slot.
     pub fn data(&self, index: usize) -> Bytes {
         self.stage.as_ref().map(|s| s.data(index)).unwrap_or_default()
+    }
+
+    /// Copies the data of a slot into a buffer as long as a block.
+    pub fn read(&self, index: usize, data: &mut [u8]) {
+        if let Some(stage) = &self.stage {
+            stage.read(index, data);
+        }
     }
 
     /// What production reads of the block: its youngest slot, unless a trim came later.
@@ -253,6 +258,7 @@ impl Slots {
         }
         if let Some(stage) = &mut self.stage {
             stage.release(index);
+            self.freed += 1;
         }
     }
 
@@ -315,11 +321,6 @@ impl Slots {
             }
         }
         fresh.into_iter().map(|(_, i)| i).collect()
-    }
-
-    /// Whether so much is staged that writers are held back.
-    pub fn is_pressed(&self) -> bool {
-        self.stage.as_ref().is_some_and(|s| (s.len() - s.free()) as u64 * 256 > PACE_FROM * s.len() as u64)
     }
 
     /// Slots that a stage for that volume has.

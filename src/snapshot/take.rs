@@ -157,7 +157,7 @@ impl TakeTicket {
         let Some(epoch) = self.epoch else { return Ok(()) };
         let volume = &self.volume;
         volume.settled_before(epoch).await?;
-        volume.flush().await?;
+        volume.flush_settled().await?;
         let snapshot = {
             let mut s = volume.s.borrow_mut();
             s.taking = None;

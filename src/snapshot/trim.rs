@@ -12,6 +12,7 @@ use crate::error::Result;
 use crate::format::journal::Record;
 use crate::types::{Block, Epoch};
 use bytes::Bytes;
+use std::cell::Cell;
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -50,14 +51,23 @@ impl Volume {
         let end = offset + len;
         let first = offset.div_ceil(unit);
         // The last granule counts as whole when the range reaches the end of the volume.
-        let last = if end == size { end.div_ceil(unit) } else { end / unit };
+        let mut last = if end == size { end.div_ceil(unit) } else { end / unit };
         if first < last {
             self.zero_used(who, wanted, offset, first * unit).await?;
             let mut granule = first;
             while granule < last {
                 let step = granule..(granule + TRIM_STEP).min(last);
-                self.with_space(wanted, async || self.trim_granules(who, step.clone()).await).await?;
-                granule = step.end;
+                let whole = Cell::new(true);
+                let trim = async || {
+                    whole.set(self.trim_granules(who, step.clone(), end).await?);
+                    Ok(())
+                };
+                self.with_space(wanted, trim).await?;
+                if whole.get() {
+                    granule = step.end;
+                } else {
+                    last = end / unit;
+                }
             }
             self.zero_used(who, wanted, last * unit, end).await?;
         } else {
@@ -130,7 +140,9 @@ impl Volume {
         Ok(())
     }
 
-    async fn trim_granules(self: &Rc<Self>, who: Who, granules: Range<u64>) -> Result<()> {
+    /// Trims granules that are whole up to `end`, in bytes; false, and nothing is done, if the
+    /// volume has grown meanwhile, so that the last one goes on behind it.
+    async fn trim_granules(self: &Rc<Self>, who: Who, granules: Range<u64>, end: u64) -> Result<bool> {
         let _room = self.journal.reserve(super::write::RECORD_BYTES).await?;
         let admitted = self.admit(who).await?;
         let epoch = admitted.epoch;
@@ -147,9 +159,16 @@ impl Volume {
             self.know_retained(&blocks).await?;
         }
         let (seq, slots) = {
+            {
+                let s = self.s.borrow();
+                let geometry = s.durable.geometry;
+                if blocks.end * u64::from(geometry.block_size) > end && geometry.size > end {
+                    return Ok(false);
+                }
+            }
             let slots = self.slots_in(&blocks);
             if used.is_empty() && slots.is_empty() {
-                return Ok(());
+                return Ok(true);
             }
             let mut s = self.s.borrow_mut();
             s.mark_unused(&granules, epoch)?;
@@ -166,7 +185,7 @@ impl Volume {
         self.drop_dead(&slots, epoch);
         self.kick_puncher();
         self.kick_checkpoint();
-        Ok(())
+        Ok(true)
     }
 
     /// Slots of a range of blocks.

@@ -57,6 +57,7 @@ pub struct Volume {
     /// Something that somebody may wait for changed.
     pub(super) changed: Event,
     pub(super) flushing: super::flush::Gate,
+    pub(super) pacer: super::pacing::Pacer,
     pub(super) sealing: Cell<bool>,
     pub(super) punching: Cell<bool>,
     pub(super) checkpointing: Cell<bool>,

@@ -16,6 +16,7 @@ use crate::map::BitMap;
 use crate::types::{Block, Epoch};
 use bytes::{Bytes, BytesMut};
 use futures::future::join_all;
+use std::cell::Cell;
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -53,16 +54,14 @@ impl Volume {
         data: Bytes,
         fua: bool,
     ) -> Result<()> {
-        let once = async || self.healed(async || self.write_once(who, offset, &data).await).await;
+        let staged = Cell::new(0);
+        let once = async || {
+            staged.set(self.healed(async || self.write_once(who, offset, &data).await).await?);
+            Ok(())
+        };
         self.with_space(wanted, once).await?;
         self.kick_checkpoint();
-        if self.s.borrow().slots.is_pressed() && self.writable(who).is_ok() {
-            self.kick_settler();
-            // With nothing in flight nothing would wake it.
-            if self.s.borrow().slots.groups > 0 {
-                self.changed.wait().await;
-            }
-        }
+        self.paced(staged.get()).await;
         if fua {
             self.flush().await?;
         }
@@ -89,9 +88,10 @@ impl Volume {
         s.blocks(&granules)
     }
 
-    async fn write_once(self: &Rc<Self>, who: Who, offset: u64, data: &Bytes) -> Result<()> {
+    /// Returns how many blocks of it were staged.
+    async fn write_once(self: &Rc<Self>, who: Who, offset: u64, data: &Bytes) -> Result<u64> {
         if data.is_empty() {
-            return self.in_range(offset, 0);
+            return self.in_range(offset, 0).map(|()| 0);
         }
         let granules = data.len() as u64 / u64::from(self.geometry().block_size) + 2;
         let _room = self.journal.reserve(RECORD_BYTES + granules.div_ceil(2) * RANGE_BYTES).await?;
@@ -189,7 +189,7 @@ impl Volume {
         admitted: &Admitted,
         range: &Range<u64>,
         mut parts: Vec<Part>,
-    ) -> Result<()> {
+    ) -> Result<u64> {
         let epoch = admitted.epoch;
         let asked: Vec<Range<u64>> = parts.iter().map(|p| self.blocks_of(p)).collect();
         self.clear_rest(range, &mut parts).await?;
@@ -216,6 +216,7 @@ impl Volume {
             let s = self.s.borrow();
             s.production.runs(s.granules(range)).any(|(_, used)| !used)
         };
+        let count = staged.len() as u64;
         let write = async {
             if needs_space {
                 self.space_for_staging(&staged).await?;
@@ -233,7 +234,7 @@ impl Volume {
         if needs_space {
             self.found_space();
         }
-        Ok(())
+        Ok(count)
     }
 
     /// A write to a range failed: what is not in use there may be no hole any more.

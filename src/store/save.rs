@@ -428,12 +428,17 @@ impl SaveVolume {
         Ok(())
     }
 
-    /// Appends one group and makes it durable; returns where each image is. The images
-    /// count as live from the start.
+    /// Appends one group and makes it durable; returns where each image is, and its checksum.
+    /// The images count as live from the start.
     ///
     /// # Errors
     /// `Io`, `Full`: nothing of the group counts then.
-    pub async fn append(&self, journal: &Journal, epoch: Epoch, images: &[Image]) -> Result<Vec<SaveAddr>> {
+    pub async fn append(
+        &self,
+        journal: &Journal,
+        epoch: Epoch,
+        images: &[Image],
+    ) -> Result<Vec<(SaveAddr, u32)>> {
         let size = group_size(images.len(), self.block_size);
         let (number, at, generation) = self.place(journal, size, epoch, images.len() as u64).await?;
         let header = GroupHeader {
@@ -482,7 +487,8 @@ impl SaveVolume {
         self.push(journal, Record::Mark { segment: number, offset: at + size, closed: None });
         let first = at + images_at(images.len()) as u64;
         let step = u64::from(self.block_size);
-        Ok((0..images.len() as u64).map(|i| addr(number, first + i * step)).collect())
+        let addrs = (0..).map(|i| addr(number, first + i * step));
+        Ok(addrs.zip(&header.entries).map(|(addr, entry)| (addr, entry.crc)).collect())
     }
 
     /// Finds a place for `size` bytes, in the next segment if this one has no room.

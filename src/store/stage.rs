@@ -172,8 +172,13 @@ impl Stage {
     #[must_use]
     pub fn data(&self, index: usize) -> Bytes {
         let mut data = vec![0; self.block_size as usize];
-        self.region.read(data_at(self.slots, self.block_size, index), &mut data);
+        self.read(index, &mut data);
         Bytes::from(data)
+    }
+
+    /// Copies the block in a slot into a buffer as long as a block.
+    pub fn read(&self, index: usize, data: &mut [u8]) {
+        self.region.read(data_at(self.slots, self.block_size, index), data);
     }
 
     /// Makes the slot mean nothing to a later process; its data stays until it is freed.

@@ -333,16 +333,30 @@ fn acknowledged_writes_are_not_forgotten_with_their_slot() {
     use crate::format::slot::{data_at, slot_at};
     let slots = usize::try_from(tuning(4096).stage_bytes / BLOCK).unwrap();
     // The number, the block and the checksum of a slot's header, its data, the stage's header.
-    for at in [slot_at(0), slot_at(0) + 9, slot_at(0) + 25, data_at(slots, 4096, 1) + 7, 20] {
+    let places: [fn(usize, usize) -> usize; 5] = [
+        |used, _| slot_at(used),
+        |used, _| slot_at(used) + 9,
+        |used, _| slot_at(used) + 25,
+        |used, slots| data_at(slots, 4096, used) + 7,
+        |_, _| 20,
+    ];
+    for place in places {
         let disk = with_staged_writes();
-        on_sim(&disk, move |io| async move {
+        let at = on_sim(&disk, move |io| async move {
             let len = crate::format::slot::region_size(slots, 4096) as u64;
             let region = io.map_region(Path::new("/v/stage"), len).await.unwrap();
+            let is_used = |index: &usize| {
+                let mut number = [0; 8];
+                region.read(slot_at(*index), &mut number);
+                number != [0; 8]
+            };
+            let at = place((0..slots).find(is_used).expect("some are not settled yet"), slots);
             let mut byte = [0];
             region.read(at, &mut byte);
-            // The slot may be free: then one that is used is further on.
             region.write(at, &[byte[0] ^ 0x40]);
-        });
+            at
+        })
+        .unwrap();
         disk.crash_process();
         let refused = on_sim(&disk, |io| async move {
             let opened = Volume::open(&io, Path::new(DIR), "vol", tuning(4096), &BTreeSet::new()).await;

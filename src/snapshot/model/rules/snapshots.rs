@@ -279,6 +279,25 @@ fn a_snapshot_comes_back_whole_when_its_deletion_was_lost() {
     }
 }
 
+#[test]
+fn a_trim_to_the_end_spares_what_a_larger_volume_has_behind_it() {
+    let disk = machine(2, 4, Role::Primary);
+    live(&disk, |volume| async move {
+        // The volume ends in the middle of a granule.
+        volume.resize(22 * BLOCK).await.unwrap();
+        put(&volume, 0, 22 * BLOCK, 1).await;
+        volume.pause();
+        let grow = async {
+            volume.resize(SIZE).await.unwrap();
+            let data = Bytes::from(vec![2; 2 * BYTES]);
+            volume.write(Who::Store, 22 * BLOCK, data, false).await.unwrap();
+            volume.resume();
+        };
+        join(trim(&volume, 8 * BLOCK, 14 * BLOCK), grow).await;
+        assert_eq!(now(&volume).await, [[1; 8].as_slice(), &[0; 14], &[2; 2]].concat());
+    });
+}
+
 /// Two snapshots, and a disk with less space than the writes that follow need.
 async fn nearly_full(volume: &Rc<Volume>, disk: &SimDisk, policy: OnFull) {
     volume.set_on_full(policy).await.unwrap();
@@ -321,10 +340,9 @@ fn a_full_disk_is_met_as_the_policy_says() {
                             }
                         }
                     }
-                    if policy != OnFull::Readonly {
-                        take(&volume, &format!("r{round}")).await;
-                    }
+                    take(&volume, &format!("r{round}")).await;
                 }
+                assert_ne!(policy, OnFull::Readonly, "nothing was refused");
                 if policy == OnFull::Freeze {
                     assert_eq!(then(&volume, "a").await, [1; 24]);
                 } else {
