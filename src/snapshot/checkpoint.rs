@@ -9,6 +9,7 @@
 
 use super::volume::{Exclusive, Volume, Who};
 use crate::error::{ErrorKind, Result};
+use crate::format::checkpoint::{Header, SECTOR_LEN as HEADER_LEN};
 use crate::format::journal::{AfterImage, Record};
 use crate::format::state::{CheckpointRecord, VolumeState};
 use crate::io::OpenHow;
@@ -64,6 +65,42 @@ impl Volume {
         self.checkpointing.set(false);
         self.changed.notify();
         result
+    }
+
+    /// Sees to it that the checkpoint in force has its second copy: a crash or a full disk may
+    /// have come before it was made. A new checkpoint brings both files to the same.
+    pub(super) async fn complete_copies(self: &Rc<Self>) {
+        while self.checkpointing.replace(true) {
+            self.changed.wait().await;
+        }
+        if !self.has_second_copy().await
+            && let Err(error) = self.checkpoint_now(self.exclusive().await).await
+        {
+            tracing::warn!("volume {}: the checkpoint has no second copy: {error}", self.name());
+        }
+        self.checkpointing.set(false);
+        self.changed.notify();
+    }
+
+    /// Whether the file that is not in force was brought to the same content. Its header is
+    /// written last, so it stands for all of the file.
+    async fn has_second_copy(&self) -> bool {
+        let (record, volume, written) = {
+            let s = self.s.borrow();
+            let record = s.durable.checkpoint;
+            let other = usize::from(2_u8.saturating_sub(record.file));
+            (record, s.durable.uuid, s.written.get(other).is_some_and(Option::is_some))
+        };
+        if record.file == 0 || written {
+            return true;
+        }
+        let Ok(file) = self.io.open(&self.paths.checkpoint(3 - record.file), OpenHow::Read).await else {
+            return false;
+        };
+        let read = self.io.read(file, 0, HEADER_LEN).await;
+        self.io.close(file);
+        let header = read.and_then(|bytes| Header::decode(&bytes));
+        header.is_ok_and(|header| header.volume == volume && header.seq == record.seq)
     }
 
     /// Whoever keeps others away may wait for space himself, and gets none while the reserve

@@ -318,6 +318,7 @@ impl Volume {
             self.changed.wait().await;
         }
         self.writable(Who::Store)?;
+        self.complete_copies().await;
         let _exclusive = self.exclusive().await;
         self.settled_before(Epoch(u64::MAX)).await?;
         self.seal_closed().await?;

@@ -1,7 +1,9 @@
 //! What a crash may leave, and what the next open makes of it.
 
 use super::*;
+use crate::io::OpenHow;
 use crate::io::sim::EIO;
+use crate::store::paths::VolumePaths;
 
 #[test]
 fn slots_and_trims_keep_their_order_over_a_crash() {
@@ -63,6 +65,41 @@ fn a_trimmed_slot_does_not_come_back_after_a_checkpoint() {
     live(&disk, |volume| async move {
         assert_eq!(now(&volume).await[..4], [0, 0, 2, 1]);
         assert_eq!(then(&volume, "a").await[..4], [1; 4]);
+    });
+}
+
+#[test]
+fn a_close_makes_the_second_copy_that_a_crash_prevented() {
+    let disk = machine(3, 1, Role::Primary);
+    let fill = |volume: Rc<Volume>| async move {
+        put(&volume, 0, 4 * BLOCK, 1).await;
+        volume.checkpoint().await.unwrap();
+        put(&volume, 0, BLOCK, 2).await;
+        volume.checkpoint().await.unwrap();
+        volume.close().await.unwrap();
+    };
+    live(&disk, fill);
+    let paths = || VolumePaths(DIR.into());
+    let copies = |io: Io| async move {
+        let mut sound = 0;
+        for file in 1..=2 {
+            let handle = io.open(&paths().checkpoint(file), OpenHow::Read).await.unwrap();
+            let bytes = io.read(handle, 0, 512).await.unwrap();
+            sound += u32::from(crate::format::checkpoint::Header::decode(&bytes).is_ok());
+            io.close(handle);
+        }
+        sound
+    };
+    // As if it had just been made empty to be written as a whole; the other one is in force.
+    on_sim(&disk, |io| async move {
+        let handle = io.open(&paths().checkpoint(1), OpenHow::CreateEmpty).await.unwrap();
+        io.close(handle);
+    });
+    assert_eq!(on_sim(&disk, copies), Some(1));
+    live(&disk, |volume| async move { volume.close().await.unwrap() });
+    assert_eq!(on_sim(&disk, copies), Some(2));
+    live(&disk, |volume| async move {
+        assert_eq!(now(&volume).await[..4], [2, 1, 1, 1]);
     });
 }
 
