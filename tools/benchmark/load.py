@@ -48,6 +48,9 @@ WORKLOADS = [
     Workload("first write, a flush every 32", FIRST, read=0, order="once", flush_every=32, first=True),
     Workload("large first write", FIRST, request="128K", depth=16, read=0, order="once", first=True),
 ]
+# The whole image once: what a server sets up at the first touch of a page, and a processor
+# cache has, is there before steady reads are measured.
+WARM_UP = Workload("warm-up", [], request="128K", depth=16, order="sequential")
 # What our own volume does before the snapshot whose first writes are measured; their
 # latency is compared with it.
 STEADY_BEFORE = Workload("random write before the snapshot", OURS, read=0)
@@ -77,6 +80,8 @@ def one(workload, server, directory, image, seconds, seed):
     size = image.stat().st_size
     with serve(server, directory, image, 0 if workload.apart else None) as served:
         if not workload.first:
+            if workload.read:
+                measure(WARM_UP, served, size, None, seed, requests=size // (128 << 10))
             measure(workload, served, size, seconds / 5, seed + 10_000)
             settle(directory)
         elif served.store:
