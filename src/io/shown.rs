@@ -11,8 +11,8 @@
 //!
 //! Invariants:
 //! - Only what was found in the page cache is shown. Should the kernel have taken pages back
-//!   since, a send waits for the disk; as soon as that happens, everything has to be found
-//!   again.
+//!   since, a send waits for the disk; as soon as that happens, nothing is shown for a while,
+//!   and then everything has to be found again.
 //! - At most [`WINDOWS_MAX`] windows are mapped, since the page tables of a window stay
 //!   when its pages go; one makes room for another only after long disuse.
 
@@ -40,6 +40,11 @@ const PAGE_BYTES: u64 = 4096;
 const CHUNK_PAGES: u64 = u64::BITS as u64;
 /// Entries: together they tell of 16 GiB.
 const CHUNKS: usize = 1 << 16;
+/// So many parts at least, and at most, are not shown after a wait for the disk.
+const REST_MIN: u64 = 1 << 10;
+const REST_MAX: u64 = 1 << 20;
+/// After so many parts that were shown the last wait for the disk is forgotten.
+const REST_FORGOTTEN: u64 = 1 << 20;
 /// After so many parts it is asked whether a send had to wait for the disk.
 const ASK_EVERY: u64 = 64;
 
@@ -196,6 +201,12 @@ pub(super) struct Windows {
     open: FxHashMap<(FileId, u64), Open>,
     /// By number of the chunk in its file; chunks with the same place drive each other out.
     found: Vec<Chunk>,
+    /// So many parts more are not shown.
+    resting: u64,
+    /// As many were not the last time.
+    rest: u64,
+    /// How many had been shown then.
+    rested: u64,
     /// Rounds: each asks for everything anew.
     round: u32,
     /// Parts that were shown.
@@ -223,8 +234,18 @@ impl Windows {
         if len < PART_BYTES_MIN || start as u64 + len as u64 > WINDOW_BYTES {
             return None;
         }
+        if self.found.is_empty() {
+            self.found.resize(CHUNKS, Chunk::default());
+            self.round = 1;
+            self.waited = major_faults();
+        }
+        if self.resting > 0 {
+            self.resting -= 1;
+            return None;
+        }
         if self.shown.is_multiple_of(ASK_EVERY) && self.has_waited() {
-            self.round = self.round.wrapping_add(1).max(1);
+            self.rest();
+            return None;
         }
         let used = self.shown;
         let window = match self.open.get_mut(&(file, number)) {
@@ -266,10 +287,6 @@ impl Windows {
     }
 
     fn is_found(&mut self, file: FileId, window: &Window, offset: u64, len: u64) -> bool {
-        if self.found.is_empty() {
-            self.found.resize(CHUNKS, Chunk::default());
-            self.round = 1;
-        }
         let mut pages = offset / PAGE_BYTES..(offset + len).div_ceil(PAGE_BYTES);
         pages.all(|page| {
             let name = (file.0, self.round, page / CHUNK_PAGES);
@@ -279,6 +296,16 @@ impl Windows {
             }
             chunk.pages >> (page % CHUNK_PAGES) & 1 == 1
         })
+    }
+
+    /// The kernel takes pages back: nothing is shown for a while, the longer the sooner after
+    /// the last time, and then everything has to be found again.
+    fn rest(&mut self) {
+        let soon = self.shown - self.rested < REST_FORGOTTEN;
+        self.rested = self.shown;
+        self.rest = if soon { (self.rest * 2).clamp(REST_MIN, REST_MAX) } else { REST_MIN };
+        self.resting = self.rest;
+        self.round = self.round.wrapping_add(1).max(1);
     }
 
     /// Whether a page fault of this thread had to wait for a disk since the last question.

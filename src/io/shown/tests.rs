@@ -133,13 +133,13 @@ fn a_window_makes_room_only_after_long_disuse() {
 }
 
 #[test]
-fn after_a_wait_for_the_disk_everything_is_to_be_found_again() {
+fn after_a_wait_for_the_disk_nothing_is_shown_for_a_while() {
     let mut file = tempfile::tempfile().unwrap();
     std::io::Write::write_all(&mut file, &[7; 8192]).unwrap();
     let mut files = Files::default();
     let id = files.adopt(file.into()).unwrap();
     let handle = Arc::clone(files.handle(id).unwrap());
-    let mut windows = Windows { waited: major_faults(), ..Windows::default() };
+    let mut windows = Windows::default();
     assert!(windows.show(id, &handle, 0, 4096).is_some());
     // As if the page had not been there when it was asked for.
     windows.found.iter_mut().for_each(|chunk| chunk.pages = 0);
@@ -147,7 +147,13 @@ fn after_a_wait_for_the_disk_everything_is_to_be_found_again() {
     windows.found(id, 0, 4096);
     assert!(windows.show(id, &handle, 0, 4096).is_some(), "a read found it");
     assert!(windows.show(id, &handle, 4096, 4096).is_none());
-    windows.waited -= 1;
-    windows.shown = ASK_EVERY;
-    assert!(windows.show(id, &handle, 4096, 4096).is_some());
+    let rests = |windows: &mut Windows| {
+        windows.waited -= 1;
+        windows.shown = windows.shown.next_multiple_of(ASK_EVERY);
+        (0..).take_while(|_| windows.show(id, &handle, 4096, 4096).is_none()).count() as u64
+    };
+    assert_eq!(rests(&mut windows), REST_MIN + 1);
+    assert_eq!(rests(&mut windows), 2 * REST_MIN + 1, "it comes soon again");
+    windows.shown += REST_FORGOTTEN;
+    assert_eq!(rests(&mut windows), REST_MIN + 1);
 }
