@@ -6,7 +6,7 @@
 
 use super::core::Core;
 use crate::error::{Error, Result, ResultExt};
-use crate::format::session::{SessionRecord, Side};
+use crate::format::session::{Condition, SessionRecord, Side};
 use crate::io::{Io, OpenHow};
 use std::collections::BTreeMap;
 use std::io::ErrorKind as OsKind;
@@ -171,12 +171,19 @@ impl Core {
         all
     }
 
+    /// The session that feeds a volume.
+    pub fn fed_by(&self, volume: &str) -> Option<SessionRecord> {
+        let mut all = self.sessions_of(volume, Side::Receiver);
+        all.retain(|record| record.condition != Condition::Ended);
+        all.pop()
+    }
+
     /// Refuses what would change a volume behind the back of the session that feeds it.
     ///
     /// # Errors
     /// `Conflict`.
     pub(super) fn check_not_fed(&self, volume: &str, what: &str) -> Result<()> {
-        match self.sessions_of(volume, Side::Receiver).first() {
+        match self.fed_by(volume) {
             None => Ok(()),
             Some(_) => {
                 Err(Error::conflict(format!("volume {volume} follows a primary; {what} would part the two"))

@@ -338,11 +338,13 @@ impl Core {
     /// Records the session at the receiver. A volume with content of its own is left alone,
     /// unless the sender knows what it shows.
     async fn join_session(&self, open: &OpenFeed, uuid: Uuid, feed: &Feed) -> Result<()> {
-        if let Some(other) = self
-            .sessions_of(&open.volume, Side::Receiver)
-            .into_iter()
-            .find(|record| record.session != open.session)
+        if let Ok(known) = self.session(open.session)
+            && known.condition == Condition::Ended
         {
+            return Err(Error::conflict(format!("volume {} was parted from its sender there", open.volume))
+                .hint("end the session here, too, with 'unreplicate'"));
+        }
+        if let Some(other) = self.fed_by(&open.volume).filter(|record| record.session != open.session) {
             return Err(Error::conflict(format!(
                 "volume {} is fed by another session, {}",
                 open.volume, other.session
@@ -384,6 +386,12 @@ impl Core {
             members: vec![member],
         };
         self.change_session(open.session, |_| Ok(record)).await?;
+        // Those that were parted from it before have nothing to say any more.
+        for old in self.sessions_of(&open.volume, Side::Receiver) {
+            if old.session != open.session {
+                self.forget_session(old.session).await?;
+            }
+        }
         Ok(())
     }
 
@@ -440,8 +448,7 @@ impl Core {
     }
 
     fn check_feed(&self, session: Uuid, volume: &str) -> Result<()> {
-        let fed = self.sessions_of(volume, Side::Receiver);
-        if fed.iter().any(|record| record.session == session) {
+        if self.fed_by(volume).is_some_and(|record| record.session == session) {
             return Ok(());
         }
         Err(Error::conflict(format!("volume {volume} is not fed by this session")))
@@ -472,16 +479,43 @@ impl Core {
         }
     }
 
-    /// Ends a session at its receiver: what is half received goes, the newest state stays.
+    /// Ends a session at its receiver, because its sender says so: what is half received goes,
+    /// the newest state stays.
     ///
     /// # Errors
     /// `Conflict` while something is received; `Io`.
     pub async fn close_feed(&self, session: Uuid) -> Result<()> {
         let Ok(record) = self.session(session) else { return Ok(()) };
-        for member in record.members.iter().filter(|member| self.has_volume(&member.volume)) {
-            self.abort_feed(session, &member.volume).await?;
+        if record.side != Side::Receiver {
+            return Err(Error::conflict("the session is sent from here"));
         }
+        self.drop_halves(&record).await?;
         self.forget_session(session).await
+    }
+
+    /// The same, because the owner says so. The session is remembered as ended, so that a sender
+    /// which does not know that does not begin it again.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn part_feed(&self, session: Uuid) -> Result<()> {
+        self.drop_halves(&self.session(session)?).await?;
+        let parted = self.change_session(session, |known| {
+            let mut record = known.ok_or_else(|| Error::not_found("the session is gone"))?;
+            record.condition = Condition::Ended;
+            Ok(record)
+        });
+        parted.await.map(drop)
+    }
+
+    async fn drop_halves(&self, record: &SessionRecord) -> Result<()> {
+        if record.condition == Condition::Ended {
+            return Ok(());
+        }
+        for member in record.members.iter().filter(|member| self.has_volume(&member.volume)) {
+            self.abort_feed(record.session, &member.volume).await?;
+        }
+        Ok(())
     }
 }
 

@@ -173,9 +173,9 @@ pub fn pause(store: &Store, volume: &str, destination: Option<&str>, paused: boo
 pub fn unreplicate(store: &Store, volume: &str, destination: Option<&str>) -> Result<Option<SessionRecord>> {
     let core = store.core();
     if destination.is_none()
-        && let Some(fed) = core.sessions_of(volume, Side::Receiver).pop()
+        && let Some(fed) = core.fed_by(volume)
     {
-        block_on(core.close_feed(fed.session))?;
+        block_on(core.part_feed(fed.session))?;
         return Ok(None);
     }
     let mut sessions = sessions_to(core, volume, destination);

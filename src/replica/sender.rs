@@ -109,8 +109,8 @@ struct Sender<'a, P> {
     mark_cut: Duration,
     /// When a set was cut or chosen last.
     last: Option<Duration>,
-    /// A cut was asked for.
-    forced: bool,
+    /// What is being shipped has all that was here when the last wish for a cut was heard.
+    covers: bool,
     /// Bytes said that were not taken yet.
     under_way: u64,
     /// When the next bytes may go, by the limit.
@@ -130,7 +130,7 @@ pub(crate) async fn run<P: Port>(core: &Core, port: &mut P, session: Uuid) {
         status,
         mark_cut: now,
         last: None,
-        forced: false,
+        covers: false,
         under_way: 0,
         allowed_at: now,
         sent: Vec::new(),
@@ -351,10 +351,8 @@ impl<P: Port> Sender<'_, P> {
             let step = self.step(&record, member, epoch, shown, half.as_ref()).await?;
             match step {
                 Step::Rest => {
-                    if self.forced {
-                        // Nothing has changed since what the receiver shows.
-                        (self.forced, self.status.cuts_done) = (false, asked);
-                    }
+                    // A wish does not rest while anything has changed.
+                    self.status.cuts_done = asked;
                     self.status.failures = 0;
                     self.status.last_error = None;
                     self.show("following");
@@ -384,24 +382,16 @@ impl<P: Port> Sender<'_, P> {
                 }
                 Step::Ship { set, resume } => {
                     let cut_at = self.last.unwrap_or(self.mark_cut);
-                    let forced = std::mem::take(&mut self.forced);
+                    let covers = self.covers;
                     self.show(if set.stamp.base.is_none() { "copying" } else { "following" });
                     let shipped = self.ship(member, set, resume).await;
                     self.status.set = None;
-                    match shipped {
-                        Ok(Shipped::Done) => {}
-                        Ok(Shipped::Left(left)) => {
-                            self.forced |= forced;
-                            return Ok(left);
-                        }
-                        Err(error) => {
-                            self.forced |= forced;
-                            return Err(error);
-                        }
+                    if let Shipped::Left(left) = shipped? {
+                        return Ok(left);
                     }
                     self.mark_cut = cut_at;
                     (shown, half) = (Some(set.target), None);
-                    if forced {
+                    if covers {
                         self.status.cuts_done = asked;
                     }
                     self.status.failures = 0;
@@ -414,7 +404,6 @@ impl<P: Port> Sender<'_, P> {
 
     fn asked_to_cut(&mut self, wish: u64) {
         self.status.cuts_asked = self.status.cuts_asked.max(wish);
-        self.forced = true;
     }
 
     /// A receiver that has more than was ever cut here is not followed by an older copy of
@@ -459,16 +448,21 @@ impl<P: Port> Sender<'_, P> {
             queue: &queue,
             cuts: &cuts,
             others: &self.others(volume),
-            due: self.forced || waited || changed >= record.policy.high_water,
+            due: self.status.cuts_asked > self.status.cuts_done
+                || waited
+                || changed >= record.policy.high_water,
             changed: changed > 0,
         };
         let mut step = plan::next(&facts);
         self.outline(&cuts, shown, changed, now).await?;
+        self.covers = matches!(step, Step::Cut { .. });
         if let Step::Cut { base } = step {
             let cut = self.cut(record, &turn, volume).await?;
             step = Step::Ship { set: set_to(&cut, base), resume: None };
         }
         if let Step::Ship { set, resume } = &step {
+            let newest = cuts.last().is_some_and(|cut| cut.set.target == set.target);
+            self.covers |= newest && changed == 0;
             if resume.is_none() {
                 self.last = Some(now);
             }
