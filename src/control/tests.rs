@@ -46,7 +46,13 @@ fn feed() -> FeedSet {
     let (one, two) = (Uuid::from_u128(1), Uuid::from_u128(u128::MAX));
     let epoch = RoleEpoch { counter: 2, identity: one };
     let stamp = SetStamp { epoch, number: 7, base: Some(two) };
-    FeedSet { session: two, volume: "v".to_owned(), set: SetId { stamp, target: one }, keep: Some(5) }
+    FeedSet {
+        session: two,
+        opening: one,
+        volume: "v".to_owned(),
+        set: SetId { stamp, target: one },
+        keep: Some(5),
+    }
 }
 
 impl Service for Fake {

@@ -15,6 +15,7 @@ use super::batch::{self, Batches, Deletions};
 use super::export::Export;
 use super::sessions::{self, Sessions};
 use super::thread::{Engine, Handle, Pending, no_volume};
+use super::turns::Turns;
 use super::volumes;
 use crate::error::{Error, Result};
 use crate::snapshot::{DeleteCheck, Volume};
@@ -27,7 +28,7 @@ use futures::stream;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use uuid::Uuid;
 
 /// Volumes that are opened beside each other: they wait for syncs most of the time, and one
@@ -61,7 +62,7 @@ pub(crate) struct Core {
     pub(super) identity: Uuid,
     pub(super) sessions: Sessions,
     /// Who takes a cut of a volume.
-    cutting: std::sync::Mutex<BTreeMap<String, Arc<Mutex<()>>>>,
+    cutting: std::sync::Mutex<BTreeMap<String, Turns>>,
 }
 
 impl Core {
@@ -207,9 +208,9 @@ impl Core {
     }
 
     /// What keeps two cuts of a volume from being taken at once.
-    pub(super) fn cutting(&self, volume: &str) -> Arc<Mutex<()>> {
+    pub(super) fn cutting(&self, volume: &str) -> Turns {
         let mut all = self.cutting.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(all.entry(volume.to_owned()).or_default())
+        all.entry(volume.to_owned()).or_default().clone()
     }
 
     /// The store's directory.
@@ -236,7 +237,7 @@ impl Core {
     }
 
     /// Whether there is a volume of that name.
-    pub(super) fn has_volume(&self, volume: &str) -> bool {
+    pub(crate) fn has_volume(&self, volume: &str) -> bool {
         self.places().contains_key(volume)
     }
 
@@ -261,7 +262,7 @@ impl Core {
     }
 
     /// Runs a task with a volume, on its engine.
-    pub(super) async fn with<T, F, Fut>(&self, volume: &str, task: F) -> Result<T>
+    pub(crate) async fn with<T, F, Fut>(&self, volume: &str, task: F) -> Result<T>
     where
         T: Send + 'static,
         F: FnOnce(Rc<Volume>) -> Fut + Send + 'static,

@@ -23,6 +23,7 @@ mod snapshots;
 mod space;
 mod thread;
 mod transfers;
+pub(crate) mod turns;
 mod volumes;
 
 #[doc(hidden)]

@@ -3,13 +3,14 @@
 
 use super::api::{CreateOptions, TransferInfo};
 use super::core::Core;
+use super::sets::FeedSet;
 use super::thread::{Engine, Handle, Pending};
 use super::volumes::parse_rfc3339;
 use crate::delta::receiver::{Begin, Target};
 use crate::delta::{StreamHeader, Trailer};
 use crate::error::{Error, Result};
 use crate::snapshot::{Incoming, ReceiveStart, Receiving, cut_name};
-use crate::types::{Name, OnFull, Role, SetId};
+use crate::types::{Name, OnFull, Role};
 use bytes::Bytes;
 use futures::future::join_all;
 use slab::Slab;
@@ -65,8 +66,8 @@ enum Change {
 pub(crate) struct EngineTarget<'a> {
     core: &'a Core,
     volume: &'a str,
-    /// The set that the stream must be.
-    pub(super) set: Option<SetId>,
+    /// The set that the stream must be, and the session that brings it.
+    pub(super) feed: Option<&'a FeedSet>,
     engine: Option<(Handle, usize)>,
     batch: Vec<Change>,
     batch_bytes: usize,
@@ -76,20 +77,20 @@ pub(crate) struct EngineTarget<'a> {
 impl<'a> EngineTarget<'a> {
     pub fn new(core: &'a Core, volume: &'a str) -> Self {
         let (batch, ahead) = (Vec::new(), VecDeque::new());
-        Self { core, volume, set: None, engine: None, batch, batch_bytes: 0, ahead }
+        Self { core, volume, feed: None, engine: None, batch, batch_bytes: 0, ahead }
     }
 
     /// For the stream of a set, whose snapshot has an internal name.
-    pub fn of_set(core: &'a Core, volume: &'a str, set: SetId) -> Self {
-        let mut target = Self::new(core, volume);
-        target.set = Some(set);
+    pub fn of_set(core: &'a Core, feed: &'a FeedSet) -> Self {
+        let mut target = Self::new(core, &feed.volume);
+        target.feed = Some(feed);
         target
     }
 
     /// The name of the snapshot to come. A stream of a session must be the set that was
     /// announced; any other brings a name that users may type.
     fn name_of(&self, header: &StreamHeader) -> Result<String> {
-        let Some(set) = self.set else {
+        let Some(FeedSet { set, .. }) = self.feed else {
             return Ok(header.target.name.parse::<Name>()?.to_string());
         };
         let base = header.base.as_ref().map(|base| base.uuid);
@@ -228,6 +229,10 @@ impl Target for EngineTarget<'_> {
             None => Ok(Begin::AlreadyHave),
             Some((number, durable)) => {
                 self.engine = Some((engine, number));
+                if let Some(feed) = self.feed {
+                    // Whoever opens the session again sees this receive, or is seen here.
+                    self.core.check_opening(feed)?;
+                }
                 Ok(Begin::Resume { durable })
             }
         }

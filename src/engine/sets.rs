@@ -8,13 +8,13 @@ use super::api::{CreateOptions, Received};
 use super::core::Core;
 use super::receive::EngineTarget;
 use super::send::{self, EngineSource};
+use super::turns::Turn;
 use crate::delta::receiver;
 use crate::delta::token::ResumeToken;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::session::{Condition, MemberRecord, SessionPolicy, SessionRecord, Side};
 use crate::format::state::LINEAGE_MAX;
 use crate::types::{Geometry, OnFull, Role, RoleEpoch, SetId, SetStamp};
-use futures::lock::OwnedMutexGuard;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::io::Read;
@@ -36,6 +36,8 @@ pub struct OpenFeed {
     pub session: Uuid,
     /// The sender's store.
     pub store: Uuid,
+    /// Made up by the sender for this opening of the session.
+    pub opening: Uuid,
     /// The volume at the receiver.
     pub volume: String,
     /// The volume at the sender, for messages.
@@ -100,6 +102,8 @@ pub struct HalfSet {
 pub struct FeedSet {
     /// The session.
     pub session: Uuid,
+    /// The opening of the session that brings it.
+    pub opening: Uuid,
     /// The volume at the receiver.
     pub volume: String,
     /// The set.
@@ -214,15 +218,15 @@ impl Core {
 
     /// Waits for its turn among those who take, choose and delete the cuts of a volume: what
     /// one of them chose is still there when it has recorded that.
-    pub async fn sets_turn(&self, volume: &str) -> OwnedMutexGuard<()> {
-        self.cutting(volume).lock_owned().await
+    pub async fn sets_turn(&self, volume: &str) -> Turn {
+        self.cutting(volume).wait().await
     }
 
     /// Takes a cut, in its turn.
     ///
     /// # Errors
     /// `NotFound`; `Conflict` when something forbids it; `Io`, `Full`.
-    pub async fn cut(&self, _turn: &OwnedMutexGuard<()>, volume: &str) -> Result<SetId> {
+    pub async fn cut(&self, _turn: &Turn, volume: &str) -> Result<SetId> {
         self.with(volume, |volume| async move { volume.take_cut().await }).await
     }
 
@@ -326,8 +330,17 @@ impl Core {
             ))
             .hint("name another volume"));
         }
+        self.join_session(open, uuid, &self.feed(&open.volume).await?).await?;
+        // An earlier opening brings nothing new from here on, but may still be at it: what there
+        // is then is not known before it has ended.
+        if self.with(&open.volume, |volume| async move { Ok(volume.is_receiving()) }).await? {
+            return Err(Error::conflict(format!(
+                "a set from an earlier connection is still being received into volume {}",
+                open.volume
+            ))
+            .hint("it is tried again"));
+        }
         let feed = self.feed(&open.volume).await?;
-        self.join_session(open, uuid, &feed).await?;
         if ours.last() != open.lineage.last() {
             let lineage = open.lineage.clone();
             self.with(&open.volume, |volume| async move { volume.set_lineage(lineage).await }).await?;
@@ -353,7 +366,12 @@ impl Core {
         }
         self.check_not_followed(&open.volume)?;
         if self.session(open.session).is_ok_and(|record| record.peer_store == Some(open.store)) {
-            return Ok(());
+            let opened = self.change_session(open.session, |known| {
+                let mut record = known.ok_or_else(|| Error::not_found("the session is gone"))?;
+                record.opening = Some(open.opening);
+                Ok(record)
+            });
+            return opened.await.map(drop);
         }
         let empty = feed.newest.is_none() && feed.half.is_none() && {
             let in_use = self.with(&open.volume, |volume| async move { Ok(volume.summary().await?.in_use) });
@@ -381,6 +399,7 @@ impl Core {
             peer_store: Some(open.store),
             destination: String::new(),
             remote_command: String::new(),
+            opening: Some(open.opening),
             condition: Condition::Running,
             policy: SessionPolicy::default(),
             members: vec![member],
@@ -422,7 +441,7 @@ impl Core {
     /// # Errors
     /// `Conflict` for a set of another session or role epoch, and what a receive says.
     pub async fn receive_set(&self, feed: &FeedSet, input: &mut dyn Read) -> Result<Received> {
-        self.check_feed(feed.session, &feed.volume)?;
+        self.check_opening(feed)?;
         let lineage = self.with(&feed.volume, |volume| async move { Ok(volume.lineage()) }).await?;
         if lineage.last() != Some(&feed.set.stamp.epoch) {
             return Err(Error::conflict(format!(
@@ -430,7 +449,7 @@ impl Core {
                 feed.volume
             )));
         }
-        let mut target = EngineTarget::of_set(self, &feed.volume, feed.set);
+        let mut target = EngineTarget::of_set(self, feed);
         let outcome = receiver::receive(input, &mut target).await;
         target.end().await;
         let outcome = outcome?;
@@ -452,6 +471,18 @@ impl Core {
             return Ok(());
         }
         Err(Error::conflict(format!("volume {volume} is not fed by this session")))
+    }
+
+    /// Refuses what an opening brings that was followed by another one.
+    pub(super) fn check_opening(&self, feed: &FeedSet) -> Result<()> {
+        self.check_feed(feed.session, &feed.volume)?;
+        if self.session(feed.session)?.opening == Some(feed.opening) {
+            return Ok(());
+        }
+        Err(Error::conflict(format!(
+            "the session that feeds volume {} was opened again meanwhile",
+            feed.volume
+        )))
     }
 
     /// Lets states go that are older than the youngest one up to that number. The newest one
@@ -522,7 +553,7 @@ impl Core {
 impl EngineTarget<'_> {
     /// The set that a stream must be, if it comes from a session.
     pub(super) fn stamp(&self) -> Option<SetStamp> {
-        self.set.map(|set| set.stamp)
+        self.feed.map(|feed| feed.set.stamp)
     }
 }
 

@@ -120,6 +120,8 @@ pub struct SessionRecord {
     pub destination: String,
     /// The program to run there, as its shell takes it; empty: `snapvol`.
     pub remote_command: String,
+    /// At a receiver, the opening that it listens to: what an earlier one brings comes too late.
+    pub opening: Option<Uuid>,
     /// What its owner asked of it.
     pub condition: Condition,
     /// Its policy; at a receiver the default.
@@ -151,6 +153,7 @@ impl SessionRecord {
         out.maybe_uuid(self.peer_store);
         out.text(&self.destination);
         out.text(&self.remote_command);
+        out.maybe_uuid(self.opening);
         out.u8(match self.condition {
             Condition::Running => 0,
             Condition::Paused => 1,
@@ -202,6 +205,7 @@ impl SessionRecord {
             peer_store: from.maybe_uuid()?,
             destination: from.text()?,
             remote_command: from.text()?,
+            opening: from.maybe_uuid()?,
             condition: match from.u8()? {
                 0 => Condition::Running,
                 1 => Condition::Paused,
@@ -295,6 +299,7 @@ mod tests {
             peer_store: Some(Uuid::from_u128(2)),
             destination: "ssh://far/srv/store/db".to_owned(),
             remote_command: "sudo snapvol".to_owned(),
+            opening: Some(Uuid::from_u128(6)),
             condition: Condition::Paused,
             policy: SessionPolicy {
                 limit: 1 << 20,
@@ -318,6 +323,7 @@ mod tests {
         let bare = SessionRecord {
             side: Side::Receiver,
             peer_store: None,
+            opening: None,
             condition: Condition::Ended,
             members: vec![
                 MemberRecord {

@@ -122,6 +122,7 @@ pub(crate) async fn replicate_on(core: &Core, request: Replicate) -> Result<()> 
         peer_store: None,
         destination: there.to_string(),
         remote_command: remote_command.unwrap_or_default(),
+        opening: None,
         condition: Condition::Running,
         policy,
         members: vec![member],

@@ -15,5 +15,7 @@ pub mod sender;
 pub mod wire;
 
 mod link;
+#[cfg(any(test, feature = "simulation"))]
+pub mod model;
 
 pub use hub::Hub;

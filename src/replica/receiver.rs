@@ -63,6 +63,7 @@ pub trait Port {
 /// What a channel was opened for.
 struct Opened {
     session: Uuid,
+    opening: Uuid,
     volume: String,
     /// The last entry of the sender's line.
     epoch: Uuid,
@@ -94,7 +95,13 @@ pub async fn run<S: FarStore, P: Port>(store: &S, port: &mut P) -> Result<()> {
                 Some(Message::Opened { members: vec![feed] })
             }),
             (Message::Set { volume, set, keep }, Some(of)) if *volume == of.volume => {
-                let feed = FeedSet { session: of.session, volume: volume.clone(), set: *set, keep: *keep };
+                let feed = FeedSet {
+                    session: of.session,
+                    opening: of.opening,
+                    volume: volume.clone(),
+                    set: *set,
+                    keep: *keep,
+                };
                 let received = {
                     let mut stream = port.stream(epoch).await;
                     store.receive_set(&feed, &mut *stream).await
@@ -140,5 +147,8 @@ async fn open<S: FarStore>(store: &S, epoch: Uuid, members: &[OpenFeed]) -> Resu
         return Err(Error::invalid("the sender speaks in another role epoch than its line ends with"));
     }
     let feed = store.open_feed(member).await?;
-    Ok((Opened { session: member.session, volume: member.volume.clone(), epoch }, feed))
+    Ok((
+        Opened { session: member.session, opening: member.opening, volume: member.volume.clone(), epoch },
+        feed,
+    ))
 }

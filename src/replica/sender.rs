@@ -14,6 +14,7 @@ use crate::delta::{FrameMaker, Source};
 use crate::engine::api::{OutstandingSet, SessionStatus, SetHistory, SetProgress};
 use crate::engine::core::Core;
 use crate::engine::sets::{Feed, HalfSet, OpenFeed, Relation};
+use crate::engine::turns::Turn;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::session::{Condition, MemberRecord, SessionRecord, Side};
 use crate::types::{Role, RoleEpoch, SetId};
@@ -276,6 +277,7 @@ impl<P: Port> Sender<'_, P> {
         let open = OpenFeed {
             session: self.session,
             store: self.core.identity(),
+            opening: self.core.new_identity().await?,
             volume: member.far_volume.clone(),
             origin: member.volume.clone(),
             size: geometry.size,
@@ -476,12 +478,7 @@ impl<P: Port> Sender<'_, P> {
     }
 
     /// Takes a cut between the owner's hooks.
-    async fn cut(
-        &mut self,
-        record: &SessionRecord,
-        turn: &futures::lock::OwnedMutexGuard<()>,
-        volume: &str,
-    ) -> Result<SetId> {
+    async fn cut(&mut self, record: &SessionRecord, turn: &Turn, volume: &str) -> Result<SetId> {
         let policy = &record.policy;
         if !policy.before_cut.is_empty() {
             self.port.hook("before-cut", &policy.before_cut, record).await?;
@@ -592,6 +589,8 @@ impl<P: Port> Sender<'_, P> {
             self.under_way += len;
             self.count(len);
         }
+        // Lets go of base and target, so that what is not needed any more can go.
+        drop(frames);
         self.port.say(epoch, Body::Message(Message::End { broken: false })).await?;
         let (durable, applied) = loop {
             match self.hear(IDLE, set).await? {

@@ -83,6 +83,12 @@ impl Volume {
         Ok(SetId { stamp, target: uuid })
     }
 
+    /// Whether a stream is being applied at this moment.
+    #[must_use]
+    pub fn is_receiving(&self) -> bool {
+        self.receiving.get()
+    }
+
     /// The youngest state that this volume shows as a secondary: what users see, or what a
     /// session brought.
     #[must_use]
