@@ -152,6 +152,11 @@ impl<P: Port> Sender<'_, P> {
             self.status.unit.clone_from(&record.unit);
             self.status.peer.clone_from(&record.destination);
             if record.condition != Condition::Running {
+                if record.condition == Condition::Paused
+                    && let Err(error) = self.bound_backlog(&record).await
+                {
+                    tracing::warn!("replication of {}: {error}", record.unit);
+                }
                 self.show(if record.condition == Condition::Paused { "paused" } else { "ended" });
                 match self.port.next(IDLE).await {
                     Event::Stop => return,

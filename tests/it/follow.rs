@@ -510,3 +510,51 @@ fn a_copy_by_hand_is_a_beginning() {
         assert!(there.read(at, 1 << 20).unwrap().iter().all(|found| *found == byte), "{at}");
     }
 }
+
+/// What an owner is told, and what is done, while nobody can be reached and when too much has
+/// piled up.
+#[test]
+fn hooks_errors_and_the_bound_of_a_backlog() {
+    let pair = Pair::new("16M");
+    let note = |name: &str| pair.dir.path().join(name);
+    let noted = |name: &str| std::fs::read_to_string(note(name)).unwrap_or_default().lines().count();
+    let append = |name: &str| format!("echo $SNAPVOL_HOOK $SNAPVOL_UNIT >> {}", note(name).display());
+    let _a = Server::start(&pair.a(), &[]);
+    let mut client = Client::unix(&pair.a().join("nbd.sock"), "v", &Options::default()).unwrap();
+    client.write(0, &vec![1; 4 << 20], false).unwrap();
+    std::fs::rename(pair.b(), note("gone")).unwrap();
+    let (before, after, failed) = (append("before"), append("after"), append("failed"));
+    let hooks = ["--before-cut", &before, "--after-cut", &after, "--on-error", &failed];
+    ok(&pair.a(), &[&["replicate", "v", &pair.there(), "--timeout", "100ms"][..], &hooks].concat());
+    let state_is = |word: &str| session(&pair.a())["state"] == word;
+    wait_for("an error", Duration::from_secs(60), || state_is("error"));
+    assert_eq!((noted("before"), noted("failed")), (0, 1));
+    assert!(session(&pair.a())["last_error"].as_str().unwrap().contains("no store"));
+    // Mended there, it goes on by itself; an owner who does not want to wait says so.
+    std::fs::rename(note("gone"), pair.b()).unwrap();
+    ok(&pair.a(), &["resume", "v"]);
+    wait_for("the whole copy", Duration::from_secs(30), || applied(&pair.a()) == 1 && state_is("following"));
+    assert_eq!((noted("before"), noted("after"), noted("failed")), (1, 1, 1));
+
+    // A hook that fails keeps a set from being cut.
+    ok(&pair.a(), &["replicate", "v", &pair.there(), "--before-cut", "false", "--backlog", "1M"]);
+    client.write(0, &[2; 4096], false).unwrap();
+    wait_for("a failure", Duration::from_secs(30), || state_is("waiting"));
+    assert_eq!((applied(&pair.a()), noted("after")), (1, 1));
+    ok(&pair.a(), &["replicate", "v", &pair.there(), "--before-cut", ""]);
+    wait_for("the second set", Duration::from_secs(30), || applied(&pair.a()) == 2);
+
+    // Too much piles up: what is kept for the session is let go.
+    ok(&pair.a(), &["pause", "v"]);
+    client.write(0, &vec![3; 2 << 20], false).unwrap();
+    wait_for("the end", Duration::from_secs(30), || state_is("ended"));
+    fails(3, &pair.a(), &["cut", "v", "--wait"]);
+    ok(&pair.a(), &["replicate", "v", &pair.there(), "--backlog", "0"]);
+    ok(&pair.a(), &["resume", "v"]);
+    ok(&pair.a(), &["cut", "v", "--wait"]);
+    assert_eq!(session(&pair.a())["history"][0]["whole"], true);
+    let _b = Server::start(&pair.b(), &[]);
+    let mut there = Client::unix(&pair.b().join("nbd.sock"), "v", &Options::default()).unwrap();
+    assert!(there.read(MIB, 1 << 20).unwrap().iter().all(|byte| *byte == 3));
+    assert!(there.read(3 * MIB, 1 << 20).unwrap().iter().all(|byte| *byte == 1));
+}
