@@ -5,6 +5,7 @@
 //! - It has the same bytes at the primary and at every secondary, whatever crashed.
 //! - What a receiver has confirmed is still there after its crash, and after the primary's the
 //!   primary still has it too: so a delta can always go on from it.
+//! - A secondary that is ahead has the states of those behind it.
 
 use std::collections::BTreeMap;
 use uuid::Uuid;
@@ -78,6 +79,21 @@ impl Oracle {
         let last = self.confirmed[secondary];
         assert!(last.is_none_or(|(last, _)| number >= last), "secondary {secondary} goes back");
         self.confirmed[secondary] = Some((number, target));
+    }
+
+    /// A secondary that confirmed a set has these states, by number: where it was following before
+    /// the others were where they are, their states are among its own, so it could feed them.
+    pub fn could_feed(&self, secondary: usize, states: &[(u64, Uuid)]) {
+        let Some((mine, _)) = self.confirmed[secondary] else { return };
+        for (other, confirmed) in self.confirmed.iter().enumerate().filter(|(other, _)| *other != secondary) {
+            let Some((number, target)) = confirmed else { continue };
+            if *number < mine && states.first().is_some_and(|(first, _)| first <= number) {
+                assert!(
+                    states.contains(&(*number, *target)),
+                    "secondary {secondary} passed {number}, where {other} is: it has {states:?}"
+                );
+            }
+        }
     }
 
     /// After an open: the states of that secondary, by number.

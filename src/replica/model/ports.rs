@@ -194,6 +194,11 @@ impl receiver::Port for FarPort {
             let number = set.stamp.number;
             shared.oracle.borrow_mut().confirms(self.process.index, number, set.target);
             shared.count(|counts| counts.confirmed += 1);
+            let cuts = self.process.core().cuts(VOLUME).await?;
+            self.process.alive().await;
+            let states: Vec<(u64, Uuid)> =
+                cuts.iter().map(|cut| (cut.set.stamp.number, cut.set.target)).collect();
+            self.process.shared.oracle.borrow().could_feed(self.process.index, &states);
         }
         if let Message::Opened { members } = &message
             && let Some(set) = members[0].applied
