@@ -506,10 +506,14 @@ impl<P: Port> Sender<'_, P> {
         members.flat_map(|m| [m.durable, m.applied, m.target]).flatten().map(|set| set.target).collect()
     }
 
-    /// No mark of the volume's sessions is older than this; none if there is no mark at all.
+    /// No receiver of the volume's sessions has an older state than this; none if nobody has any.
     fn keep(&self, volume: &str) -> Option<u64> {
         let sessions = self.core.sessions_of(volume, Side::Sender);
-        let marks = sessions.iter().filter_map(|record| record.member(volume)?.applied);
+        // A first set may have arrived, though nobody here has heard of it yet.
+        let marks = sessions.iter().filter_map(|record| {
+            let member = record.member(volume)?;
+            member.applied.or(member.target)
+        });
         marks.map(|set| set.stamp.number).min()
     }
 

@@ -7,6 +7,7 @@
 //!   primary still has it too: so a delta can always go on from it.
 //! - A secondary that is ahead has the states of those behind it.
 
+use crate::types::SetId;
 use std::collections::BTreeMap;
 use uuid::Uuid;
 
@@ -29,12 +30,15 @@ pub(super) struct Oracle {
     images: BTreeMap<Uuid, Image>,
     /// The last set that each secondary has confirmed, by its number.
     confirmed: Vec<Option<(u64, Uuid)>>,
+    /// The number of the whole copy that each one began with.
+    since: Vec<u64>,
 }
 
 impl Oracle {
     pub fn new(secondaries: usize) -> Self {
         let (images, confirmed) = (BTreeMap::new(), vec![None; secondaries + 1]);
-        Self { lives: Vec::new(), last_stamp: 0, images, confirmed }
+        let since = vec![u64::MAX; secondaries + 1];
+        Self { lives: Vec::new(), last_stamp: 0, images, confirmed, since }
     }
 
     /// A life of the primary begins with that in production.
@@ -75,7 +79,11 @@ impl Oracle {
     }
 
     /// A secondary confirmed a set.
-    pub fn confirms(&mut self, secondary: usize, number: u64, target: Uuid) {
+    pub fn confirms(&mut self, secondary: usize, set: &SetId) {
+        let (number, target) = (set.stamp.number, set.target);
+        if set.stamp.base.is_none() {
+            self.since[secondary] = number;
+        }
         let last = self.confirmed[secondary];
         assert!(last.is_none_or(|(last, _)| number >= last), "secondary {secondary} goes back");
         self.confirmed[secondary] = Some((number, target));
@@ -87,7 +95,7 @@ impl Oracle {
         let Some((mine, _)) = self.confirmed[secondary] else { return };
         for (other, confirmed) in self.confirmed.iter().enumerate().filter(|(other, _)| *other != secondary) {
             let Some((number, target)) = confirmed else { continue };
-            if *number < mine && states.first().is_some_and(|(first, _)| first <= number) {
+            if *number < mine && self.since[secondary] <= *number {
                 assert!(
                     states.contains(&(*number, *target)),
                     "secondary {secondary} passed {number}, where {other} is: it has {states:?}"

@@ -191,8 +191,7 @@ impl receiver::Port for FarPort {
         let shared = &self.process.shared;
         if let Message::Marks { applied: Some(set), durable, .. } = &message {
             assert_eq!(Some(set), durable.as_ref());
-            let number = set.stamp.number;
-            shared.oracle.borrow_mut().confirms(self.process.index, number, set.target);
+            shared.oracle.borrow_mut().confirms(self.process.index, set);
             shared.count(|counts| counts.confirmed += 1);
             let cuts = self.process.core().cuts(VOLUME).await?;
             self.process.alive().await;
@@ -204,7 +203,7 @@ impl receiver::Port for FarPort {
             && let Some(set) = members[0].applied
         {
             // It says what it had no chance to say before.
-            shared.oracle.borrow_mut().confirms(self.process.index, set.stamp.number, set.target);
+            shared.oracle.borrow_mut().confirms(self.process.index, &set);
         }
         if let Message::Opened { members } = &message
             && members[0].half.as_ref().is_some_and(|half| half.durable > 0)
