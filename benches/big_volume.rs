@@ -101,6 +101,7 @@ async fn make(
             size: state.geometry.size,
             in_use: granules,
             holds: Vec::new(),
+            set: None,
         });
         state.epoch = first;
         if number + 1 < snapshots {

@@ -111,6 +111,7 @@ impl Bench {
             created_us: 1,
             batch: None,
             received: false,
+            set: None,
         };
         self.run(|volume| async move { volume.take(request).await });
     }

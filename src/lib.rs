@@ -1,7 +1,7 @@
 //! `snapvol`: a copy-on-write block store in user space.
 //!
-//! The modules are layers, from the top down: `cli`, `control`, `nbd`, `engine`, `delta`,
-//! `snapshot`, `store`, `map`, `format`, `transport`, `io`. Each uses only what stands below
+//! The modules are layers, from the top down: `cli`, `control`, `replica`, `nbd`, `engine`,
+//! `delta`, `snapshot`, `store`, `map`, `format`, `transport`, `io`. Each uses only what stands below
 //! it (a test walks the sources and fails on an upward import). `ARCHITECTURE.md` is the map.
 
 pub mod cli;
@@ -12,6 +12,7 @@ pub mod format;
 pub mod io;
 pub mod map;
 pub mod nbd;
+pub mod replica;
 pub mod snapshot;
 pub mod store;
 pub mod transport;

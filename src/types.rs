@@ -4,6 +4,7 @@ use crate::error::{Error, Result};
 use std::fmt;
 use std::ops::Range;
 use std::str::FromStr;
+use uuid::Uuid;
 
 macro_rules! number {
     ($(#[$doc:meta])* $name:ident) => {
@@ -251,6 +252,37 @@ pub enum Role {
     Primary,
     /// Only `receive` changes it.
     Secondary,
+}
+
+/// A part of a volume's line of roles: whoever was primary then wrote under this. It has
+/// nothing to do with [`Epoch`], the time between two snapshots.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+pub struct RoleEpoch {
+    /// Counts the changes of roles in its line.
+    pub counter: u64,
+    /// Made up when it began; two lines never share one.
+    pub identity: Uuid,
+}
+
+/// What a snapshot that a session took or received says of its set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct SetStamp {
+    /// The role epoch in which it was taken.
+    pub epoch: RoleEpoch,
+    /// Counts the cuts of the volume, over all sessions and roles.
+    pub number: u64,
+    /// What the set starts from; none: it is whole.
+    pub base: Option<Uuid>,
+}
+
+/// A set: what turns its base into its target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct SetId {
+    /// Epoch, number, base.
+    #[serde(flatten)]
+    pub stamp: SetStamp,
+    /// The identity of the snapshot that it ends in.
+    pub target: Uuid,
 }
 
 /// A size as people write it: `512`, `64K`, `10G`, `2T`, powers of 1024.

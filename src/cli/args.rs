@@ -63,6 +63,32 @@ pub(super) fn parse_block_size(text: &str) -> Result<u32> {
     u32::try_from(size).map_err(|_| Error::invalid(format!("a block size of {text} is too large")))
 }
 
+/// A time as people write it, in milliseconds: `500ms`, `5s`, `15m`, `2h`, `30d`.
+///
+/// # Errors
+/// `Invalid` when the text is no time, or one beyond ten years.
+pub(super) fn parse_time(text: &str) -> Result<u64> {
+    const MAX_MS: u64 = 10 * 366 * 86_400_000;
+    let bad = || {
+        Error::invalid(format!("'{}' is no time", text.escape_debug()))
+            .hint("write a number with ms, s, m, h or d, such as 500ms, 5s or 15m")
+    };
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let factor = match &text[digits.len()..] {
+        "ms" => 1,
+        "s" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        _ => return Err(bad()),
+    };
+    if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return Err(bad());
+    }
+    let number: u64 = digits.parse().map_err(|_| bad())?;
+    number.checked_mul(factor).filter(|ms| *ms <= MAX_MS).ok_or_else(bad)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -78,6 +104,17 @@ mod tests {
         assert_eq!("db".parse::<Target>().unwrap().to_string(), "db");
         for bad in ["", "@", "db@", "@x", "db@a@b", "_db", "a/b", "db@_x"] {
             assert!(bad.parse::<Target>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn times() {
+        assert_eq!(parse_time("500ms").unwrap(), 500);
+        assert_eq!(parse_time("0s").unwrap(), 0);
+        assert_eq!(parse_time("15m").unwrap(), 900_000);
+        assert_eq!(parse_time("30d").unwrap(), 30 * 86_400_000);
+        for bad in ["", "5", "s", "-5s", "1.5h", "5 s", "5sm", "99999d", "99999999999999999999s", "5S"] {
+            assert!(parse_time(bad).is_err(), "{bad}");
         }
     }
 

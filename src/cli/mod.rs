@@ -11,6 +11,7 @@ mod check;
 mod completions;
 mod copy;
 mod create;
+mod cut;
 mod delete;
 mod demote;
 mod detach;
@@ -21,11 +22,14 @@ mod leases;
 mod list;
 mod man;
 pub mod output;
+mod pause;
+mod peer;
 pub mod progress;
 mod promote;
 #[doc(hidden)]
 pub mod receive;
 mod release;
+mod replicate;
 mod resize;
 mod rollback;
 mod scrub;
@@ -36,6 +40,7 @@ mod set;
 pub mod shipping;
 mod snapshot;
 mod status;
+mod unreplicate;
 
 use crate::control::Access;
 use crate::error::{Error, Result};
@@ -96,6 +101,13 @@ enum Command {
     Copy(copy::Args),
     Promote(promote::Args),
     Demote(demote::Args),
+    Replicate(replicate::Args),
+    Unreplicate(unreplicate::Args),
+    Pause(pause::Args),
+    Resume(pause::ResumeArgs),
+    Cut(cut::Args),
+    #[command(hide = true)]
+    Peer(peer::Args),
     Check(check::Args),
     Scrub(scrub::Args),
     Status(status::Args),
@@ -157,6 +169,12 @@ fn run(dir: &Path, command: Command) -> Result<()> {
         Command::Copy(args) => with_store(dir, |access| copy::run(access, args)),
         Command::Promote(args) => with_store(dir, |access| promote::run(access, &args)),
         Command::Demote(args) => demote::run(dir, &args),
+        Command::Replicate(args) => with_store(dir, |access| replicate::run(access, args)),
+        Command::Unreplicate(args) => with_store(dir, |access| unreplicate::run(access, &args)),
+        Command::Pause(args) => with_store(dir, |access| pause::run(access, &args)),
+        Command::Resume(args) => with_store(dir, |access| pause::resume(access, &args)),
+        Command::Cut(args) => with_store(dir, |access| cut::run(access, &args)),
+        Command::Peer(_) => peer::run(dir),
         Command::Check(args) => check::run(dir, &args),
         Command::Scrub(args) => scrub::run(dir, &args),
         Command::Status(args) => with_store(dir, |access| status::run(access, &args)),

@@ -1,6 +1,6 @@
 //! `serve`: the daemon. It opens the store, serves its volumes over NBD, answers the
 //! control socket, and at the first SIGTERM or SIGINT puts all of it down in order:
-//! control first (no new work), then NBD, then the store, which settles and marks
+//! control first (no new work), then sessions of replication, then NBD, then the store, which settles and marks
 //! itself clean. A second signal ends the process at once; nothing acknowledged is lost
 //! by that.
 
@@ -16,6 +16,7 @@ use crate::engine::{Store, Watch};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::DriverKind;
 use crate::nbd::{Limits, Listen, Server};
+use crate::replica::Hub;
 use crate::types::{Name, OnFull, parse_size};
 use rustix::process::{Resource, Rlimit};
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -200,7 +201,8 @@ fn connections_max(asked: u32, descriptors: u64) -> usize {
 
 fn serve(dir: &Path, args: &Args, descriptors: u64, store: &Arc<Store>, signals: &mut Signals) -> Result<()> {
     let mut nbd = start_nbd(dir, args, descriptors, store)?;
-    let service = StoreService::new(Arc::clone(store), nbd.uris(""));
+    let hub = Hub::start(store);
+    let service = StoreService::new(Arc::clone(store), nbd.uris(""), Arc::clone(&hub));
     let mut control = control::Server::start(dir, Arc::new(service))?;
     let watching = watch_space(store);
     let announced = announce(store, &nbd);
@@ -215,6 +217,7 @@ fn serve(dir: &Path, args: &Args, descriptors: u64, store: &Arc<Store>, signals:
     notify::send("STOPPING=1");
     drop(watching);
     control.stop();
+    hub.stop();
     nbd.stop();
     announced
 }

@@ -1,26 +1,50 @@
-//! `status`: the daemon, its clients, transfers under way.
+//! `status`: the daemon, its clients, transfers under way, sessions of replication.
 
 use super::output::{self, human, table};
 use crate::control::Access;
-use crate::engine::api::{SpaceInfo, SpaceLevel, Status};
-use crate::error::Result;
+use crate::engine::api::{SessionStatus, SpaceInfo, SpaceLevel, Status};
+use crate::error::{Error, Result};
+use crate::types::Name;
 
-/// Show the daemon, its clients and transfers under way
+/// Show the daemon, its clients, transfers under way and sessions of replication
 #[derive(clap::Args)]
 pub(super) struct Args {
+    /// Only what is about this volume
+    #[arg(value_name = "VOL")]
+    volume: Option<Name>,
     /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
 pub(super) fn run(access: &Access, args: &Args) -> Result<()> {
-    let status = access.status()?;
+    let mut status = access.status()?;
+    if let Some(volume) = &args.volume {
+        only(&mut status, volume.as_str())?;
+        if !args.json {
+            return output::print(&sessions(&status.sessions, true));
+        }
+    }
     if args.json { output::print_json(&status) } else { output::print(&text(&status)) }
+}
+
+/// Leaves out what is about other volumes.
+fn only(status: &mut Status, volume: &str) -> Result<()> {
+    if !status.volumes.iter().any(|known| known.name == volume) {
+        return Err(Error::not_found(format!("there is no volume {volume}")));
+    }
+    let is_of = |export: &str| export.split('@').next() == Some(volume);
+    status.volumes.retain(|known| known.name == volume);
+    status.clients.retain(|client| is_of(&client.export));
+    status.transfers.retain(|transfer| transfer.volume == volume);
+    status.sessions.retain(|session| session.unit == volume);
+    Ok(())
 }
 
 fn text(status: &Status) -> String {
     if !status.running {
-        return "not served; start it with: snapvol serve\n".to_owned();
+        let text = "not served; start it with: snapvol serve\n".to_owned();
+        return text + &sessions(&status.sessions, false);
     }
     let pid = status.pid.map(|pid| format!(" as process {pid}")).unwrap_or_default();
     let mut text = format!("served{pid}, version {}, engine {}\n", status.version, status.io_engine);
@@ -46,6 +70,51 @@ fn text(status: &Status) -> String {
             transfer.snapshot,
             human(transfer.data_bytes)
         ));
+    }
+    text + &sessions(&status.sessions, false)
+}
+
+/// A line for each session, and what is worth a line of its own.
+fn sessions(all: &[SessionStatus], history: bool) -> String {
+    let mut text = String::new();
+    for session in all {
+        let arrow = if session.role == "receiver" { "<-" } else { "->" };
+        text.push_str(&format!("{} {arrow} {}: {}", session.unit, session.peer, session.state));
+        if let Some(applied) = session.applied {
+            text.push_str(&format!(", set {applied} is there"));
+        }
+        if session.lag_blocks > 0 {
+            text.push_str(&format!(
+                ", {:.1} s and {} blocks behind",
+                session.lag_seconds, session.lag_blocks
+            ));
+        }
+        if !session.outstanding.is_empty() {
+            text.push_str(&format!(", {} sets outstanding", session.outstanding.len()));
+        }
+        text.push('\n');
+        if let Some(set) = &session.set {
+            text.push_str(&format!(
+                "    set {}{}: {} of {}, {}/s\n",
+                set.number,
+                if set.whole { " (whole)" } else { "" },
+                human(set.sent_bytes),
+                human(set.total_bytes),
+                human(session.rate)
+            ));
+        }
+        if let Some(error) = &session.last_error {
+            text.push_str(&format!("    {} failures in a row, the last: {error}\n", session.failures));
+        }
+        for set in session.history.iter().filter(|_| history) {
+            let whole = if set.whole { " (whole)" } else { "" };
+            text.push_str(&format!(
+                "    set {}{whole}: {} in {:.2} s\n",
+                set.number,
+                human(set.bytes),
+                set.seconds
+            ));
+        }
     }
     text
 }
@@ -88,7 +157,9 @@ fn volumes(status: &Status) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::api::{ClientInfo, TransferInfo, VolumeStatus};
+    use crate::engine::api::{
+        ClientInfo, OutstandingSet, SetHistory, SetProgress, TransferInfo, VolumeStatus,
+    };
     use crate::types::OnFull;
 
     #[test]
@@ -117,6 +188,22 @@ mod tests {
                 data_bytes: 1024,
                 total_bytes: Some(2048),
             }],
+            sessions: vec![SessionStatus {
+                unit: "db".into(),
+                role: "sender".into(),
+                peer: "/srv/there/db".into(),
+                state: "waiting".into(),
+                set: Some(SetProgress { number: 7, whole: false, sent_bytes: 1024, total_bytes: 4096 }),
+                applied: Some(6),
+                outstanding: vec![OutstandingSet { number: 7, created: String::new() }],
+                rate: 512,
+                lag_seconds: 2.5,
+                lag_blocks: 3,
+                failures: 2,
+                last_error: Some("no route".into()),
+                history: vec![SetHistory { number: 6, whole: true, bytes: 2048, seconds: 0.5 }],
+                ..SessionStatus::default()
+            }],
         };
         let expected = "\
 served as process 7, version 0.1.0, engine plain
@@ -126,7 +213,16 @@ volume db: frozen, 3 writes wait for space
 CLIENT OF  PEER  ACCESS
 db         unix  read-write
 send db@a: 1.0 KiB of 2.0 KiB
+db -> /srv/there/db: waiting, set 6 is there, 2.5 s and 3 blocks behind, 1 sets outstanding
+    set 7: 1.0 KiB of 4.0 KiB, 512 B/s
+    2 failures in a row, the last: no route
 ";
         assert_eq!(text(&status), expected);
+        let one = sessions(&status.sessions, true);
+        assert!(one.ends_with("    set 6 (whole): 2.0 KiB in 0.50 s\n"), "{one}");
+        let mut of_volume = status.clone();
+        only(&mut of_volume, "db").unwrap();
+        assert_eq!((of_volume.sessions.len(), of_volume.clients.len()), (1, 1));
+        assert_eq!(only(&mut of_volume, "other").unwrap_err().kind(), crate::ErrorKind::NotFound);
     }
 }

@@ -12,13 +12,17 @@ use crate::engine::Store;
 use crate::engine::api::{
     CheckReport, CreateOptions, Diff, HalfReceived, Received, SendRequest, Status, StoreInfo,
 };
+use crate::engine::sets::{Feed, FeedSet, OpenFeed};
 use crate::engine::store::OpenOptions;
 use crate::error::{Error, ErrorKind, Result};
+use crate::replica::manage::{self, FarAnswer, FarRequest, Replicate};
+use crate::replica::receiver::FarStore;
 use crate::types::{OnFull, SnapName};
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use uuid::Uuid;
 
 /// How long a store that somebody else has locked is waited for.
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);
@@ -252,10 +256,140 @@ impl Access {
             Self::Local(store) => {
                 let mut status = store.status()?;
                 env!("CARGO_PKG_VERSION").clone_into(&mut status.version);
+                status.sessions = manage::idle_statuses(store, false);
                 Ok(status)
             }
             Self::Remote(client) => client.call(&Call::Status {}),
         }
+    }
+}
+
+/// Sessions of replication.
+#[allow(clippy::missing_errors_doc, reason = "as for the function of the same name of replica::manage")]
+impl Access {
+    /// Begins a session, or changes its policy.
+    pub fn replicate(&self, request: Replicate) -> Result<()> {
+        match self {
+            Self::Local(store) => manage::replicate(store, request),
+            Self::Remote(client) => client.call(&Call::Replicate { request }),
+        }
+    }
+
+    /// Ends a session; what is returned is for the owner to read.
+    pub fn unreplicate(&self, volume: &str, destination: Option<&str>) -> Result<Option<String>> {
+        match self {
+            Self::Local(store) => {
+                let ended = manage::unreplicate(store, volume, destination)?;
+                Ok(ended.and_then(|record| manage::say_farewell(store, &record)))
+            }
+            Self::Remote(client) => client.call(&Call::Unreplicate {
+                volume: volume.to_owned(),
+                destination: destination.map(str::to_owned),
+            }),
+        }
+    }
+
+    /// Has sessions rest, or go on.
+    pub fn pause(&self, volume: &str, destination: Option<&str>, paused: bool) -> Result<()> {
+        match self {
+            Self::Local(store) => manage::pause(store, volume, destination, paused),
+            Self::Remote(client) => client.call(&Call::Pause {
+                volume: volume.to_owned(),
+                destination: destination.map(str::to_owned),
+                paused,
+            }),
+        }
+    }
+
+    /// Wants a cut; returns the sessions and the numbers of the wish.
+    ///
+    /// # Errors
+    /// `Conflict` when nobody runs the sessions.
+    pub fn cut(&self, volume: &str) -> Result<Vec<(Uuid, u64)>> {
+        match self {
+            Self::Local(_) => Err(Error::conflict("the store is not served, so no session runs")
+                .hint("start it with: snapvol serve")),
+            Self::Remote(client) => client.call(&Call::Cut { volume: volume.to_owned() }),
+        }
+    }
+
+    /// What the far end of a session asks.
+    pub fn ask(&self, request: &FarRequest) -> Result<FarAnswer> {
+        match self {
+            Self::Local(store) => manage::ask(store, request),
+            Self::Remote(client) => client.call(&Call::Far { request: request.clone() }),
+        }
+    }
+
+    /// Applies a set.
+    pub fn receive_set(&self, feed: &FeedSet, input: &mut (dyn Read + Send)) -> Result<Received> {
+        match self {
+            Self::Local(store) => manage::receive_set(store, feed, input),
+            Self::Remote(client) => client.receive_set(feed, input),
+        }
+    }
+}
+
+/// The store in a directory as the far end of sessions: asked through its daemon, or opened
+/// for each thing alone, so that a daemon can be started and stopped at any time.
+pub struct FarDir(PathBuf);
+
+impl FarDir {
+    /// The store in that directory.
+    #[must_use]
+    pub fn new(dir: &Path) -> Self {
+        Self(dir.to_owned())
+    }
+
+    fn with<T>(&self, work: impl FnOnce(&Access) -> Result<T>) -> Result<T> {
+        let access = Access::open(&self.0)?;
+        let done = work(&access);
+        let closed = access.close();
+        done.and_then(|done| closed.map(|()| done))
+    }
+
+    /// The store's identity.
+    ///
+    /// # Errors
+    /// As for opening the store.
+    pub fn identity(&self) -> Result<Uuid> {
+        match self.with(|access| access.ask(&FarRequest::Identity))? {
+            FarAnswer::Identity(identity) => Ok(identity),
+            _ => Err(odd_answer()),
+        }
+    }
+
+    fn done(&self, request: &FarRequest) -> Result<()> {
+        match self.with(|access| access.ask(request))? {
+            FarAnswer::Done => Ok(()),
+            _ => Err(odd_answer()),
+        }
+    }
+}
+
+fn odd_answer() -> Error {
+    Error::invalid("the daemon answers something else than was asked")
+        .hint("the daemon and this program may be of different versions; restart the daemon")
+}
+
+impl FarStore for FarDir {
+    async fn open_feed(&self, open: &OpenFeed) -> Result<Feed> {
+        match self.with(|access| access.ask(&FarRequest::Open(open.clone())))? {
+            FarAnswer::Feed(feed) => Ok(*feed),
+            _ => Err(odd_answer()),
+        }
+    }
+    async fn receive_set(&self, feed: &FeedSet, input: &mut (dyn Read + Send)) -> Result<Received> {
+        self.with(|access| access.receive_set(feed, input))
+    }
+    async fn abort_feed(&self, session: Uuid, volume: &str) -> Result<()> {
+        self.done(&FarRequest::Abort { session, volume: volume.to_owned() })
+    }
+    async fn keep_states(&self, session: Uuid, volume: &str, keep: u64) -> Result<()> {
+        self.done(&FarRequest::Keep { session, volume: volume.to_owned(), keep })
+    }
+    async fn close_feed(&self, session: Uuid) -> Result<()> {
+        self.done(&FarRequest::Close { session })
     }
 }
 

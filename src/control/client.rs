@@ -1,9 +1,10 @@
 //! The other end of the control socket: one connection for every request.
 
 use super::http::{self, Body, CopyFailure, Framing};
-use super::wire::{Call, WireError};
+use super::wire::{Call, FeedPath, WireError};
 use super::{SOCKET_NAME, SocketPath, error_of};
 use crate::engine::api::{Received, SendRequest};
+use crate::engine::sets::FeedSet;
 use crate::error::{Error, ErrorKind, Result};
 use serde::de::DeserializeOwned;
 use std::io::{BufReader, BufWriter, Read, Write};
@@ -102,10 +103,21 @@ impl Client {
     /// # Errors
     /// The operation's, or what reading `input` gives.
     pub fn receive(&self, volume: &str, input: &mut dyn Read) -> Result<Received> {
+        self.give(&format!("/v1/receive/{volume}"), input)
+    }
+
+    /// Gives the stream of a set to the daemon and waits until it is applied.
+    ///
+    /// # Errors
+    /// As for [`Self::receive`].
+    pub fn receive_set(&self, feed: &FeedSet, input: &mut dyn Read) -> Result<Received> {
+        self.give(&format!("/v1/receive-set/{}", FeedPath::text(feed)?), input)
+    }
+
+    fn give(&self, path: &str, input: &mut dyn Read) -> Result<Received> {
         let stream = self.connect()?;
         let mut output = BufWriter::with_capacity(64 << 10, &stream);
-        let path = format!("/v1/receive/{volume}");
-        let begun = http::write_request(&mut output, &path, body_kind::STREAM, Framing::Chunked);
+        let begun = http::write_request(&mut output, path, body_kind::STREAM, Framing::Chunked);
         let written = match begun {
             Ok(()) => http::write_chunks(&mut output, input)
                 .and_then(|_| http::write_last_chunk(&mut output).map_err(CopyFailure::Output)),

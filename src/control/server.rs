@@ -8,7 +8,7 @@
 use super::client::body_kind;
 use super::http::{self, Body, CopyFailure, Framing};
 use super::service::Service;
-use super::wire::{Call, WireError, status_of};
+use super::wire::{Call, FeedPath, WireError, status_of};
 use super::{SOCKET_NAME, SocketPath, error_of};
 use crate::engine::api::SendRequest;
 use crate::error::{Error, Result};
@@ -277,6 +277,19 @@ fn serve(stream: &UnixStream, service: &dyn Service) -> Result<()> {
         return answer(&mut output, Err(error.hint("operations are POST /v1/OPERATION")));
     };
     let mut body = Body::new(input, head.framing);
+    if let Some(feed) = op.strip_prefix("receive-set/") {
+        let feed = match FeedPath::parse(feed) {
+            Ok(feed) => feed,
+            Err(error) => return answer(&mut output, Err(error)),
+        };
+        timely.patient.store(true, Ordering::Relaxed);
+        let _ = stream.set_read_timeout(None);
+        let received = service.receive_set(&feed, &mut body);
+        return answer(
+            &mut output,
+            received.and_then(|received| serde_json::to_value(received).map_err(bad_json)),
+        );
+    }
     if let Some(volume) = op.strip_prefix("receive/") {
         // The sender of a stream may be slow; it is heard for as long as it lives.
         timely.patient.store(true, Ordering::Relaxed);

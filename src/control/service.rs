@@ -4,7 +4,9 @@
 use super::wire::{Call, from_texts};
 use crate::engine::Store;
 use crate::engine::api::{Received, SendRequest, Status};
+use crate::engine::sets::FeedSet;
 use crate::error::{Error, Result};
+use crate::replica::{Hub, manage};
 use crate::types::Name;
 use serde_json::Value;
 use std::io::Read;
@@ -29,19 +31,26 @@ pub trait Service: Send + Sync + 'static {
     /// # Errors
     /// The operation's, or the stream's.
     fn receive(&self, volume: &str, input: &mut (dyn Read + Send)) -> Result<Received>;
+
+    /// Applies the set of a session.
+    ///
+    /// # Errors
+    /// The operation's, or the stream's.
+    fn receive_set(&self, feed: &FeedSet, input: &mut (dyn Read + Send)) -> Result<Received>;
 }
 
 /// The daemon's service: its open store, and where it listens.
 pub struct StoreService {
     store: Arc<Store>,
     listening: Vec<String>,
+    hub: Arc<Hub>,
 }
 
 impl StoreService {
-    /// Serves that store; `listening` are the URIs, without an export, for `status`.
+    /// Serves that store, whose sessions `hub` runs; `listening` are the URIs, without an export, for `status`.
     #[must_use]
-    pub fn new(store: Arc<Store>, listening: Vec<String>) -> Self {
-        Self { store, listening }
+    pub fn new(store: Arc<Store>, listening: Vec<String>, hub: Arc<Hub>) -> Self {
+        Self { store, listening, hub }
     }
 
     fn status(&self) -> Result<Status> {
@@ -50,6 +59,7 @@ impl StoreService {
         status.pid = Some(std::process::id());
         env!("CARGO_PKG_VERSION").clone_into(&mut status.version);
         status.listening.clone_from(&self.listening);
+        status.sessions = self.hub.statuses();
         Ok(status)
     }
 }
@@ -93,6 +103,24 @@ impl Service for StoreService {
             Call::Check { repair: false } => json(store.check_open()),
             Call::Scrub { volume } => json(store.scrub(some_name(volume.as_ref())?)),
             Call::Status {} => json(self.status()),
+            Call::Replicate { request } => {
+                let done = manage::replicate(store, request);
+                self.hub.refresh();
+                json(done)
+            }
+            Call::Unreplicate { volume, destination } => {
+                let ended = manage::unreplicate(store, name(&volume)?, destination.as_deref())?;
+                self.hub.refresh();
+                manage::tidy(store);
+                json(Ok(ended.and_then(|record| manage::say_farewell(store, &record))))
+            }
+            Call::Pause { volume, destination, paused } => {
+                let done = manage::pause(store, name(&volume)?, destination.as_deref(), paused);
+                self.hub.refresh();
+                json(done)
+            }
+            Call::Cut { volume } => json(self.hub.cut(name(&volume)?)),
+            Call::Far { request } => json(manage::ask(store, &request)),
         }
     }
 
@@ -103,5 +131,10 @@ impl Service for StoreService {
 
     fn receive(&self, volume: &str, input: &mut (dyn Read + Send)) -> Result<Received> {
         self.store.receive(name(volume)?, input)
+    }
+
+    fn receive_set(&self, feed: &FeedSet, input: &mut (dyn Read + Send)) -> Result<Received> {
+        name(&feed.volume)?;
+        manage::receive_set(&self.store, feed, input)
     }
 }

@@ -5,13 +5,16 @@ use super::service::Service;
 use super::wire::Call;
 use super::*;
 use crate::engine::api::{Received, SendRequest, Status};
+use crate::engine::sets::FeedSet;
 use crate::error::ErrorKind;
+use crate::types::{RoleEpoch, SetId, SetStamp};
 use serde_json::{Value, json};
 use std::io::{Cursor, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
+use uuid::Uuid;
 
 /// What streams in tests are made of.
 fn pattern(len: usize) -> Vec<u8> {
@@ -35,6 +38,20 @@ impl Read for FailsLater {
             0 => Err(into_io(Error::corrupt("block 7 is damaged\nindeed").hint("scrub"))),
             read => Ok(read),
         }
+    }
+}
+
+/// A set with something in every field.
+fn feed() -> FeedSet {
+    let (one, two) = (Uuid::from_u128(1), Uuid::from_u128(u128::MAX));
+    let epoch = RoleEpoch { counter: 2, identity: one };
+    let stamp = SetStamp { epoch, number: 7, base: Some(two) };
+    FeedSet {
+        session: two,
+        opening: one,
+        volume: "v".to_owned(),
+        set: SetId { stamp, target: one },
+        keep: Some(5),
     }
 }
 
@@ -65,6 +82,11 @@ impl Service for Fake {
             "damaged" => Ok(Box::new(FailsLater(Cursor::new(pattern(100_000))))),
             other => Err(Error::not_found(format!("no snapshot {other}"))),
         }
+    }
+
+    fn receive_set(&self, feed: &FeedSet, input: &mut (dyn Read + Send)) -> Result<Received> {
+        assert_eq!(*feed, self::feed());
+        self.receive(&feed.volume, input)
     }
 
     fn receive(&self, volume: &str, input: &mut (dyn Read + Send)) -> Result<Received> {
@@ -170,6 +192,8 @@ fn a_stream_that_fails_never_looks_complete() {
 #[test]
 fn a_refused_receive_says_why_in_mid_stream() {
     let setup = Setup::new();
+    let received = setup.client().receive_set(&feed(), &mut Cursor::new(pattern(STREAM_LEN))).unwrap();
+    assert_eq!(received.data_bytes, STREAM_LEN as u64);
     let error = setup.client().receive("refused", &mut std::io::repeat(7).take(1 << 30)).unwrap_err();
     assert_eq!((error.kind(), error.to_string().as_str()), (ErrorKind::Conflict, "the base does not match"));
 }

@@ -1,7 +1,9 @@
 //! What travels over the control socket: operations, and failures as JSON.
 
 use crate::engine::api::CreateOptions;
+use crate::engine::sets::FeedSet;
 use crate::error::{Error, ErrorKind, Result};
+use crate::replica::manage::{FarRequest, Replicate};
 use crate::types::{OnFull, SnapName};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -79,6 +81,11 @@ pub enum Call {
     Check { repair: bool },
     Scrub { volume: Option<String> },
     Status {},
+    Replicate { request: Replicate },
+    Unreplicate { volume: String, destination: Option<String> },
+    Pause { volume: String, destination: Option<String>, paused: bool },
+    Cut { volume: String },
+    Far { request: FarRequest },
 }
 
 impl Call {
@@ -114,6 +121,38 @@ impl Call {
         };
         object.insert("op".to_owned(), Value::String(op.to_owned()));
         serde_json::from_value(value).map_err(bad)
+    }
+}
+
+/// A set, as a part of a path: its JSON in hexadecimal.
+pub struct FeedPath;
+
+impl FeedPath {
+    /// The text.
+    ///
+    /// # Errors
+    /// `Invalid` if it can't be said in JSON.
+    pub fn text(feed: &FeedSet) -> Result<String> {
+        let json = serde_json::to_vec(feed).map_err(|_| Error::invalid("a set can't be said in JSON"))?;
+        Ok(json.iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+
+    /// The inverse.
+    ///
+    /// # Errors
+    /// `Invalid`.
+    pub fn parse(text: &str) -> Result<FeedSet> {
+        let bad = || Error::invalid("the path names no set");
+        let digits = text.as_bytes();
+        if !digits.len().is_multiple_of(2) {
+            return Err(bad());
+        }
+        let pair = |pair: &[u8]| {
+            let text = std::str::from_utf8(pair).map_err(|_| bad())?;
+            u8::from_str_radix(text, 16).map_err(|_| bad())
+        };
+        let json: Vec<u8> = digits.chunks(2).map(pair).collect::<Result<_>>()?;
+        serde_json::from_slice(&json).map_err(|_| bad())
     }
 }
 

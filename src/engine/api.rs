@@ -235,7 +235,7 @@ pub struct CheckReport {
 }
 
 /// What the daemon is doing.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Status {
     /// Whether a daemon serves the store.
     pub running: bool,
@@ -257,6 +257,86 @@ pub struct Status {
     pub clients: Vec<ClientInfo>,
     /// Transfers under way.
     pub transfers: Vec<TransferInfo>,
+    /// Sessions of replication.
+    #[serde(default)]
+    pub sessions: Vec<SessionStatus>,
+}
+
+/// How a session of replication stands, as one of its ends knows it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SessionStatus {
+    /// Its identity.
+    pub session: Uuid,
+    /// The volume here.
+    pub unit: String,
+    /// `sender` or `receiver`.
+    pub role: String,
+    /// Where it ships to; at a receiver the identity of the sender's store.
+    pub peer: String,
+    /// `connecting`, `copying`, `following`, `waiting`, `error`, `paused`, `split`, `fenced`,
+    /// `ended`; `stopped` while no daemon runs it.
+    pub state: String,
+    /// The set that is being shipped.
+    pub set: Option<SetProgress>,
+    /// The number of the last set that the receiver can't lose.
+    pub durable: Option<u64>,
+    /// The number of the last set that the receiver shows.
+    pub applied: Option<u64>,
+    /// Sets that are cut and not applied there, oldest first.
+    pub outstanding: Vec<OutstandingSet>,
+    /// Bytes a second, of the last few seconds.
+    pub rate: u64,
+    /// Bytes a second, over all sets of the history.
+    pub average_rate: u64,
+    /// Seconds by which the receiver is behind; 0 when it shows what is here.
+    pub lag_seconds: f64,
+    /// Blocks by which it is behind, about.
+    pub lag_blocks: u64,
+    /// Failures since something was applied.
+    pub failures: u64,
+    /// What went wrong last.
+    pub last_error: Option<String>,
+    /// Cuts that were asked for by hand.
+    pub cuts_asked: u64,
+    /// Those of them that are applied.
+    pub cuts_done: u64,
+    /// The last sets, youngest first.
+    pub history: Vec<SetHistory>,
+}
+
+/// A set on its way.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetProgress {
+    /// Its number.
+    pub number: u64,
+    /// It is a whole copy.
+    pub whole: bool,
+    /// Bytes of its stream that were sent now.
+    pub sent_bytes: u64,
+    /// Bytes of data and discards that it has, without what had arrived earlier.
+    pub total_bytes: u64,
+}
+
+/// A set that is not applied yet.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutstandingSet {
+    /// Its number.
+    pub number: u64,
+    /// When it was cut, RFC 3339.
+    pub created: String,
+}
+
+/// A set that was applied.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SetHistory {
+    /// Its number.
+    pub number: u64,
+    /// It was a whole copy.
+    pub whole: bool,
+    /// Bytes of its stream that were sent.
+    pub bytes: u64,
+    /// From its first byte to its confirmation.
+    pub seconds: f64,
 }
 
 /// How a volume stands with the space around it.

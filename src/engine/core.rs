@@ -13,7 +13,9 @@
 use super::api::CreateOptions;
 use super::batch::{self, Batches, Deletions};
 use super::export::Export;
+use super::sessions::{self, Sessions};
 use super::thread::{Engine, Handle, Pending, no_volume};
+use super::turns::Turns;
 use super::volumes;
 use crate::error::{Error, Result};
 use crate::snapshot::{DeleteCheck, Volume};
@@ -50,13 +52,17 @@ pub(super) struct Admin {
 }
 
 /// The volumes of a store and the engines they live on.
-pub(super) struct Core {
+pub(crate) struct Core {
     pub(super) dir: PathBuf,
     pub(super) handles: Vec<Handle>,
     tuning: Tuning,
     lending: Lending,
     places: RwLock<BTreeMap<String, Place>>,
     admin: Mutex<Admin>,
+    pub(super) identity: Uuid,
+    pub(super) sessions: Sessions,
+    /// Who takes a cut of a volume.
+    cutting: std::sync::Mutex<BTreeMap<String, Turns>>,
 }
 
 impl Core {
@@ -65,21 +71,34 @@ impl Core {
     ///
     /// # Errors
     /// `Io` when the store's own files can't be read.
-    pub async fn open(dir: &Path, handles: Vec<Handle>, tuning: Tuning) -> Result<Self> {
-        let core = Self {
+    pub(super) async fn open(
+        dir: &Path,
+        identity: Uuid,
+        handles: Vec<Handle>,
+        tuning: Tuning,
+    ) -> Result<Self> {
+        let mut core = Self {
             dir: dir.to_owned(),
             handles,
             tuning,
             lending: Lending::default(),
             places: RwLock::default(),
             admin: Mutex::default(),
+            identity,
+            sessions: Sessions::default(),
+            cutting: std::sync::Mutex::default(),
         };
-        let (batches, found) = core
+        let (batches, found, sessions) = core
             .on_store(|engine, dir| async move {
                 let batches = batch::committed(&engine.io, &dir, true).await?;
-                Ok((batches, volumes::found(&engine.io, &dir).await?))
+                let found = volumes::found(&engine.io, &dir).await?;
+                Ok((batches, found, sessions::read(&engine.io, &dir, true).await?))
             })
             .await?;
+        for (file, error) in &sessions.damaged {
+            tracing::error!("the session {file} can't be read: {error}");
+        }
+        core.sessions = sessions;
         core.open_volumes(found, &batches).await;
         if let Err(error) = core.finish_deletions().await {
             // The snapshots stay; the file says which were meant.
@@ -188,6 +207,17 @@ impl Core {
         first.map_or(Ok(()), Err)
     }
 
+    /// What keeps two cuts of a volume from being taken at once.
+    pub(super) fn cutting(&self, volume: &str) -> Turns {
+        let mut all = self.cutting.lock().unwrap_or_else(PoisonError::into_inner);
+        all.entry(volume.to_owned()).or_default().clone()
+    }
+
+    /// The store's directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// Waits for the commands that take turns.
     pub(super) async fn admin(&self) -> MutexGuard<'_, Admin> {
         self.admin.lock().await
@@ -207,7 +237,7 @@ impl Core {
     }
 
     /// Whether there is a volume of that name.
-    pub(super) fn has_volume(&self, volume: &str) -> bool {
+    pub(crate) fn has_volume(&self, volume: &str) -> bool {
         self.places().contains_key(volume)
     }
 
@@ -232,7 +262,7 @@ impl Core {
     }
 
     /// Runs a task with a volume, on its engine.
-    pub(super) async fn with<T, F, Fut>(&self, volume: &str, task: F) -> Result<T>
+    pub(crate) async fn with<T, F, Fut>(&self, volume: &str, task: F) -> Result<T>
     where
         T: Send + 'static,
         F: FnOnce(Rc<Volume>) -> Fut + Send + 'static,
@@ -281,6 +311,7 @@ impl Core {
 
     /// Sets a volume's size, in bytes.
     pub async fn resize(&self, volume: &str, size: u64, force: bool) -> Result<()> {
+        self.check_not_fed(volume, "another size")?;
         self.on_engine(volume, move |engine, name| async move {
             let volume = engine.volume(&name)?;
             let old = volume.geometry();
@@ -303,6 +334,8 @@ impl Core {
     /// Deletes a volume and, with `recursive`, its snapshots.
     pub async fn delete_volume(&self, volume: &str, recursive: bool) -> Result<()> {
         let _admin = self.admin().await;
+        self.check_not_fed(volume, "its deletion")?;
+        self.check_not_followed(volume)?;
         let closed = self
             .on_engine(volume, move |engine, name| async move {
                 let found = engine.volume(&name)?;

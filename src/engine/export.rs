@@ -6,7 +6,6 @@ use super::served_snapshot::{EmptyDevice, SnapshotDevice};
 use super::thread::{Engine, Handle};
 use crate::error::Result;
 use crate::io::Io;
-use crate::snapshot::Volume;
 use crate::types::Role;
 use futures::executor::block_on;
 use std::rc::Rc;
@@ -97,9 +96,9 @@ pub(super) fn device(
     if found.role() == Role::Primary {
         return Ok(Rc::new(ProductionDevice::new(Rc::clone(&found), seat(None, true))));
     }
-    match newest(&found) {
-        Some(name) => {
-            let reader = found.open_snapshot(&name)?;
+    match found.newest_state() {
+        Some(state) => {
+            let reader = found.open_snapshot_by_id(state.uuid)?;
             Ok(Rc::new(SnapshotDevice::new(reader, seat(None, false), false)))
         }
         None => {
@@ -108,9 +107,4 @@ pub(super) fn device(
             Ok(Rc::new(EmptyDevice { size: geometry.size, block_size: geometry.block_size, seat }))
         }
     }
-}
-
-/// The newest snapshot that users see.
-fn newest(volume: &Rc<Volume>) -> Option<String> {
-    volume.snapshots().pop().map(|record| record.name)
 }

@@ -8,7 +8,7 @@ pub mod store;
 mod batch;
 mod check;
 mod clients;
-mod core;
+pub(crate) mod core;
 mod export;
 #[cfg(any(test, feature = "simulation"))]
 pub mod model;
@@ -17,10 +17,13 @@ mod receive;
 mod report;
 mod send;
 mod served_snapshot;
+mod sessions;
+pub mod sets;
 mod snapshots;
 mod space;
 mod thread;
 mod transfers;
+pub(crate) mod turns;
 mod volumes;
 
 #[doc(hidden)]
@@ -28,3 +31,4 @@ pub use batch::{decode_deletions, encode_deletions};
 pub use export::{Export, ExportInfo};
 pub use space::Watch;
 pub use store::Store;
+pub(crate) use volumes::rfc3339;

@@ -3,12 +3,13 @@
 
 use super::api::{CreateOptions, TransferInfo};
 use super::core::Core;
+use super::sets::FeedSet;
 use super::thread::{Engine, Handle, Pending};
 use super::volumes::parse_rfc3339;
 use crate::delta::receiver::{Begin, Target};
 use crate::delta::{StreamHeader, Trailer};
 use crate::error::{Error, Result};
-use crate::snapshot::{Incoming, ReceiveStart, Receiving};
+use crate::snapshot::{Incoming, ReceiveStart, Receiving, cut_name};
 use crate::types::{Name, OnFull, Role};
 use bytes::Bytes;
 use futures::future::join_all;
@@ -62,9 +63,11 @@ enum Change {
 }
 
 /// Where a stream goes, on whatever thread reads it.
-pub(super) struct EngineTarget<'a> {
+pub(crate) struct EngineTarget<'a> {
     core: &'a Core,
     volume: &'a str,
+    /// The set that the stream must be, and the session that brings it.
+    pub(super) feed: Option<&'a FeedSet>,
     engine: Option<(Handle, usize)>,
     batch: Vec<Change>,
     batch_bytes: usize,
@@ -73,7 +76,28 @@ pub(super) struct EngineTarget<'a> {
 
 impl<'a> EngineTarget<'a> {
     pub fn new(core: &'a Core, volume: &'a str) -> Self {
-        Self { core, volume, engine: None, batch: Vec::new(), batch_bytes: 0, ahead: VecDeque::new() }
+        let (batch, ahead) = (Vec::new(), VecDeque::new());
+        Self { core, volume, feed: None, engine: None, batch, batch_bytes: 0, ahead }
+    }
+
+    /// For the stream of a set, whose snapshot has an internal name.
+    pub fn of_set(core: &'a Core, feed: &'a FeedSet) -> Self {
+        let mut target = Self::new(core, &feed.volume);
+        target.feed = Some(feed);
+        target
+    }
+
+    /// The name of the snapshot to come. A stream of a session must be the set that was
+    /// announced; any other brings a name that users may type.
+    fn name_of(&self, header: &StreamHeader) -> Result<String> {
+        let Some(FeedSet { set, .. }) = self.feed else {
+            return Ok(header.target.name.parse::<Name>()?.to_string());
+        };
+        let base = header.base.as_ref().map(|base| base.uuid);
+        if header.target.uuid != set.target || base != set.stamp.base {
+            return Err(Error::invalid("the stream is another one than the set that was announced"));
+        }
+        Ok(cut_name(set.stamp.number, set.target))
     }
 
     /// Waits until the engine has let go of the volume, so that the next receive finds it
@@ -154,7 +178,7 @@ impl Drop for EngineTarget<'_> {
 
 impl Target for EngineTarget<'_> {
     async fn begin(&mut self, header: &StreamHeader) -> Result<Begin> {
-        let name: Name = header.target.name.parse()?;
+        let name = self.name_of(header)?;
         let created_us = parse_rfc3339(&header.created)?;
         self.volume.parse::<Name>()?;
         if !self.core.has_volume(self.volume) {
@@ -176,10 +200,11 @@ impl Target for EngineTarget<'_> {
         let engine = self.core.engine_of(self.volume)?;
         let incoming = Incoming {
             target: header.target.uuid,
-            name: name.to_string(),
+            name,
             created_us,
             size: header.geometry.size,
             base: header.base.as_ref().map(|b| (b.uuid, b.name.clone())),
+            set: self.stamp(),
         };
         let (volume, total, block) = (self.volume.to_owned(), header.data_bytes, header.geometry.block_size);
         let begun = engine.call(move |engine| async move {
@@ -204,6 +229,10 @@ impl Target for EngineTarget<'_> {
             None => Ok(Begin::AlreadyHave),
             Some((number, durable)) => {
                 self.engine = Some((engine, number));
+                if let Some(feed) = self.feed {
+                    // Whoever opens the session again sees this receive, or is seen here.
+                    self.core.check_opening(feed)?;
+                }
                 Ok(Begin::Resume { durable })
             }
         }

@@ -8,7 +8,7 @@ use crate::delta::sender::Source;
 use crate::delta::token::ResumeToken;
 use crate::delta::{Extent, ExtentKind, SnapshotId, StreamHeader};
 use crate::error::{Error, Result};
-use crate::snapshot::{Delta, DeltaRun, Piece, SnapshotReader};
+use crate::snapshot::{Delta, DeltaRun, Piece, SnapshotReader, Volume};
 use crate::types::Geometry;
 use bytes::{Bytes, BytesMut};
 use futures::FutureExt;
@@ -16,6 +16,7 @@ use futures::future::{LocalBoxFuture, join_all};
 use slab::Slab;
 use std::cell::RefCell;
 use std::rc::Rc;
+use uuid::Uuid;
 
 /// Bytes read in one batch, about.
 const BATCH_BYTES: u64 = 2 << 20;
@@ -52,7 +53,7 @@ impl Sends {
 }
 
 /// The source of a stream, on whatever thread makes it.
-pub(super) struct EngineSource {
+pub(crate) struct EngineSource {
     engine: Handle,
     number: usize,
     header: StreamHeader,
@@ -76,12 +77,42 @@ pub(super) async fn open(engine: Handle, request: &SendRequest) -> Result<Engine
     Ok(EngineSource { engine, number, cursor: header.resume_from, header })
 }
 
+/// The same of snapshots by identity, internal ones too; not compressed.
+pub(super) async fn open_by_id(
+    engine: Handle,
+    volume: &str,
+    base: Option<Uuid>,
+    target: Uuid,
+    resume: Option<String>,
+) -> Result<EngineSource> {
+    let volume = volume.to_owned();
+    let begun = engine.call(move |engine| async move {
+        let volume = engine.volume(&volume)?;
+        let target = volume.open_snapshot_by_id(target)?;
+        let base = base.map(|base| volume.open_snapshot_by_id(base)).transpose()?;
+        begin_between(&engine, &volume, base, target, resume.as_deref(), false).await
+    });
+    let (number, header) = begun.await?;
+    Ok(EngineSource { engine, number, cursor: header.resume_from, header })
+}
+
 async fn begin(engine: &Engine, request: &SendRequest) -> Result<(usize, StreamHeader)> {
     let volume = engine.volume(&request.volume)?;
     let target = volume.open_snapshot(&request.snapshot)?;
     let base = request.from.as_ref().map(|name| volume.open_snapshot(name)).transpose()?;
+    begin_between(engine, &volume, base, target, request.resume.as_deref(), request.compress).await
+}
+
+async fn begin_between(
+    engine: &Engine,
+    volume: &Rc<Volume>,
+    base: Option<SnapshotReader>,
+    target: SnapshotReader,
+    resume: Option<&str>,
+    compressed: bool,
+) -> Result<(usize, StreamHeader)> {
     let base_uuid = base.as_ref().map(SnapshotReader::uuid);
-    let resume_from = match &request.resume {
+    let resume_from = match resume {
         Some(text) => {
             let token: ResumeToken = text.parse()?;
             token.check(target.uuid(), base_uuid)?;
@@ -99,8 +130,7 @@ async fn begin(engine: &Engine, request: &SendRequest) -> Result<(usize, StreamH
             *total += run.bytes.end - run.bytes.start;
         }
     }
-    let record = volume.snapshots().into_iter().find(|r| r.uuid == target.uuid());
-    let created = rfc3339(record.map_or(0, |r| r.created_us));
+    let created = rfc3339(target.created_us());
     let geometry = volume.geometry();
     let name_of =
         |reader: &SnapshotReader| SnapshotId { uuid: reader.uuid(), name: reader.name().to_owned() };
@@ -116,7 +146,7 @@ async fn begin(engine: &Engine, request: &SendRequest) -> Result<(usize, StreamH
         resume_from,
         data_bytes: Some(data_bytes),
         discard_bytes: Some(discard_bytes),
-        compressed: request.compress,
+        compressed,
     };
     let sending = Sending {
         target,

@@ -307,6 +307,7 @@ impl Core {
 
     /// Makes production that snapshot again.
     pub async fn rollback(&self, name: &SnapName, force: bool) -> Result<()> {
+        self.check_not_fed(name.volume.as_str(), "a roll-back")?;
         let snapshot = name.snapshot.to_string();
         self.on_engine(name.volume.as_str(), move |engine, name| async move {
             let volume = engine.volume(&name)?;
@@ -381,5 +382,5 @@ async fn end(prepared: Vec<Prepared>, outcome: Commit) -> Result<()> {
 }
 
 fn request(volume: &Volume, name: String, created_us: u64, batch: Option<Uuid>) -> TakeRequest {
-    TakeRequest { uuid: volume.io().identity(), name, created_us, batch, received: false }
+    TakeRequest { uuid: volume.io().identity(), name, created_us, batch, received: false, set: None }
 }

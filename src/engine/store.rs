@@ -94,7 +94,7 @@ impl Store {
     /// `NotFound` when there is no store; `Conflict` when another process has it;
     /// `Unsupported` for a newer format.
     pub fn open(dir: &Path, options: OpenOptions) -> Result<Arc<Self>> {
-        let lock = lock(dir)?;
+        let (lock, header) = lock(dir)?;
         let count = if options.threads > 0 {
             options.threads
         } else {
@@ -103,7 +103,7 @@ impl Store {
         let engines =
             (0..count).map(|n| EngineThread::start(n, options.driver)).collect::<Result<Vec<_>>>()?;
         let handles: Vec<Handle> = engines.iter().map(|e| e.handle.clone()).collect();
-        let core = block_on(Core::open(dir, handles, Tuning::default()))?;
+        let core = block_on(Core::open(dir, header.uuid, handles, Tuning::default()))?;
         Ok(Arc::new(Self { core, engines: Mutex::new(engines), lock: Mutex::new(Some(lock)) }))
     }
 
@@ -125,6 +125,12 @@ impl Store {
         let lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
         let metadata = lock.as_ref()?.metadata().ok()?;
         Some((metadata.dev(), metadata.ino()))
+    }
+
+    /// The store's decisions, for whoever awaits them.
+    #[must_use]
+    pub(crate) fn core(&self) -> &Core {
+        &self.core
     }
 
     /// The store's directory.
@@ -357,7 +363,7 @@ fn sync_dir(dir: &Path) -> std::io::Result<()> {
 }
 
 /// Checks that there is a store of a known version, and locks it.
-fn lock(dir: &Path) -> Result<File> {
+fn lock(dir: &Path) -> Result<(File, StoreHeader)> {
     let path = paths::store_file(dir);
     let bytes = match std::fs::read(&path) {
         Ok(bytes) => bytes,
@@ -369,7 +375,7 @@ fn lock(dir: &Path) -> Result<File> {
         }
         Err(error) => return Err(Error::os(format!("cannot read {}", path.display()), error)),
     };
-    StoreHeader::decode(&bytes).map_err(|e| e.context(path.display().to_string()))?;
+    let header = StoreHeader::decode(&bytes).map_err(|e| e.context(path.display().to_string()))?;
     let path = paths::lock_file(dir);
     let file = FileOptions::new()
         .write(true)
@@ -379,7 +385,7 @@ fn lock(dir: &Path) -> Result<File> {
         .open(&path)
         .map_err(|e| Error::os(format!("cannot open {}", path.display()), e))?;
     match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
+        Ok(()) => Ok((file, header)),
         Err(rustix::io::Errno::WOULDBLOCK) => {
             Err(Error::conflict(format!("another process has the store {} open", dir.display()))
                 .hint("wait until it has ended, or work through its daemon"))

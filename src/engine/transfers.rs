@@ -19,6 +19,7 @@ impl Core {
     /// Applies a stream; the answer comes when all of it is durable.
     pub async fn receive(&self, volume: &str, input: &mut dyn Read) -> Result<Received> {
         volume.parse::<Name>()?;
+        self.check_not_fed(volume, "another stream")?;
         let mut target = EngineTarget::new(self, volume);
         let outcome = receiver::receive(input, &mut target).await;
         target.end().await;
@@ -51,16 +52,19 @@ impl Core {
 
     /// Drops what is half received; the volume is as before.
     pub async fn receive_abort(&self, volume: &str) -> Result<()> {
+        self.check_not_fed(volume, "an abort")?;
         self.with(volume, |volume| async move { volume.receive_abort().await }).await
     }
 
     /// Makes a secondary writable.
     pub async fn promote(&self, volume: &str) -> Result<()> {
+        self.check_not_fed(volume, "to promote it is a failover and")?;
         self.with(volume, |volume| async move { volume.set_role(Role::Primary).await }).await
     }
 
     /// Makes a primary a secondary.
     pub async fn demote(&self, volume: &str, force: bool) -> Result<()> {
+        self.check_not_followed(volume)?;
         self.on_engine(volume, move |engine, name| async move {
             let volume = engine.volume(&name)?;
             let writers = engine.clients.of(&name, false).iter().filter(|c| c.writable).count();

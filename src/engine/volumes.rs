@@ -19,7 +19,7 @@ use std::rc::Rc;
 use uuid::Uuid;
 
 /// A time in RFC 3339, to the microsecond.
-pub(super) fn rfc3339(us: u64) -> String {
+pub(crate) fn rfc3339(us: u64) -> String {
     let time = i64::try_from(us).ok().and_then(|us| jiff::Timestamp::from_microsecond(us).ok());
     time.unwrap_or(jiff::Timestamp::UNIX_EPOCH).to_string()
 }

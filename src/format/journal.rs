@@ -8,10 +8,11 @@
 use super::codec::{Fields, Put};
 use super::state::{
     LayerRecord, ReceiveRecord, SegmentRecord, SnapshotRecord, VolumeState, on_full_code, on_full_from,
-    put_layer, put_receive, put_snapshot, role_code, role_from, take_layer, take_receive, take_snapshot,
+    put_layer, put_lineage, put_receive, put_snapshot, role_code, role_from, take_layer, take_lineage,
+    take_receive, take_snapshot,
 };
 use crate::error::{Error, ErrorKind, Result};
-use crate::types::{Block, Epoch, OnFull, Role, Seq};
+use crate::types::{Block, Epoch, OnFull, Role, RoleEpoch, Seq};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use uuid::Uuid;
@@ -155,6 +156,8 @@ pub enum Record {
     Role(Role),
     /// What happens when space runs out.
     Policy(OnFull),
+    /// The role epochs that led to the present one.
+    Lineage(Vec<RoleEpoch>),
 }
 
 /// A staged write in the journal.
@@ -455,6 +458,10 @@ fn put_record(out: &mut Put, record: &Record) -> Vec<Bytes> {
             out.u8(24);
             out.u8(on_full_code(*policy));
         }
+        Record::Lineage(lineage) => {
+            out.u8(25);
+            put_lineage(out, lineage);
+        }
     }
     Vec::new()
 }
@@ -516,6 +523,7 @@ fn take_record(payload: &Bytes) -> Result<Record> {
         22 => Record::Receive(if from.flag()? { Some(take_receive(&mut from)?) } else { None }),
         23 => Record::Role(role_from(from.u8()?)?),
         24 => Record::Policy(on_full_from(from.u8()?)?),
+        25 => Record::Lineage(take_lineage(&mut from)?),
         other => return Err(Error::corrupt(format!("record kind {other} is unknown"))),
     };
     from.end()?;
@@ -550,6 +558,7 @@ impl VolumeState {
             Record::State(state) => *self = (**state).clone(),
             Record::Take { snapshot, received, .. } => {
                 self.epoch = self.epoch.max(snapshot.epoch);
+                self.last_cut = self.last_cut.max(snapshot.set.map_or(0, |set| set.number));
                 self.snapshots.push(snapshot.clone());
                 if *received {
                     self.end_receive(snapshot.size);
@@ -589,6 +598,7 @@ impl VolumeState {
             Record::Receive(receive) => self.receive.clone_from(receive),
             Record::Role(role) => self.role = *role,
             Record::Policy(policy) => self.on_full = *policy,
+            Record::Lineage(lineage) => self.lineage.clone_from(lineage),
             Record::MetaSet { epoch, .. } | Record::MetaClear { epoch, .. } => {
                 self.epoch = self.epoch.max(*epoch)
             }

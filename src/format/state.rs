@@ -4,12 +4,14 @@
 
 use super::codec::{Fields, Put};
 use crate::error::{Error, Result};
-use crate::types::{Epoch, Geometry, OnFull, Role, Seq};
+use crate::types::{Epoch, Geometry, OnFull, Role, RoleEpoch, Seq, SetStamp};
 use std::collections::BTreeMap;
 use uuid::Uuid;
 
 /// Bytes of a snapshot without name and holds: a larger bound refuses good states.
-const SNAPSHOT_SIZE_MIN: usize = 56;
+const SNAPSHOT_SIZE_MIN: usize = 57;
+/// Role epochs that a volume remembers.
+pub const LINEAGE_MAX: usize = 64;
 
 /// A snapshot in the queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +30,8 @@ pub struct SnapshotRecord {
     pub in_use: u64,
     /// Tags that keep it.
     pub holds: Vec<String>,
+    /// A session took it or received it.
+    pub set: Option<SetStamp>,
 }
 
 impl SnapshotRecord {
@@ -85,6 +89,8 @@ pub struct ReceiveRecord {
     pub durable: u64,
     /// An abort was asked for: the state from before is being restored.
     pub aborting: bool,
+    /// It comes from a session.
+    pub set: Option<SetStamp>,
 }
 
 /// The checkpoint that a journal starts from.
@@ -127,6 +133,11 @@ pub struct VolumeState {
     pub rollback: Option<Uuid>,
     /// The receive under way.
     pub receive: Option<ReceiveRecord>,
+    /// The role epochs that led to the present one, which is the last; empty while no session
+    /// ever was.
+    pub lineage: Vec<RoleEpoch>,
+    /// The number of the youngest cut that this volume took or received.
+    pub last_cut: u64,
 }
 
 impl VolumeState {
@@ -147,6 +158,8 @@ impl VolumeState {
             segments: BTreeMap::new(),
             rollback: None,
             receive: None,
+            lineage: Vec::new(),
+            last_cut: 0,
         }
     }
 
@@ -203,6 +216,8 @@ impl VolumeState {
         if let Some(receive) = &self.receive {
             put_receive(out, receive);
         }
+        put_lineage(out, &self.lineage);
+        out.u64(self.last_cut);
     }
 
     /// Reads what [`Self::put`] wrote.
@@ -236,6 +251,8 @@ impl VolumeState {
         }
         let rollback = from.maybe_uuid()?;
         let receive = if from.flag()? { Some(take_receive(from)?) } else { None };
+        let lineage = take_lineage(from)?;
+        let last_cut = from.u64()?;
         Ok(Self {
             uuid,
             geometry,
@@ -250,6 +267,8 @@ impl VolumeState {
             segments,
             rollback,
             receive,
+            lineage,
+            last_cut,
         })
     }
 }
@@ -297,6 +316,7 @@ pub(super) fn put_snapshot(out: &mut Put, snapshot: &SnapshotRecord) {
     for tag in &snapshot.holds {
         out.text(tag);
     }
+    put_set(out, snapshot.set);
 }
 
 pub(super) fn take_snapshot(from: &mut Fields<'_>) -> Result<SnapshotRecord> {
@@ -308,7 +328,48 @@ pub(super) fn take_snapshot(from: &mut Fields<'_>) -> Result<SnapshotRecord> {
         size: from.u64()?,
         in_use: from.u64()?,
         holds: (0..from.count(4)?).map(|_| from.text()).collect::<Result<_>>()?,
+        set: take_set(from)?,
     })
+}
+
+pub(super) fn put_set(out: &mut Put, set: Option<SetStamp>) {
+    out.u8(u8::from(set.is_some()));
+    if let Some(set) = set {
+        put_role_epoch(out, set.epoch);
+        out.u64(set.number);
+        out.maybe_uuid(set.base);
+    }
+}
+
+pub(super) fn take_set(from: &mut Fields<'_>) -> Result<Option<SetStamp>> {
+    if !from.flag()? {
+        return Ok(None);
+    }
+    Ok(Some(SetStamp { epoch: take_role_epoch(from)?, number: from.u64()?, base: from.maybe_uuid()? }))
+}
+
+fn put_role_epoch(out: &mut Put, epoch: RoleEpoch) {
+    out.u64(epoch.counter);
+    out.uuid(epoch.identity);
+}
+
+fn take_role_epoch(from: &mut Fields<'_>) -> Result<RoleEpoch> {
+    Ok(RoleEpoch { counter: from.u64()?, identity: from.uuid()? })
+}
+
+pub(super) fn put_lineage(out: &mut Put, lineage: &[RoleEpoch]) {
+    out.count(lineage.len());
+    for epoch in lineage {
+        put_role_epoch(out, *epoch);
+    }
+}
+
+pub(super) fn take_lineage(from: &mut Fields<'_>) -> Result<Vec<RoleEpoch>> {
+    let count = from.count(24)?;
+    if count > LINEAGE_MAX {
+        return Err(Error::corrupt("a lineage is longer than any"));
+    }
+    (0..count).map(|_| take_role_epoch(from)).collect()
 }
 
 pub(super) fn put_layer(out: &mut Put, layer: &LayerRecord) {
@@ -343,6 +404,7 @@ pub(super) fn put_receive(out: &mut Put, receive: &ReceiveRecord) {
     out.maybe_uuid(receive.before);
     out.u64(receive.durable);
     out.u8(u8::from(receive.aborting));
+    put_set(out, receive.set);
 }
 
 pub(super) fn take_receive(from: &mut Fields<'_>) -> Result<ReceiveRecord> {
@@ -355,6 +417,7 @@ pub(super) fn take_receive(from: &mut Fields<'_>) -> Result<ReceiveRecord> {
         before: from.maybe_uuid()?,
         durable: from.u64()?,
         aborting: from.flag()?,
+        set: take_set(from)?,
     })
 }
 

@@ -287,7 +287,8 @@ impl Volume {
         let left: Vec<Uuid> = {
             let s = self.s.borrow();
             let before = s.durable.receive.as_ref().and_then(|r| r.before);
-            let internal = s.durable.snapshots.iter().filter(|r| r.is_internal() && Some(r.uuid) != before);
+            let internal = s.durable.snapshots.iter();
+            let internal = internal.filter(|r| r.is_internal() && r.set.is_none() && Some(r.uuid) != before);
             internal.map(|r| r.uuid).collect()
         };
         if !left.is_empty() {

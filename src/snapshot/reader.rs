@@ -27,6 +27,7 @@ pub struct SnapshotReader {
     name: String,
     epoch: Epoch,
     size: u64,
+    created_us: u64,
 }
 
 impl Drop for SnapshotReader {
@@ -77,6 +78,7 @@ impl Volume {
             name: record.name,
             epoch: record.epoch,
             size: record.size,
+            created_us: record.created_us,
         })
     }
 }
@@ -86,6 +88,12 @@ impl SnapshotReader {
     #[must_use]
     pub fn size(&self) -> u64 {
         self.size
+    }
+
+    /// When it was taken, in microseconds since 1970.
+    #[must_use]
+    pub fn created_us(&self) -> u64 {
+        self.created_us
     }
 
     /// Its identity.

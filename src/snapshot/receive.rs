@@ -13,7 +13,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::journal::Record;
 use crate::format::state::ReceiveRecord;
 use crate::io::buffers::Buffers;
-use crate::types::Role;
+use crate::types::{Role, SetStamp};
 use bytes::Bytes;
 use futures::future::{join, join_all};
 use std::rc::Rc;
@@ -61,6 +61,8 @@ pub struct Incoming {
     pub size: u64,
     /// The base's identity and name; none for a whole stream.
     pub base: Option<(Uuid, String)>,
+    /// The set that it is, if it comes from a session.
+    pub set: Option<SetStamp>,
 }
 
 impl Volume {
@@ -94,6 +96,7 @@ impl Volume {
         if let Some(begun) = begun {
             if begun.target != incoming.target
                 || begun.base != incoming.base.as_ref().map(|(u, _)| *u)
+                || begun.set != incoming.set
                 || begun.aborting
             {
                 return Err(Error::conflict(format!("snapshot {} is half received", begun.name)).hint(
@@ -114,6 +117,7 @@ impl Volume {
             before,
             durable: 0,
             aborting: false,
+            set: incoming.set,
         };
         self.record_durably(Record::Receive(Some(record.clone()))).await?;
         self.make_room(&record).await?;
@@ -174,8 +178,15 @@ impl Volume {
         }
         let uuid = self.io.identity();
         let created_us = incoming.created_us;
-        self.take(TakeRequest { uuid, name: BEFORE.to_owned(), created_us, batch: None, received: false })
-            .await?;
+        self.take(TakeRequest {
+            uuid,
+            name: BEFORE.to_owned(),
+            created_us,
+            batch: None,
+            received: false,
+            set: None,
+        })
+        .await?;
         Ok(Some(uuid))
     }
 
@@ -339,6 +350,7 @@ impl Receiving {
             created_us: receive.created_us,
             batch: None,
             received: true,
+            set: receive.set,
         };
         volume.take(request).await?;
         if let Some(hidden) = receive.before.filter(|_| receive.base.is_none()) {

@@ -13,7 +13,7 @@ use crate::format::state::SnapshotRecord;
 use crate::io::OpenHow;
 use crate::store::room::Room;
 use crate::store::stage::Stage;
-use crate::types::Epoch;
+use crate::types::{Epoch, SetStamp};
 use std::rc::Rc;
 use uuid::Uuid;
 
@@ -33,6 +33,8 @@ pub struct TakeRequest {
     pub batch: Option<Uuid>,
     /// It is what a receive under way brings.
     pub received: bool,
+    /// The set that it belongs to, if a session takes or receives it.
+    pub set: Option<SetStamp>,
 }
 
 /// A take under way. Dropped early, the snapshot never was.
@@ -172,6 +174,7 @@ impl TakeTicket {
                 size: self.size,
                 in_use,
                 holds: Vec::new(),
+                set: self.request.set,
             }
         };
         let record = Record::Take { snapshot, batch: self.request.batch, received: self.request.received };

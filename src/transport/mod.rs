@@ -100,6 +100,12 @@ impl Peer {
         &self.place
     }
 
+    /// Ends the far program's way here at once: whoever reads from it or writes to it is told.
+    pub fn kill(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+    }
+
     /// Waits for the far program, whose input must be closed, and says how it ended.
     ///
     /// # Errors

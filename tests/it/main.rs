@@ -9,6 +9,7 @@ mod copies;
 mod damage;
 mod death;
 mod failures;
+mod follow;
 mod full;
 mod hostile;
 mod layers;

@@ -36,6 +36,7 @@ fn records() -> Vec<Record> {
         size: 1 << 20,
         in_use: 4,
         holds: vec!["tag".to_owned()],
+        set: None,
     };
     state.snapshots.push(snapshot.clone());
     vec![

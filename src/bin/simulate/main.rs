@@ -10,6 +10,7 @@ mod shrink;
 
 use clap::Parser;
 use snapvol::engine::model as store;
+use snapvol::replica::model as sessions;
 use snapvol::snapshot::model::{self as volume, Counts, Id, Kind};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -87,7 +88,7 @@ impl Args {
 
 /// The kinds of runs of one volume, and of whole stores.
 fn all_kinds() -> impl Iterator<Item = &'static Kind> {
-    volume::KINDS.iter().chain(store::KINDS)
+    volume::KINDS.iter().chain(store::KINDS).chain(sessions::KINDS)
 }
 
 fn main() -> ExitCode {

@@ -167,9 +167,11 @@ impl Machine {
         });
         let (pool, ended) = (LocalPool::new(), Rc::new(Cell::new(false)));
         let (task, flag) = (Rc::clone(&process), Rc::clone(&ended));
+        let identity = uuid::Uuid::from_u128(self.index as u128 + 1);
         let (tuning, orderly) = (tuning(self.shared.block_size), self.crash.is_none());
         let live = async move {
-            let core = Core::open(Path::new(STORE), handles, tuning).await.expect("a store that opens");
+            let core =
+                Core::open(Path::new(STORE), identity, handles, tuning).await.expect("a store that opens");
             *task.core.borrow_mut() = Some(Rc::new(core));
             task.alive().await;
             restart::check(&task, orderly).await;

@@ -13,6 +13,7 @@ mod commands;
 mod machine;
 mod oracle;
 mod restart;
+pub(crate) mod rig;
 #[cfg(test)]
 mod rules;
 mod simulation;

@@ -35,7 +35,7 @@ fn live<T: 'static, F: Future<Output = T> + 'static>(
     let mut pool = LocalPool::new();
     let tuning = tuning(4096);
     let life = async move {
-        let core = Core::open(Path::new(STORE), handles, tuning).await.unwrap();
+        let core = Core::open(Path::new(STORE), uuid::Uuid::nil(), handles, tuning).await.unwrap();
         let value = task(Rc::new(core)).await;
         *cell.borrow_mut() = Some(value);
     };
@@ -324,6 +324,7 @@ fn an_aborted_receive_restores_the_size() {
             created_us: 1,
             size: 128 << 10,
             base: None,
+            set: None,
         };
         let (size, content) = core
             .with("a", |volume| async move {

@@ -1,6 +1,6 @@
 //! The journal's frames: every kind comes back, and nothing that was changed does.
 
-use super::super::state::tests::{full, layer, receive, snapshot};
+use super::super::state::tests::{full, layer, receive, snapshot, stamp};
 use super::*;
 
 const NUMBER: u64 = 5;
@@ -47,6 +47,7 @@ fn all() -> Vec<Record> {
         Record::Receive(Some(receive())),
         Record::Role(Role::Secondary),
         Record::Policy(OnFull::Readonly),
+        Record::Lineage(vec![stamp().epoch, stamp().epoch]),
     ]
 }
 

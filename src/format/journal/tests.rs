@@ -1,7 +1,7 @@
 use super::super::state::{CheckpointRecord, SegmentRecord};
 use super::*;
 use crate::format::page_test::{compare, text};
-use crate::types::Geometry;
+use crate::types::{Geometry, SetStamp};
 use std::collections::BTreeMap;
 
 fn le32(number: u32) -> Vec<u8> {
@@ -25,7 +25,12 @@ fn snapshot() -> SnapshotRecord {
         size: 4096,
         in_use: 1,
         holds: vec!["tape".into(), String::new()],
+        set: Some(stamp()),
     }
+}
+
+fn stamp() -> SetStamp {
+    SetStamp { epoch: RoleEpoch { counter: 2, identity: id(6) }, number: 5, base: Some(id(8)) }
 }
 
 fn layer() -> LayerRecord {
@@ -49,6 +54,7 @@ fn receive() -> ReceiveRecord {
         before: None,
         durable: 4096,
         aborting: true,
+        set: Some(stamp()),
     }
 }
 
@@ -64,6 +70,8 @@ fn state() -> VolumeState {
         segments: BTreeMap::from([(1, segment.clone()), (2, segment)]),
         rollback: Some(id(1)),
         receive: Some(receive()),
+        lineage: vec![stamp().epoch, stamp().epoch],
+        last_cut: 31,
         ..VolumeState::new(
             id(9),
             Geometry::new(1 << 30, 4096, 8).unwrap(),
@@ -115,6 +123,7 @@ fn records() -> Vec<(&'static str, Record)> {
         ("Receive", Record::Receive(None)),
         ("Role", Record::Role(Role::Secondary)),
         ("Policy", Record::Policy(OnFull::Readonly)),
+        ("Lineage", Record::Lineage(vec![stamp().epoch, stamp().epoch])),
     ]
 }
 

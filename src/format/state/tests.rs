@@ -16,6 +16,8 @@ pub(in crate::format) fn full() -> VolumeState {
     state.segments.insert(2, SegmentRecord { generation: 1, mark: 8192, closed: Some(Epoch(3)) });
     state.rollback = Some(Uuid::from_u128(5));
     state.receive = Some(receive());
+    state.lineage = vec![role_epoch(1), role_epoch(2)];
+    state.last_cut = 77;
     state
 }
 
@@ -28,7 +30,16 @@ pub(in crate::format) fn snapshot(name: &str, holds: &[&str]) -> SnapshotRecord 
         size: 1 << 30,
         in_use: 12,
         holds: holds.iter().map(|&tag| tag.to_owned()).collect(),
+        set: (!holds.is_empty()).then(stamp),
     }
+}
+
+fn role_epoch(counter: u64) -> RoleEpoch {
+    RoleEpoch { counter, identity: Uuid::from_u128(u128::from(counter) << 8) }
+}
+
+pub(in crate::format) fn stamp() -> SetStamp {
+    SetStamp { epoch: role_epoch(2), number: 12, base: Some(Uuid::from_u128(9)) }
 }
 
 pub(in crate::format) fn layer(first: u64, end: u64) -> LayerRecord {
@@ -52,6 +63,7 @@ pub(in crate::format) fn receive() -> ReceiveRecord {
         before: None,
         durable: 1 << 20,
         aborting: true,
+        set: Some(stamp()),
     }
 }
 

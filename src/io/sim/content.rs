@@ -21,6 +21,23 @@ pub(super) enum Change {
     Truncate { len: u64 },
 }
 
+impl Change {
+    /// The bytes whose content it decides, from and up to.
+    fn bytes(&self) -> (u64, u64) {
+        match self {
+            Self::Write { offset, data } => (*offset, offset + data.len() as u64),
+            Self::Punch { offset, len } | Self::Allocate { offset, len } => (*offset, offset + len),
+            Self::Truncate { len } => (*len, u64::MAX),
+        }
+    }
+
+    /// Whether both decide about some byte.
+    pub(super) fn meets(&self, other: &Self) -> bool {
+        let ((a, a_end), (b, b_end)) = (self.bytes(), other.bytes());
+        a < b_end && b < a_end
+    }
+}
+
 /// The bytes of a file. A clone shares its pages until one side changes them.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Content {

@@ -288,6 +288,32 @@ fn every_operation_can_be_the_last() {
     assert!(n >= 17, "{n}");
 }
 
+/// What a failed sync gave up may be lost, and may turn up at a crash after all, but never over
+/// what was written to the same place later and made durable.
+#[test]
+fn what_was_given_up_does_not_replace_what_came_later() {
+    for (seed, loss) in
+        (0..40).flat_map(|seed| [Loss::None, Loss::All, Loss::Random].map(|loss| (seed, loss)))
+    {
+        let disk = SimDisk::new(SimOptions::seeded(seed));
+        let machine = disk.clone();
+        run(&disk, |io| async move {
+            let file = durable_file(&io, "/f", 4096).await;
+            io.write(file, 4096, filled(2, 4096)).await.unwrap();
+            machine.fail_syncs(true);
+            assert!(io.sync(file).await.is_err());
+            machine.fail_syncs(false);
+            if seed % 2 == 0 {
+                io.truncate(file, 4096).await.unwrap();
+            }
+            io.write(file, 4096, filled(3, 4096)).await.unwrap();
+            io.sync(file).await.unwrap();
+        });
+        disk.power_cut(loss);
+        assert_eq!(disk.contents("/f").unwrap(), [[1; 4096], [3; 4096]].concat(), "{seed} {loss:?}");
+    }
+}
+
 #[test]
 fn every_operation_can_fail_once() {
     let mut n = 1;

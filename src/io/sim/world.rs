@@ -441,12 +441,21 @@ impl World {
         }
         let until = submitted + self.rng.u64(0..=self.sequence - submitted);
         let Some(Node::File(file)) = self.nodes.get_mut(&ino) else { return bad(Errno::BADF) };
+        let mut made = Vec::new();
         for unsynced in &file.pending {
             if unsynced.sequence <= until && !unsynced.doomed {
                 file.durable.apply(&unsynced.change);
+                made.push((unsynced.sequence, unsynced.change.clone()));
             }
         }
         file.pending.retain(|unsynced| unsynced.sequence > until || unsynced.doomed);
+        // What was given up does not come back over what was written there later.
+        file.pending.retain(|given_up| {
+            let older = |(sequence, change): &(u64, Change)| {
+                given_up.sequence < *sequence && given_up.change.meets(change)
+            };
+            !given_up.doomed || !made.iter().any(older)
+        });
         Ok(Output::None)
     }
 

@@ -98,6 +98,7 @@ async fn half_receive(volume: &Rc<Volume>) {
         created_us: 1,
         size: SIZE,
         base: None,
+        set: None,
     };
     let ReceiveStart::Go(receiving, _) = volume.receive_begin(&incoming).await.unwrap() else { panic!() };
     receiving.data(&[(2 * BLOCK, Bytes::from(vec![99; 4 * 4096]))]).await.unwrap();

@@ -69,7 +69,8 @@ async fn flush(script: &Script) {
 async fn take(script: &Script, number: u128) {
     let uuid = Uuid::from_u128(number);
     let name = format!("n{number}");
-    let request = TakeRequest { uuid, name: name.clone(), created_us: 1, batch: None, received: false };
+    let request =
+        TakeRequest { uuid, name: name.clone(), created_us: 1, batch: None, received: false, set: None };
     let mut ticket = match script.volume.prepare_take(request).await {
         Ok(ticket) => ticket,
         Err(error) => return assert_eq!(error.kind(), ErrorKind::Full, "{error}"),

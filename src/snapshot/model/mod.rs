@@ -165,7 +165,14 @@ async fn open(io: &Io, dir: &Path, block_size: u32, committed: &BTreeSet<Uuid>) 
 /// A take of that name.
 #[cfg(test)]
 fn request(name: &str) -> TakeRequest {
-    TakeRequest { uuid: Uuid::new_v4(), name: name.to_owned(), created_us: 1, batch: None, received: false }
+    TakeRequest {
+        uuid: Uuid::new_v4(),
+        name: name.to_owned(),
+        created_us: 1,
+        batch: None,
+        received: false,
+        set: None,
+    }
 }
 
 /// All bytes of pieces.

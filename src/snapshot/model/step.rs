@@ -193,7 +193,7 @@ impl Script {
             };
             format!("take {name}{how}")
         });
-        let request = TakeRequest { uuid, name, created_us: 5, batch, received: false };
+        let request = TakeRequest { uuid, name, created_us: 5, batch, received: false, set: None };
         self.take_as(request, give_up).await;
     }
 

@@ -86,6 +86,7 @@ fn named(number: u128, batch: Option<u128>) -> TakeRequest {
         created_us: 1,
         batch: batch.map(Uuid::from_u128),
         received: false,
+        set: None,
     }
 }
 
@@ -164,6 +165,7 @@ async fn receive(script: &Script, shipment: &Shipment, runs: usize, commit: bool
         created_us: 1,
         size: shipment.size as u64,
         base: base.zip(shipment.base.map(name)),
+        set: None,
     };
     let begun = script.volume.receive_begin(&incoming).await;
     if !script.is_done(&begun) {

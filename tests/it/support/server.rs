@@ -27,6 +27,14 @@ impl Server {
         Self::spawn(command, store)
     }
 
+    /// As [`Server::start`], with variables in its environment.
+    #[track_caller]
+    pub fn start_with(store: &Path, args: &[&str], variables: &[(&str, &Path)]) -> Self {
+        let mut command = super::snapvol(store);
+        command.arg("serve").args(args).envs(variables.iter().copied()).stdout(Stdio::piped());
+        Self::spawn(command, store)
+    }
+
     /// As [`Server::start`], within a limit that `prlimit` sets.
     #[track_caller]
     pub fn start_limited(store: &Path, limit: &str, args: &[&str]) -> Self {

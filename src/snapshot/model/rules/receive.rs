@@ -11,6 +11,7 @@ fn incoming(base: Option<(Uuid, &str)>) -> Incoming {
         created_us: 1,
         size: SIZE,
         base: base.map(|(uuid, name)| (uuid, name.to_owned())),
+        set: None,
     }
 }
 

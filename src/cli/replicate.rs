@@ -1,0 +1,132 @@
+//! `replicate`: has a volume of another store follow one of this store, or changes how.
+
+use super::args::parse_time;
+use crate::control::Access;
+use crate::error::{Error, Result};
+use crate::replica::manage::{PolicyChange, Replicate};
+use crate::transport::Destination;
+use crate::types::{Name, parse_size};
+use std::str::FromStr;
+
+/// Have a volume elsewhere follow this one, from now on and by itself
+///
+/// First a whole copy, made while the volume is in use, then what changes, in sets. It runs
+/// while the store is served, survives restarts of either side and goes on where it was
+/// interrupted. Said again for the same volume and destination, it changes the options given.
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// The volume
+    #[arg(value_name = "VOL")]
+    volume: Name,
+    /// Where to: ssh://[user@]host[:port]/STORE/VOL, or /STORE/VOL
+    #[arg(value_name = "DEST")]
+    destination: Destination,
+    /// Cut a set this long after the last one, if something has changed [default: 5s]
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    timeout: Option<u64>,
+    /// Cut a set as soon as so much has changed [default: 64M]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    high_water: Option<u64>,
+    /// Ship at most so many bytes a second; 0 for no limit
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    limit: Option<u64>,
+    /// Let at most so much pile up while it can't be shipped: changed bytes, or an age such as
+    /// 7d; 0 for no bound
+    #[arg(long, value_name = "SIZE|AGE")]
+    backlog: Option<Backlog>,
+    /// What happens at that bound: the session ends; 'resume' ships the volume whole again
+    #[arg(long, value_enum)]
+    on_backlog: Option<OnBacklog>,
+    /// The program to run there, as its shell takes it
+    #[arg(long, value_name = "COMMAND")]
+    remote_command: Option<String>,
+    /// Run this before a cut, to quiesce what writes; without it a set is what a crash would leave
+    #[arg(long, value_name = "COMMAND")]
+    before_cut: Option<String>,
+    /// Run this after a cut, whether or not it was taken
+    #[arg(long, value_name = "COMMAND")]
+    after_cut: Option<String>,
+    /// Run this once when five attempts in a row have failed; attempts go on
+    #[arg(long, value_name = "COMMAND")]
+    on_error: Option<String>,
+}
+
+/// What may pile up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Backlog {
+    Bytes(u64),
+    Age(u64),
+}
+
+impl FromStr for Backlog {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match (parse_size(text), parse_time(text)) {
+            // A minute and a mebibyte are told apart by the case of their letter.
+            (Ok(_), Ok(ms)) if text.ends_with(|c: char| c.is_ascii_lowercase()) => Ok(Self::Age(ms)),
+            (Ok(bytes), _) => Ok(Self::Bytes(bytes)),
+            (Err(_), Ok(ms)) => Ok(Self::Age(ms)),
+            (Err(_), Err(_)) => {
+                Err(Error::invalid(format!("'{}' is neither a size nor a time", text.escape_debug()))
+                    .hint("write a size such as 10G, or an age such as 7d; 5M are mebibytes, 5m minutes"))
+            }
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum OnBacklog {
+    /// The session ends and lets go of what is kept for it
+    Terminate,
+}
+
+pub(super) fn run(access: &Access, args: Args) -> Result<()> {
+    let bound = match (args.backlog, args.on_backlog) {
+        (None, _) => (None, None),
+        (Some(Backlog::Bytes(0)), _) => (Some(0), Some(0)),
+        (Some(Backlog::Bytes(bytes)), _) => (Some(bytes), Some(0)),
+        (Some(Backlog::Age(ms)), _) => (Some(0), Some(ms)),
+    };
+    if args.high_water == Some(0) || args.timeout == Some(0) {
+        return Err(Error::invalid("a time-out or a high-water mark of 0 would cut without end"));
+    }
+    access.replicate(Replicate {
+        volume: args.volume.to_string(),
+        destination: args.destination.to_string(),
+        remote_command: args.remote_command,
+        change: PolicyChange {
+            timeout_ms: args.timeout,
+            high_water: args.high_water,
+            limit: args.limit,
+            backlog_bytes: bound.0,
+            backlog_ms: bound.1,
+            before_cut: args.before_cut,
+            after_cut: args.after_cut,
+            on_error: args.on_error,
+        },
+    })?;
+    if !access.is_served() {
+        eprintln!("noted; it runs while the store is served");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn backlogs() {
+        for (text, expected) in [
+            ("10G", Backlog::Bytes(10 << 30)),
+            ("5M", Backlog::Bytes(5 << 20)),
+            ("5m", Backlog::Age(300_000)),
+            ("7d", Backlog::Age(7 * 86_400_000)),
+            ("0", Backlog::Bytes(0)),
+        ] {
+            assert_eq!(text.parse::<Backlog>().unwrap(), expected, "{text}");
+        }
+        assert!("many".parse::<Backlog>().is_err());
+    }
+}

@@ -1,0 +1,28 @@
+//! `unreplicate`: ends a session.
+
+use crate::control::Access;
+use crate::error::Result;
+use crate::transport::Destination;
+use crate::types::Name;
+
+/// End a session of replication
+///
+/// The volume there stays as it is, a secondary that shows the last set. At a secondary, without
+/// a destination, it parts the volume from a sender that is gone for good.
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// The volume
+    #[arg(value_name = "VOL")]
+    volume: Name,
+    /// The session's destination, as it was given
+    #[arg(value_name = "DEST")]
+    destination: Option<Destination>,
+}
+
+pub(super) fn run(access: &Access, args: &Args) -> Result<()> {
+    let there = args.destination.as_ref().map(ToString::to_string);
+    if let Some(said) = access.unreplicate(args.volume.as_str(), there.as_deref())? {
+        eprintln!("{said}");
+    }
+    Ok(())
+}

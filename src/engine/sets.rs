@@ -1,0 +1,589 @@
+//! Sets: cut and read at the sender, applied and kept at the receiver.
+//!
+//! Each is a step of a session that leaves a state from which any other step may follow; what
+//! comes after what is decided by `replica`. A receiver lets in only sets of the session that
+//! feeds the volume and of the role epoch that it knows as the last one.
+
+use super::api::{CreateOptions, Received};
+use super::core::Core;
+use super::receive::EngineTarget;
+use super::send::{self, EngineSource};
+use super::turns::Turn;
+use crate::delta::receiver;
+use crate::delta::token::ResumeToken;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::session::{Condition, MemberRecord, SessionPolicy, SessionRecord, Side};
+use crate::format::state::LINEAGE_MAX;
+use crate::types::{Geometry, OnFull, Role, RoleEpoch, SetId, SetStamp};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use std::io::Read;
+use uuid::Uuid;
+
+/// A cut, as sessions see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cut {
+    /// The set that it ends.
+    pub set: SetId,
+    /// When it was taken, in microseconds since 1970, by this host's clock.
+    pub created_us: u64,
+}
+
+/// What a sender asks a receiver to take part in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpenFeed {
+    /// The session.
+    pub session: Uuid,
+    /// The sender's store.
+    pub store: Uuid,
+    /// Made up by the sender for this opening of the session.
+    pub opening: Uuid,
+    /// The volume at the receiver.
+    pub volume: String,
+    /// The volume at the sender, for messages.
+    pub origin: String,
+    /// Bytes of the volume at the sender.
+    pub size: u64,
+    /// Bytes in a block.
+    pub block_size: u32,
+    /// Blocks a meta bit.
+    pub granularity: u32,
+    /// The sender's role epochs, oldest first.
+    pub lineage: Vec<RoleEpoch>,
+    /// Identities of the sender's snapshots, youngest first; not more than `OFFERS_MAX`.
+    pub offers: Vec<Uuid>,
+}
+
+/// Identities that an [`OpenFeed`] names, at most.
+pub const OFFERS_MAX: usize = 8192;
+
+/// How the receiver's line of role epochs stands to the sender's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Relation {
+    /// The same line, or the receiver takes the sender's over.
+    Follows,
+    /// The receiver is further in the sender's own line: the sender is no primary any more.
+    Fenced,
+    /// Two lines that parted.
+    Split,
+}
+
+/// What a receiver has of a volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Feed {
+    /// How the lines stand; of a sender that is not followed the rest is empty.
+    pub relation: Relation,
+    /// The last set that it can't lose.
+    pub durable: Option<SetId>,
+    /// The last set that it shows.
+    pub applied: Option<SetId>,
+    /// The identity of what it shows, also where that is no set.
+    pub newest: Option<Uuid>,
+    /// Identities of all states that it has, youngest first.
+    pub held: Vec<Uuid>,
+    /// A set that is half received.
+    pub half: Option<HalfSet>,
+}
+
+/// A set that is half received.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HalfSet {
+    /// It; none when it comes from no session.
+    pub set: Option<SetId>,
+    /// Every byte of the volume below this is durable.
+    pub durable: u64,
+    /// What a stream is resumed with.
+    pub token: String,
+}
+
+/// A set on its way into a volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FeedSet {
+    /// The session.
+    pub session: Uuid,
+    /// The opening of the session that brings it.
+    pub opening: Uuid,
+    /// The volume at the receiver.
+    pub volume: String,
+    /// The set.
+    pub set: SetId,
+    /// No mark of any session of the origin is older than this number, where it is known.
+    pub keep: Option<u64>,
+}
+
+/// Compares two lines of role epochs; `theirs` is the sender's.
+#[must_use]
+pub fn relation(ours: &[RoleEpoch], theirs: &[RoleEpoch]) -> Relation {
+    match (ours.last(), theirs.last()) {
+        (None, _) => Relation::Follows,
+        (Some(last), Some(_)) if theirs.contains(last) => Relation::Follows,
+        (Some(_), Some(last)) if ours.contains(last) => Relation::Fenced,
+        _ => Relation::Split,
+    }
+}
+
+impl Core {
+    /// The identity of the store.
+    pub fn identity(&self) -> Uuid {
+        self.identity
+    }
+
+    /// A volume's line of role epochs, begun if there is none yet.
+    ///
+    /// # Errors
+    /// `NotFound`, `Io`, `Full`.
+    pub async fn begin_lineage(&self, volume: &str) -> Result<Vec<RoleEpoch>> {
+        let begun = self.with(volume, |volume| async move {
+            let lineage = volume.lineage();
+            if !lineage.is_empty() {
+                return Ok(lineage);
+            }
+            let first = vec![RoleEpoch { counter: 1, identity: volume.io().identity() }];
+            volume.set_lineage(first.clone()).await?;
+            Ok(first)
+        });
+        begun.await
+    }
+
+    /// Identity, role and cut of a volume that is to be sent.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub async fn unit(&self, volume: &str) -> Result<(Uuid, Role, Geometry)> {
+        self.with(volume, |volume| async move { Ok((volume.uuid(), volume.role(), volume.geometry())) }).await
+    }
+
+    /// The number of the youngest cut that a volume took or received.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub async fn last_cut(&self, volume: &str) -> Result<u64> {
+        self.with(volume, |volume| async move { Ok(volume.last_cut()) }).await
+    }
+
+    /// The names of all volumes, sorted.
+    pub fn volume_names(&self) -> Vec<String> {
+        self.names()
+    }
+
+    /// An identity that nothing else has.
+    ///
+    /// # Errors
+    /// `Interrupted` when the store is closing.
+    pub async fn new_identity(&self) -> Result<Uuid> {
+        self.on_store(|engine, _| async move { Ok(engine.io.identity()) }).await
+    }
+
+    /// Checks that a volume may be sent.
+    ///
+    /// # Errors
+    /// `NotFound`; `Conflict` for a secondary.
+    pub async fn check_sendable(&self, volume: &str) -> Result<Uuid> {
+        let (uuid, role, _) = self.unit(volume).await?;
+        if role != Role::Primary {
+            return Err(Error::conflict(format!("volume {volume} is a secondary"))
+                .hint("replicate the primary that it follows"));
+        }
+        Ok(uuid)
+    }
+
+    /// The cuts of a volume, oldest first.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub async fn cuts(&self, volume: &str) -> Result<Vec<Cut>> {
+        let records = self.with(volume, |volume| async move { Ok(volume.cuts()) }).await?;
+        let cut = |record: crate::format::state::SnapshotRecord| {
+            let set = SetId { stamp: record.set?, target: record.uuid };
+            Some(Cut { set, created_us: record.created_us })
+        };
+        Ok(records.into_iter().filter_map(cut).collect())
+    }
+
+    /// Identities of the snapshots of a volume, cuts among them, youngest first.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub async fn offers(&self, volume: &str) -> Result<Vec<Uuid>> {
+        let held = self.with(volume, |volume| async move {
+            let (snapshots, cuts) = (volume.snapshots(), volume.cuts());
+            let mut all: Vec<_> = snapshots.into_iter().chain(cuts).map(|r| (r.epoch, r.uuid)).collect();
+            all.sort_unstable();
+            all.dedup();
+            Ok(all.into_iter().rev().map(|(_, uuid)| uuid).take(OFFERS_MAX).collect())
+        });
+        held.await
+    }
+
+    /// Waits for its turn among those who take, choose and delete the cuts of a volume: what
+    /// one of them chose is still there when it has recorded that.
+    pub async fn sets_turn(&self, volume: &str) -> Turn {
+        self.cutting(volume).wait().await
+    }
+
+    /// Takes a cut, in its turn.
+    ///
+    /// # Errors
+    /// `NotFound`; `Conflict` when something forbids it; `Io`, `Full`.
+    pub async fn cut(&self, _turn: &Turn, volume: &str) -> Result<SetId> {
+        self.with(volume, |volume| async move { volume.take_cut().await }).await
+    }
+
+    /// Bytes written or discarded since a snapshot, as far as the maps tell.
+    ///
+    /// # Errors
+    /// `NotFound`, `Corrupt`, `Io`.
+    pub async fn changed_since(&self, volume: &str, snapshot: Uuid) -> Result<u64> {
+        let delta = self.with(volume, move |volume| async move {
+            // Nobody deletes it meanwhile.
+            let reader = volume.open_snapshot_by_id(snapshot)?;
+            volume.delta_between(Some(reader.uuid()), None).await
+        });
+        let (data, discards) = delta.await?.totals();
+        Ok(data + discards)
+    }
+
+    /// What the stream of a set is made of.
+    ///
+    /// # Errors
+    /// `NotFound`, `Invalid`.
+    pub async fn set_source(
+        &self,
+        volume: &str,
+        base: Option<Uuid>,
+        target: Uuid,
+        resume: Option<String>,
+    ) -> Result<EngineSource> {
+        send::open_by_id(self.engine_of(volume)?, volume, base, target, resume).await
+    }
+
+    /// Deletes the cuts of a volume that none of its sessions needs: neither as the state that
+    /// its receiver has nor as the one that it is to get.
+    ///
+    /// # Errors
+    /// `NotFound`, `Io`.
+    pub async fn prune_sent(&self, volume: &str) -> Result<()> {
+        let _turn = self.sets_turn(volume).await;
+        let sessions = self.sessions_of(volume, Side::Sender);
+        let needed = sessions.iter().filter_map(|session| session.member(volume));
+        let needed = needed.flat_map(|member| [member.durable, member.applied, member.target]);
+        self.prune_cuts(volume, needed.flatten().map(|set| set.target).collect()).await
+    }
+
+    /// Deletes the cuts that are not `needed`. What is open stays until the next time.
+    async fn prune_cuts(&self, volume: &str, needed: BTreeSet<Uuid>) -> Result<()> {
+        if !self.sessions.damaged.is_empty() {
+            return Ok(());
+        }
+        let pruned = self.with(volume, move |volume| async move {
+            for cut in volume.cuts() {
+                if needed.contains(&cut.uuid) {
+                    continue;
+                }
+                match volume.delete(&[cut.uuid]).await {
+                    Err(error) if error.kind() != ErrorKind::Conflict => return Err(error),
+                    _ => {}
+                }
+            }
+            Ok(())
+        });
+        pruned.await
+    }
+
+    /// Takes part in a session, or goes on with it: says what is here.
+    ///
+    /// # Errors
+    /// `Conflict` for a primary, another session, or a volume with other content.
+    pub async fn open_feed(&self, open: &OpenFeed) -> Result<Feed> {
+        open.volume.parse::<crate::types::Name>()?;
+        if open.store == self.identity {
+            return Err(Error::conflict("a volume does not follow another one of the same store"));
+        }
+        if open.lineage.is_empty() || open.lineage.len() > LINEAGE_MAX || open.offers.len() > OFFERS_MAX {
+            return Err(Error::invalid("the sender names no role epoch, or too much"));
+        }
+        if !self.has_volume(&open.volume) {
+            let options = CreateOptions {
+                size: open.size,
+                block_size: open.block_size,
+                granularity: open.granularity,
+                on_full: OnFull::Readonly,
+            };
+            self.create(&open.volume, &options, Role::Secondary).await?;
+        }
+        let (uuid, role, geometry) = self.unit(&open.volume).await?;
+        let ours = self.with(&open.volume, |volume| async move { Ok(volume.lineage()) }).await?;
+        let relation = relation(&ours, &open.lineage);
+        if relation != Relation::Follows {
+            let (durable, applied, newest, half) = (None, None, None, None);
+            return Ok(Feed { relation, durable, applied, newest, held: Vec::new(), half });
+        }
+        if role == Role::Primary {
+            return Err(Error::conflict(format!("volume {} is a primary there", open.volume))
+                .hint("demote it there if its own changes may go, or name another volume"));
+        }
+        if geometry.block_size != open.block_size {
+            return Err(Error::conflict(format!(
+                "volume {} has blocks of {} bytes there, and of {} here",
+                open.volume, geometry.block_size, open.block_size
+            ))
+            .hint("name another volume"));
+        }
+        self.join_session(open, uuid, &self.feed(&open.volume).await?).await?;
+        // An earlier opening brings nothing new from here on, but may still be at it: what there
+        // is then is not known before it has ended.
+        if self.with(&open.volume, |volume| async move { Ok(volume.is_receiving()) }).await? {
+            return Err(Error::conflict(format!(
+                "a set from an earlier connection is still being received into volume {}",
+                open.volume
+            ))
+            .hint("it is tried again"));
+        }
+        let feed = self.feed(&open.volume).await?;
+        if ours.last() != open.lineage.last() {
+            let lineage = open.lineage.clone();
+            self.with(&open.volume, |volume| async move { volume.set_lineage(lineage).await }).await?;
+        }
+        Ok(feed)
+    }
+
+    /// Records the session at the receiver. A volume with content of its own is left alone,
+    /// unless the sender knows what it shows.
+    async fn join_session(&self, open: &OpenFeed, uuid: Uuid, feed: &Feed) -> Result<()> {
+        if let Ok(known) = self.session(open.session)
+            && known.condition == Condition::Ended
+        {
+            return Err(Error::conflict(format!("volume {} was parted from its sender there", open.volume))
+                .hint("end the session here, too, with 'unreplicate'"));
+        }
+        if let Some(other) = self.fed_by(&open.volume).filter(|record| record.session != open.session) {
+            return Err(Error::conflict(format!(
+                "volume {} is fed by another session, {}",
+                open.volume, other.session
+            ))
+            .hint(format!("'snapvol unreplicate {}' there ends that one", open.volume)));
+        }
+        self.check_not_followed(&open.volume)?;
+        if self.session(open.session).is_ok_and(|record| record.peer_store == Some(open.store)) {
+            let opened = self.change_session(open.session, |known| {
+                let mut record = known.ok_or_else(|| Error::not_found("the session is gone"))?;
+                record.opening = Some(open.opening);
+                Ok(record)
+            });
+            return opened.await.map(drop);
+        }
+        let empty = feed.newest.is_none() && feed.half.is_none() && {
+            let in_use = self.with(&open.volume, |volume| async move { Ok(volume.summary().await?.in_use) });
+            in_use.await? == 0
+        };
+        if !empty && !feed.newest.is_some_and(|newest| open.offers.contains(&newest)) {
+            return Err(Error::conflict(format!(
+                "volume {} exists there, and what it shows is no snapshot of {}",
+                open.volume, open.origin
+            ))
+            .hint("delete it there if it may go, or name another volume"));
+        }
+        let member = MemberRecord {
+            volume: open.volume.clone(),
+            uuid,
+            far_volume: open.origin.clone(),
+            durable: None,
+            applied: None,
+            target: None,
+        };
+        let record = SessionRecord {
+            session: open.session,
+            side: Side::Receiver,
+            unit: open.volume.clone(),
+            peer_store: Some(open.store),
+            destination: String::new(),
+            remote_command: String::new(),
+            opening: Some(open.opening),
+            condition: Condition::Running,
+            policy: SessionPolicy::default(),
+            members: vec![member],
+        };
+        self.change_session(open.session, |_| Ok(record)).await?;
+        // Those that were parted from it before have nothing to say any more.
+        for old in self.sessions_of(&open.volume, Side::Receiver) {
+            if old.session != open.session {
+                self.forget_session(old.session).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What a volume has received.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    async fn feed(&self, volume: &str) -> Result<Feed> {
+        let (cuts, held) = (self.cuts(volume).await?, self.offers(volume).await?);
+        let found = self.with(volume, |volume| async move {
+            let newest = volume.newest_state().map(|record| record.uuid);
+            Ok((newest, volume.half_received()))
+        });
+        let (newest, half) = found.await?;
+        let half = half.map(|(record, _)| HalfSet {
+            set: record.set.map(|stamp| SetId { stamp, target: record.target }),
+            durable: record.durable,
+            token: ResumeToken { target: record.target, base: record.base, durable: record.durable }
+                .to_string(),
+        });
+        let mark = cuts.last().map(|cut| cut.set);
+        Ok(Feed { relation: Relation::Follows, durable: mark, applied: mark, newest, held, half })
+    }
+
+    /// Applies a set; it is durable and shown when this returns. States that nobody needs any
+    /// more go.
+    ///
+    /// # Errors
+    /// `Conflict` for a set of another session or role epoch, and what a receive says.
+    pub async fn receive_set(&self, feed: &FeedSet, input: &mut dyn Read) -> Result<Received> {
+        self.check_opening(feed)?;
+        let lineage = self.with(&feed.volume, |volume| async move { Ok(volume.lineage()) }).await?;
+        if lineage.last() != Some(&feed.set.stamp.epoch) {
+            return Err(Error::conflict(format!(
+                "the set is of another role epoch than volume {} is in",
+                feed.volume
+            )));
+        }
+        let mut target = EngineTarget::of_set(self, feed);
+        let outcome = receiver::receive(input, &mut target).await;
+        target.end().await;
+        let outcome = outcome?;
+        if let Some(keep) = feed.keep {
+            self.keep_states(feed.session, &feed.volume, keep).await?;
+        }
+        Ok(Received {
+            volume: feed.volume.clone(),
+            snapshot: outcome.header.target.name,
+            uuid: outcome.header.target.uuid,
+            already: outcome.already,
+            data_bytes: outcome.data_bytes,
+            discard_bytes: outcome.discard_bytes,
+        })
+    }
+
+    fn check_feed(&self, session: Uuid, volume: &str) -> Result<()> {
+        if self.fed_by(volume).is_some_and(|record| record.session == session) {
+            return Ok(());
+        }
+        Err(Error::conflict(format!("volume {volume} is not fed by this session")))
+    }
+
+    /// Refuses what an opening brings that was followed by another one.
+    pub(super) fn check_opening(&self, feed: &FeedSet) -> Result<()> {
+        self.check_feed(feed.session, &feed.volume)?;
+        if self.session(feed.session)?.opening == Some(feed.opening) {
+            return Ok(());
+        }
+        Err(Error::conflict(format!(
+            "the session that feeds volume {} was opened again meanwhile",
+            feed.volume
+        )))
+    }
+
+    /// Lets states go that are older than the youngest one up to that number. The newest one
+    /// stays in any case.
+    ///
+    /// # Errors
+    /// `Conflict` when the session does not feed the volume; `Io`.
+    pub async fn keep_states(&self, session: Uuid, volume: &str, keep: u64) -> Result<()> {
+        self.check_feed(session, volume)?;
+        let mut cuts = self.cuts(volume).await?;
+        let from = cuts.iter().rposition(|cut| cut.set.stamp.number <= keep).unwrap_or(0);
+        let needed = cuts.split_off(from).into_iter().map(|cut| cut.set.target).collect();
+        self.prune_cuts(volume, needed).await
+    }
+
+    /// Drops what is half received.
+    ///
+    /// # Errors
+    /// `Conflict` while it runs, or when the session does not feed the volume.
+    pub async fn abort_feed(&self, session: Uuid, volume: &str) -> Result<()> {
+        self.check_feed(session, volume)?;
+        match self.with(volume, |volume| async move { volume.receive_abort().await }).await {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            done => done,
+        }
+    }
+
+    /// Ends a session at its receiver, because its sender says so: what is half received goes,
+    /// the newest state stays.
+    ///
+    /// # Errors
+    /// `Conflict` while something is received; `Io`.
+    pub async fn close_feed(&self, session: Uuid) -> Result<()> {
+        let Ok(record) = self.session(session) else { return Ok(()) };
+        if record.side != Side::Receiver {
+            return Err(Error::conflict("the session is sent from here"));
+        }
+        self.drop_halves(&record).await?;
+        self.forget_session(session).await
+    }
+
+    /// The same, because the owner says so. The session is remembered as ended, so that a sender
+    /// which does not know that does not begin it again.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn part_feed(&self, session: Uuid) -> Result<()> {
+        self.drop_halves(&self.session(session)?).await?;
+        let parted = self.change_session(session, |known| {
+            let mut record = known.ok_or_else(|| Error::not_found("the session is gone"))?;
+            record.condition = Condition::Ended;
+            Ok(record)
+        });
+        parted.await.map(drop)
+    }
+
+    async fn drop_halves(&self, record: &SessionRecord) -> Result<()> {
+        if record.condition == Condition::Ended {
+            return Ok(());
+        }
+        for member in record.members.iter().filter(|member| self.has_volume(&member.volume)) {
+            self.abort_feed(record.session, &member.volume).await?;
+        }
+        Ok(())
+    }
+}
+
+impl EngineTarget<'_> {
+    /// The set that a stream must be, if it comes from a session.
+    pub(super) fn stamp(&self) -> Option<SetStamp> {
+        self.feed.map(|feed| feed.set.stamp)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(identities: &[u128]) -> Vec<RoleEpoch> {
+        let epoch = |(at, identity): (usize, &u128)| RoleEpoch {
+            counter: at as u64 + 1,
+            identity: Uuid::from_u128(*identity),
+        };
+        identities.iter().enumerate().map(epoch).collect()
+    }
+
+    #[test]
+    fn of_two_lines_the_older_one_yields() {
+        for (ours, theirs, expected) in [
+            (&[][..], &[1][..], Relation::Follows),
+            (&[1], &[1], Relation::Follows),
+            (&[1], &[1, 2], Relation::Follows),
+            (&[1], &[1, 2, 3], Relation::Follows),
+            (&[1, 2], &[1], Relation::Fenced),
+            (&[1, 2, 3], &[1], Relation::Fenced),
+            (&[1, 2], &[1, 3], Relation::Split),
+            (&[1, 2], &[1, 3, 4], Relation::Split),
+            (&[2], &[1], Relation::Split),
+            (&[1], &[], Relation::Split),
+        ] {
+            assert_eq!(relation(&line(ours), &line(theirs)), expected, "{ours:?} {theirs:?}");
+        }
+    }
+}

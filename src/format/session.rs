@@ -1,0 +1,375 @@
+//! The file of a session: who follows whom, under which policy, and how far it got.
+//!
+//! One file for each session and side, written beside, synced and renamed; so it is always
+//! one whole version of it. A group of volumes will be a session with several members.
+
+use super::codec::{Fields, Put};
+use super::state::{put_set, take_set};
+use crate::error::{Error, ErrorKind, Result};
+use crate::types::SetId;
+use uuid::Uuid;
+
+/// Bytes before the fields.
+pub const HEADER_SIZE: usize = 16;
+/// The version that this program writes, and the newest that it reads.
+pub const VERSION: u32 = 1;
+
+const MAGIC: &[u8; 8] = b"SVSESS01";
+
+/// Which end of a session this is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// It cuts sets and ships them.
+    Sender,
+    /// It applies them.
+    Receiver,
+}
+
+/// What an owner asked of a session, beyond its policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// It works.
+    Running,
+    /// It rests until somebody says `resume`.
+    Paused,
+    /// Its backlog passed the bound and its base was given up.
+    Ended,
+}
+
+/// What happens when a session's backlog passes its bound.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnBacklog {
+    /// The session ends and lets its base go.
+    #[default]
+    Terminate,
+    /// Writers wait.
+    Freeze,
+    /// Writes are refused.
+    Readonly,
+}
+
+/// When a session cuts, how fast it ships, how much it lets pile up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SessionPolicy {
+    /// Milliseconds after which what has changed is cut.
+    pub timeout_ms: u64,
+    /// Bytes of changed data at which it is cut at once.
+    pub high_water: u64,
+    /// Bytes a second that it ships at most; 0: no limit.
+    pub limit: u64,
+    /// Bytes that may be kept for it; 0: no bound.
+    pub backlog_bytes: u64,
+    /// Milliseconds that its mark may be old; 0: no bound.
+    pub backlog_ms: u64,
+    /// What happens at either bound.
+    pub on_backlog: OnBacklog,
+    /// Shell command run before a cut; empty: none.
+    pub before_cut: String,
+    /// Shell command run after a cut; empty: none.
+    pub after_cut: String,
+    /// Shell command run when attempts keep failing; empty: none.
+    pub on_error: String,
+}
+
+impl Default for SessionPolicy {
+    fn default() -> Self {
+        Self {
+            timeout_ms: 5000,
+            high_water: 64 << 20,
+            limit: 0,
+            backlog_bytes: 0,
+            backlog_ms: 0,
+            on_backlog: OnBacklog::default(),
+            before_cut: String::new(),
+            after_cut: String::new(),
+            on_error: String::new(),
+        }
+    }
+}
+
+/// A volume of a session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemberRecord {
+    /// Its name here.
+    pub volume: String,
+    /// Its identity here.
+    pub uuid: Uuid,
+    /// Its name at the other end.
+    pub far_volume: String,
+    /// The last set that the receiver can't lose any more.
+    pub durable: Option<SetId>,
+    /// The last set that the receiver shows.
+    pub applied: Option<SetId>,
+    /// The set that is being shipped, or would be if there were a connection.
+    pub target: Option<SetId>,
+}
+
+/// A session, as one side knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SessionRecord {
+    /// Its identity, the same on both sides.
+    pub session: Uuid,
+    /// Which end this is.
+    pub side: Side,
+    /// The volume here, or the group.
+    pub unit: String,
+    /// The identity of the other store, once it is known.
+    pub peer_store: Option<Uuid>,
+    /// Where it ships to; empty at a receiver.
+    pub destination: String,
+    /// The program to run there, as its shell takes it; empty: `snapvol`.
+    pub remote_command: String,
+    /// At a receiver, the opening that it listens to: what an earlier one brings comes too late.
+    pub opening: Option<Uuid>,
+    /// What its owner asked of it.
+    pub condition: Condition,
+    /// Its policy; at a receiver the default.
+    pub policy: SessionPolicy,
+    /// Its volumes: one, until there are groups.
+    pub members: Vec<MemberRecord>,
+}
+
+impl SessionRecord {
+    /// The member of that volume here.
+    #[must_use]
+    pub fn member(&self, volume: &str) -> Option<&MemberRecord> {
+        self.members.iter().find(|member| member.volume == volume)
+    }
+
+    /// The file's bytes.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Put::default();
+        out.0.extend_from_slice(MAGIC);
+        out.u32(VERSION);
+        out.u32(0);
+        out.uuid(self.session);
+        out.u8(match self.side {
+            Side::Sender => 0,
+            Side::Receiver => 1,
+        });
+        out.text(&self.unit);
+        out.maybe_uuid(self.peer_store);
+        out.text(&self.destination);
+        out.text(&self.remote_command);
+        out.maybe_uuid(self.opening);
+        out.u8(match self.condition {
+            Condition::Running => 0,
+            Condition::Paused => 1,
+            Condition::Ended => 2,
+        });
+        put_policy(&mut out, &self.policy);
+        out.count(self.members.len());
+        for member in &self.members {
+            out.text(&member.volume);
+            out.uuid(member.uuid);
+            out.text(&member.far_volume);
+            put_mark(&mut out, member.durable);
+            put_mark(&mut out, member.applied);
+            put_mark(&mut out, member.target);
+        }
+        let crc = crc32c::crc32c(&out.0);
+        out.u32(crc);
+        out.0
+    }
+
+    /// Reads the file.
+    ///
+    /// # Errors
+    /// `Corrupt`; `Unsupported` for a newer version.
+    pub fn decode(bytes: &[u8]) -> Result<Self> {
+        let damaged = || Error::corrupt("a session's file is damaged");
+        let (body, sum) = bytes.split_at_checked(bytes.len().saturating_sub(4)).ok_or_else(damaged)?;
+        if crc32c::crc32c(body).to_le_bytes() != *sum || body.get(..8) != Some(MAGIC) {
+            return Err(damaged());
+        }
+        let mut from = Fields(&body[8..]);
+        let version = from.u32()?;
+        if version != VERSION {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                format!("a session's file has version {version}"),
+            )
+            .hint("use the version of snapvol that wrote it, or a newer one"));
+        }
+        from.u32()?;
+        let record = Self {
+            session: from.uuid()?,
+            side: match from.u8()? {
+                0 => Side::Sender,
+                1 => Side::Receiver,
+                _ => return Err(damaged()),
+            },
+            unit: from.text()?,
+            peer_store: from.maybe_uuid()?,
+            destination: from.text()?,
+            remote_command: from.text()?,
+            opening: from.maybe_uuid()?,
+            condition: match from.u8()? {
+                0 => Condition::Running,
+                1 => Condition::Paused,
+                2 => Condition::Ended,
+                _ => return Err(damaged()),
+            },
+            policy: take_policy(&mut from)?,
+            members: (0..from.count(27)?).map(|_| take_member(&mut from)).collect::<Result<_>>()?,
+        };
+        from.end()?;
+        Ok(record)
+    }
+}
+
+fn put_policy(out: &mut Put, policy: &SessionPolicy) {
+    for number in
+        [policy.timeout_ms, policy.high_water, policy.limit, policy.backlog_bytes, policy.backlog_ms]
+    {
+        out.u64(number);
+    }
+    out.u8(match policy.on_backlog {
+        OnBacklog::Terminate => 0,
+        OnBacklog::Freeze => 1,
+        OnBacklog::Readonly => 2,
+    });
+    for command in [&policy.before_cut, &policy.after_cut, &policy.on_error] {
+        out.text(command);
+    }
+}
+
+fn take_policy(from: &mut Fields<'_>) -> Result<SessionPolicy> {
+    Ok(SessionPolicy {
+        timeout_ms: from.u64()?,
+        high_water: from.u64()?,
+        limit: from.u64()?,
+        backlog_bytes: from.u64()?,
+        backlog_ms: from.u64()?,
+        on_backlog: match from.u8()? {
+            0 => OnBacklog::Terminate,
+            1 => OnBacklog::Freeze,
+            2 => OnBacklog::Readonly,
+            other => return Err(Error::corrupt(format!("policy {other} for a backlog is unknown"))),
+        },
+        before_cut: from.text()?,
+        after_cut: from.text()?,
+        on_error: from.text()?,
+    })
+}
+
+fn put_mark(out: &mut Put, mark: Option<SetId>) {
+    put_set(out, mark.map(|set| set.stamp));
+    if let Some(set) = mark {
+        out.uuid(set.target);
+    }
+}
+
+fn take_mark(from: &mut Fields<'_>) -> Result<Option<SetId>> {
+    match take_set(from)? {
+        Some(stamp) => Ok(Some(SetId { stamp, target: from.uuid()? })),
+        None => Ok(None),
+    }
+}
+
+fn take_member(from: &mut Fields<'_>) -> Result<MemberRecord> {
+    Ok(MemberRecord {
+        volume: from.text()?,
+        uuid: from.uuid()?,
+        far_volume: from.text()?,
+        durable: take_mark(from)?,
+        applied: take_mark(from)?,
+        target: take_mark(from)?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::page_test::{compare, text};
+    use crate::types::{RoleEpoch, SetStamp};
+
+    fn record() -> SessionRecord {
+        let epoch = RoleEpoch { counter: 2, identity: Uuid::from_u128(5) };
+        let set = |number, base| {
+            let stamp = SetStamp { epoch, number, base };
+            Some(SetId { stamp, target: Uuid::from_u128(u128::from(number)) })
+        };
+        SessionRecord {
+            session: Uuid::from_u128(1),
+            side: Side::Sender,
+            unit: "db".to_owned(),
+            peer_store: Some(Uuid::from_u128(2)),
+            destination: "ssh://far/srv/store/db".to_owned(),
+            remote_command: "sudo snapvol".to_owned(),
+            opening: Some(Uuid::from_u128(6)),
+            condition: Condition::Paused,
+            policy: SessionPolicy {
+                limit: 1 << 20,
+                on_backlog: OnBacklog::Freeze,
+                before_cut: "sync".to_owned(),
+                ..SessionPolicy::default()
+            },
+            members: vec![MemberRecord {
+                volume: "db".to_owned(),
+                uuid: Uuid::from_u128(3),
+                far_volume: "db2".to_owned(),
+                durable: set(8, Some(Uuid::from_u128(7))),
+                applied: set(7, None),
+                target: set(9, Some(Uuid::from_u128(8))),
+            }],
+        }
+    }
+
+    #[test]
+    fn a_session_comes_back_and_nothing_else_does() {
+        let bare = SessionRecord {
+            side: Side::Receiver,
+            peer_store: None,
+            opening: None,
+            condition: Condition::Ended,
+            members: vec![
+                MemberRecord {
+                    durable: None,
+                    applied: None,
+                    target: None,
+                    ..record().members[0].clone()
+                };
+                3
+            ],
+            ..record()
+        };
+        for record in [record(), bare] {
+            let bytes = record.encode();
+            assert_eq!(SessionRecord::decode(&bytes).unwrap(), record);
+            for len in 0..bytes.len() {
+                assert_eq!(SessionRecord::decode(&bytes[..len]).unwrap_err().kind(), ErrorKind::Corrupt);
+            }
+            for bit in 0..bytes.len() * 8 {
+                let mut bad = bytes.clone();
+                bad[bit / 8] ^= 1 << (bit % 8);
+                assert_eq!(SessionRecord::decode(&bad).unwrap_err().kind(), ErrorKind::Corrupt, "bit {bit}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_newer_version_is_refused() {
+        let mut bytes = record().encode();
+        bytes[8] = 2;
+        let end = bytes.len() - 4;
+        let crc = crc32c::crc32c(&bytes[..end]).to_le_bytes();
+        bytes[end..].copy_from_slice(&crc);
+        assert_eq!(SessionRecord::decode(&bytes).unwrap_err().kind(), ErrorKind::Unsupported);
+    }
+
+    #[test]
+    fn the_page_tells_the_header() {
+        let bytes = record().encode();
+        compare("### Header of a session", &bytes[..HEADER_SIZE], |field| match field {
+            "version" => VERSION.to_le_bytes().to_vec(),
+            other => panic!("{other}"),
+        });
+        for field in ["timeout_ms", "high_water", "backlog_ms", "on_backlog", "far_volume", "remote_command"]
+        {
+            assert!(text().contains(field), "{field}");
+        }
+    }
+}

@@ -1,0 +1,368 @@
+//! What an owner does with sessions: begin, change, rest, end.
+//!
+//! These change records alone; whoever runs the sessions looks at the records again.
+
+use super::receiver::FarStore;
+use super::wire::{Body, Frame, Greet, Message, far_failure};
+use crate::engine::Store;
+use crate::engine::api::{Received, SessionStatus};
+use crate::engine::core::Core;
+use crate::engine::sets::{Feed, FeedSet, OpenFeed};
+use crate::error::{Error, Result};
+use crate::format::session::{Condition, MemberRecord, OnBacklog, SessionPolicy, SessionRecord, Side};
+use crate::transport::{Destination, Peer};
+use crate::types::Name;
+use futures::executor::block_on;
+use serde::{Deserialize, Serialize};
+use std::io::Read;
+use std::path::Path;
+use std::time::Duration;
+use uuid::Uuid;
+
+/// How long the other end of a session that is given up may take to forget it.
+const FAREWELL_WAIT: Duration = Duration::from_secs(10);
+
+/// What is to be different in a session's policy; what is not said stays.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+#[allow(missing_docs, reason = "as in SessionPolicy")]
+pub struct PolicyChange {
+    pub timeout_ms: Option<u64>,
+    pub high_water: Option<u64>,
+    pub limit: Option<u64>,
+    pub backlog_bytes: Option<u64>,
+    pub backlog_ms: Option<u64>,
+    pub before_cut: Option<String>,
+    pub after_cut: Option<String>,
+    pub on_error: Option<String>,
+}
+
+impl PolicyChange {
+    fn apply(self, policy: &mut SessionPolicy) {
+        fn set<T>(to: &mut T, value: Option<T>) {
+            if let Some(value) = value {
+                *to = value;
+            }
+        }
+        set(&mut policy.timeout_ms, self.timeout_ms);
+        set(&mut policy.high_water, self.high_water);
+        set(&mut policy.limit, self.limit);
+        set(&mut policy.backlog_bytes, self.backlog_bytes);
+        set(&mut policy.backlog_ms, self.backlog_ms);
+        set(&mut policy.before_cut, self.before_cut);
+        set(&mut policy.after_cut, self.after_cut);
+        set(&mut policy.on_error, self.on_error);
+        policy.on_backlog = OnBacklog::Terminate;
+    }
+}
+
+/// What `replicate` asks for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Replicate {
+    /// The volume here.
+    pub volume: String,
+    /// Where to.
+    pub destination: String,
+    /// The program to run there.
+    pub remote_command: Option<String>,
+    /// The policy, or what is to be different in it.
+    pub change: PolicyChange,
+}
+
+fn sessions_to(core: &Core, volume: &str, destination: Option<&str>) -> Vec<SessionRecord> {
+    let mut all = core.sessions_of(volume, Side::Sender);
+    all.retain(|record| destination.is_none_or(|there| record.destination == there));
+    all
+}
+
+/// Begins a session, or changes the policy of the one that there is.
+///
+/// # Errors
+/// `NotFound`; `Conflict` for a secondary; `Invalid`; `Io`.
+pub fn replicate(store: &Store, request: Replicate) -> Result<()> {
+    block_on(replicate_on(store.core(), request))
+}
+
+/// The same, for whoever awaits it.
+pub(crate) async fn replicate_on(core: &Core, request: Replicate) -> Result<()> {
+    let there: Destination = request.destination.parse()?;
+    let volume: Name = request.volume.parse()?;
+    if there.host.is_none() && same_dir(Path::new(&there.store), core.dir()) {
+        return Err(Error::conflict("a volume is not replicated into its own store"));
+    }
+    let Replicate { remote_command, change, .. } = request;
+    if let Some(known) = sessions_to(core, volume.as_str(), Some(&there.to_string())).pop() {
+        let changed = core.change_session(known.session, |record| {
+            let mut record = record.ok_or_else(|| Error::not_found("the session is gone"))?;
+            change.apply(&mut record.policy);
+            if let Some(command) = remote_command {
+                record.remote_command = command;
+            }
+            Ok(record)
+        });
+        return changed.await.map(drop);
+    }
+    let uuid = core.check_sendable(volume.as_str()).await?;
+    core.begin_lineage(volume.as_str()).await?;
+    let session = core.new_identity().await?;
+    let mut policy = SessionPolicy::default();
+    change.apply(&mut policy);
+    let member = MemberRecord {
+        volume: volume.to_string(),
+        uuid,
+        far_volume: there.volume.to_string(),
+        durable: None,
+        applied: None,
+        target: None,
+    };
+    let record = SessionRecord {
+        session,
+        side: Side::Sender,
+        unit: volume.to_string(),
+        peer_store: None,
+        destination: there.to_string(),
+        remote_command: remote_command.unwrap_or_default(),
+        opening: None,
+        condition: Condition::Running,
+        policy,
+        members: vec![member],
+    };
+    core.change_session(session, |_| Ok(record)).await?;
+    Ok(())
+}
+
+fn same_dir(a: &Path, b: &Path) -> bool {
+    match (std::fs::canonicalize(a), std::fs::canonicalize(b)) {
+        (Ok(a), Ok(b)) => a == b,
+        _ => a == b,
+    }
+}
+
+fn no_session(volume: &str, destination: Option<&str>) -> Error {
+    let to = destination.map(|there| format!(" to {there}")).unwrap_or_default();
+    Error::not_found(format!("volume {volume} has no session{to}"))
+        .hint("'snapvol status' shows those there are")
+}
+
+/// Has sessions rest, or go on.
+///
+/// # Errors
+/// `NotFound` when there is none; `Io`.
+pub fn pause(store: &Store, volume: &str, destination: Option<&str>, paused: bool) -> Result<()> {
+    let core = store.core();
+    let sessions = sessions_to(core, volume, destination);
+    if sessions.is_empty() {
+        return Err(no_session(volume, destination));
+    }
+    for session in sessions {
+        let changed = core.change_session(session.session, |record| {
+            let mut record = record.ok_or_else(|| Error::not_found("the session is gone"))?;
+            record.condition = if paused { Condition::Paused } else { Condition::Running };
+            Ok(record)
+        });
+        block_on(changed)?;
+    }
+    Ok(())
+}
+
+/// Ends sessions: those to a destination, or, at a secondary, the one that feeds it. Returns
+/// what there was, for [`farewell`].
+///
+/// # Errors
+/// `NotFound` when there is none; `Invalid` when it is not said which; `Conflict` while a set is
+/// being received; `Io`.
+pub fn unreplicate(store: &Store, volume: &str, destination: Option<&str>) -> Result<Option<SessionRecord>> {
+    let core = store.core();
+    if destination.is_none()
+        && let Some(fed) = core.fed_by(volume)
+    {
+        block_on(core.part_feed(fed.session))?;
+        return Ok(None);
+    }
+    let mut sessions = sessions_to(core, volume, destination);
+    let Some(record) = sessions.pop() else { return Err(no_session(volume, destination)) };
+    if !sessions.is_empty() {
+        return Err(Error::invalid(format!("volume {volume} has several sessions"))
+            .hint("name the destination of the one to end"));
+    }
+    block_on(async {
+        core.forget_session(record.session).await?;
+        core.prune_sent(volume).await
+    })?;
+    Ok(Some(record))
+}
+
+/// Deletes cuts that no session needs: what the end of a session, or a crash amid it, left.
+pub fn tidy(store: &Store) {
+    let core = store.core();
+    for volume in core.volume_names() {
+        let tidied = block_on(async {
+            // A secondary shows its newest cut, also when nobody feeds it any more.
+            if core.check_sendable(&volume).await.is_ok() { core.prune_sent(&volume).await } else { Ok(()) }
+        });
+        if let Err(error) = tidied {
+            tracing::warn!("cuts of volume {volume} stay for now: {error}");
+        }
+    }
+}
+
+/// Tells the other end of a session that was given up to forget it.
+///
+/// # Errors
+/// Why it could not be told; it stays as it is then.
+pub fn farewell(store: Uuid, record: &SessionRecord) -> Result<()> {
+    if record.peer_store.is_none() {
+        // It was never reached.
+        return Ok(());
+    }
+    let there: Destination = record.destination.parse()?;
+    let program = Some(record.remote_command.as_str()).filter(|command| !command.is_empty());
+    let mut peer = Peer::start(&there, program, &["peer"])?;
+    let (mut input, mut output) = (peer.input(), peer.output());
+    let (said, heard) = std::sync::mpsc::channel();
+    let session = record.session;
+    std::thread::spawn(move || {
+        let talked = (|| {
+            let greet = Frame::of_connection(Body::Message(Message::Greet(Greet::of(store))));
+            greet.write(&mut input)?;
+            let close = Body::Message(Message::Close { session });
+            Frame { channel: session, epoch: Uuid::nil(), body: close }.write(&mut input)?;
+            loop {
+                match Frame::read(&mut output)?.map(|frame| frame.body) {
+                    Some(Body::Message(Message::Closed)) => return Ok(()),
+                    Some(Body::Message(Message::Failed { kind, message, hint })) => {
+                        return Err(far_failure(&kind, &message, hint.as_deref()));
+                    }
+                    Some(_) => {}
+                    None => return Err(super::wire::broke()),
+                }
+            }
+        })();
+        // Nobody waits any more if this fails.
+        let _ = said.send(talked);
+    });
+    let talked = heard.recv_timeout(FAREWELL_WAIT).unwrap_or_else(|_| Err(super::wire::broke()));
+    if talked.is_err() {
+        peer.kill();
+    }
+    talked
+}
+
+/// The same; a failure as a sentence for the owner.
+#[must_use]
+pub fn say_farewell(store: &Store, record: &SessionRecord) -> Option<String> {
+    let error = farewell(store.core().identity(), record).err()?;
+    let volume = record.members.first().map_or("VOL", |member| member.far_volume.as_str());
+    Some(format!("{} was not told ({error}); run 'snapvol unreplicate {volume}' there", record.destination))
+}
+
+/// How the sessions of a store stand that nobody runs; with `running` only those that have no
+/// thread: receivers.
+#[must_use]
+pub fn idle_statuses(store: &Store, running: bool) -> Vec<SessionStatus> {
+    let status = |record: &SessionRecord| {
+        let member = record.members.first();
+        let mark = member.and_then(|member| match record.side {
+            Side::Sender => Some((member.durable, member.applied)),
+            Side::Receiver => {
+                let cuts = block_on(store.core().cuts(&member.volume)).ok()?;
+                let mark = cuts.last().map(|cut| cut.set);
+                Some((mark, mark))
+            }
+        });
+        let number = |set: Option<crate::types::SetId>| set.map(|set| set.stamp.number);
+        let (durable, applied) = mark.unwrap_or_default();
+        let sender = record.side == Side::Sender;
+        SessionStatus {
+            session: record.session,
+            unit: record.unit.clone(),
+            role: if sender { "sender" } else { "receiver" }.to_owned(),
+            peer: match (sender, record.peer_store) {
+                (true, _) => record.destination.clone(),
+                (false, Some(store)) => store.to_string(),
+                (false, None) => String::new(),
+            },
+            state: match (sender, record.condition) {
+                (_, Condition::Paused) => "paused",
+                (_, Condition::Ended) => "ended",
+                (true, Condition::Running) => "stopped",
+                (false, Condition::Running) => "following",
+            }
+            .to_owned(),
+            durable: number(durable),
+            applied: number(applied),
+            ..SessionStatus::default()
+        }
+    };
+    let sessions = store.core().sessions();
+    sessions.iter().filter(|record| !running || record.side == Side::Receiver).map(status).collect()
+}
+
+impl FarStore for Core {
+    async fn open_feed(&self, open: &OpenFeed) -> Result<Feed> {
+        Self::open_feed(self, open).await
+    }
+    async fn receive_set(&self, feed: &FeedSet, input: &mut (dyn Read + Send)) -> Result<Received> {
+        Self::receive_set(self, feed, input).await
+    }
+    async fn abort_feed(&self, session: Uuid, volume: &str) -> Result<()> {
+        Self::abort_feed(self, session, volume).await
+    }
+    async fn keep_states(&self, session: Uuid, volume: &str, keep: u64) -> Result<()> {
+        Self::keep_states(self, session, volume, keep).await
+    }
+    async fn close_feed(&self, session: Uuid) -> Result<()> {
+        Self::close_feed(self, session).await
+    }
+}
+
+/// What the far end of a session asks of an open store, for a caller that waits.
+///
+/// # Errors
+/// As for the methods of [`FarStore`].
+pub fn ask(store: &Store, request: &FarRequest) -> Result<FarAnswer> {
+    let core = store.core();
+    block_on(async {
+        match request {
+            FarRequest::Identity => Ok(FarAnswer::Identity(core.identity())),
+            FarRequest::Open(open) => core.open_feed(open).await.map(|feed| FarAnswer::Feed(Box::new(feed))),
+            FarRequest::Abort { session, volume } => {
+                core.abort_feed(*session, volume).await.map(|()| FarAnswer::Done)
+            }
+            FarRequest::Keep { session, volume, keep } => {
+                core.keep_states(*session, volume, *keep).await.map(|()| FarAnswer::Done)
+            }
+            FarRequest::Close { session } => core.close_feed(*session).await.map(|()| FarAnswer::Done),
+        }
+    })
+}
+
+/// Applies a set, for a caller that waits.
+///
+/// # Errors
+/// As for [`FarStore::receive_set`].
+pub fn receive_set(store: &Store, feed: &FeedSet, input: &mut (dyn Read + Send)) -> Result<Received> {
+    block_on(store.core().receive_set(feed, input))
+}
+
+/// What the far end of a session asks of its store, as data.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[allow(missing_docs, reason = "as the methods of FarStore")]
+pub enum FarRequest {
+    Identity,
+    Open(OpenFeed),
+    Abort { session: Uuid, volume: String },
+    Keep { session: Uuid, volume: String, keep: u64 },
+    Close { session: Uuid },
+}
+
+/// What it answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[allow(missing_docs, reason = "as the methods of FarStore")]
+pub enum FarAnswer {
+    Identity(Uuid),
+    Feed(Box<Feed>),
+    Done,
+}

@@ -1,0 +1,21 @@
+//! Sessions: a volume of another store follows one of this store by itself.
+//!
+//! [`plan`] decides what a session does next, from facts alone. [`sender`] and [`receiver`]
+//! are the two ends of a session as async functions over a store's decisions and a port: what
+//! is said, heard and waited for is the port's. [`wire`] has the bytes between them. Nothing
+//! of that blocks, reads a clock or starts a thread: a simulation runs it with two stores, a
+//! link that breaks and crashes of both. [`hub`] runs it on threads, over one connection a peer.
+
+pub mod hub;
+pub mod manage;
+pub mod peer;
+pub mod plan;
+pub mod receiver;
+pub mod sender;
+pub mod wire;
+
+mod link;
+#[cfg(any(test, feature = "simulation"))]
+pub mod model;
+
+pub use hub::Hub;

@@ -1,0 +1,740 @@
+//! The sending end of a session: cuts sets, ships them, remembers the receiver's marks.
+//!
+//! Invariants:
+//! - what is shipped is durable here: a set is read only after its take has returned;
+//! - the record names a set as target before its first byte leaves, and a mark before the cut
+//!   that it replaces is deleted, so whatever crash comes, base and target are there;
+//! - a mark is recorded when the receiver has told it, and never from anything else.
+//!
+//! It awaits the store and its [`Port`], and nothing else.
+
+use super::plan::{self, Facts, Step, back_off, set_to};
+use super::wire::{Body, Message, WINDOW, far_failure};
+use crate::delta::{FrameMaker, Source};
+use crate::engine::api::{OutstandingSet, SessionStatus, SetHistory, SetProgress};
+use crate::engine::core::Core;
+use crate::engine::sets::{Feed, HalfSet, OpenFeed, Relation};
+use crate::engine::turns::Turn;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::session::{Condition, MemberRecord, SessionRecord, Side};
+use crate::types::{Role, RoleEpoch, SetId};
+use std::collections::BTreeSet;
+use std::time::Duration;
+use uuid::Uuid;
+
+/// How often a session that rests looks at what has changed.
+const POLL: Duration = Duration::from_millis(250);
+/// How often a session that does nothing looks whether it should.
+const IDLE: Duration = Duration::from_secs(5);
+/// How long a receiver may take to say what it has, or to drop what it has half.
+const ANSWER_WAIT: Duration = Duration::from_secs(60);
+/// Failures in a row that make it an error.
+pub const FAILURES_MAX: u64 = 5;
+/// Sets that the history has.
+const HISTORY_MAX: usize = 32;
+/// The time over which the present rate is measured.
+const RATE_TIME: Duration = Duration::from_secs(5);
+
+/// What a sender meets.
+#[derive(Debug)]
+pub enum Event {
+    /// The receiver said something.
+    Message(Message),
+    /// The connection is gone.
+    Down(Error),
+    /// The owner changed the session.
+    Changed,
+    /// The owner wants a cut; the number of that wish.
+    Cut(u64),
+    /// The session is to end here.
+    Stop,
+    /// Nothing came in that time.
+    Timeout,
+}
+
+/// What a sender is connected to: its receiver, its owner, and the time.
+pub trait Port {
+    /// Opens a channel to the receiver's store; returns its identity. What an earlier channel
+    /// said is not heard any more.
+    ///
+    /// # Errors
+    /// Why there is no connection.
+    fn connect(&mut self, record: &SessionRecord) -> impl Future<Output = Result<Uuid>>;
+
+    /// Leaves the channel, if there is one.
+    fn hang_up(&mut self);
+
+    /// Says something; it may wait for the connection.
+    ///
+    /// # Errors
+    /// `Interrupted` when it broke.
+    fn say(&mut self, epoch: Uuid, body: Body) -> impl Future<Output = Result<()>>;
+
+    /// What comes next, or `Timeout` after that time.
+    fn next(&mut self, wait: Duration) -> impl Future<Output = Event>;
+
+    /// The time since some moment, never going back.
+    fn now(&self) -> Duration;
+
+    /// Runs a hook of the owner's.
+    ///
+    /// # Errors
+    /// Why it failed.
+    fn hook(&mut self, name: &str, command: &str, record: &SessionRecord)
+    -> impl Future<Output = Result<()>>;
+
+    /// Shows how the session stands.
+    fn show(&mut self, status: &SessionStatus);
+}
+
+/// Why a conversation ended without a failure.
+enum Left {
+    /// The session ends here.
+    Stop,
+    /// The owner changed it.
+    Changed,
+}
+
+/// How shipping a set ended.
+enum Shipped {
+    Done,
+    Left(Left),
+}
+
+struct Sender<'a, P> {
+    core: &'a Core,
+    port: &'a mut P,
+    session: Uuid,
+    status: SessionStatus,
+    /// When the state was cut that the receiver shows, as far as this life knows.
+    mark_cut: Duration,
+    /// When a set was cut or chosen last.
+    last: Option<Duration>,
+    /// What is being shipped has all that was here when the last wish for a cut was heard.
+    covers: bool,
+    /// Bytes said that were not taken yet.
+    under_way: u64,
+    /// When the next bytes may go, by the limit.
+    allowed_at: Duration,
+    /// Bytes sent, and when, for the rate.
+    sent: Vec<(Duration, u64)>,
+}
+
+/// Runs a session until it is stopped or forgotten.
+pub(crate) async fn run<P: Port>(core: &Core, port: &mut P, session: Uuid) {
+    let now = port.now();
+    let status = SessionStatus { session, role: "sender".to_owned(), ..SessionStatus::default() };
+    let mut sender = Sender {
+        core,
+        port,
+        session,
+        status,
+        mark_cut: now,
+        last: None,
+        covers: false,
+        under_way: 0,
+        allowed_at: now,
+        sent: Vec::new(),
+    };
+    sender.live().await;
+}
+
+fn only_member(record: &SessionRecord) -> Result<&MemberRecord> {
+    match &record.members[..] {
+        [member] => Ok(member),
+        _ => Err(Error::new(ErrorKind::Unsupported, "a session of several volumes is not known")),
+    }
+}
+
+impl<P: Port> Sender<'_, P> {
+    async fn live(&mut self) {
+        while let Ok(record) = self.core.session(self.session) {
+            self.status.unit.clone_from(&record.unit);
+            self.status.peer.clone_from(&record.destination);
+            if record.condition != Condition::Running {
+                if record.condition == Condition::Paused
+                    && let Err(error) = self.bound_backlog(&record).await
+                {
+                    tracing::warn!("replication of {}: {error}", record.unit);
+                }
+                self.show(if record.condition == Condition::Paused { "paused" } else { "ended" });
+                match self.port.next(IDLE).await {
+                    Event::Stop => return,
+                    Event::Cut(wish) => self.asked_to_cut(wish),
+                    _ => {}
+                }
+                continue;
+            }
+            let outcome = self.converse(&record).await;
+            self.port.hang_up();
+            self.status.set = None;
+            match outcome {
+                Ok(Left::Stop) => return,
+                Ok(Left::Changed) => {}
+                Err(error) => {
+                    if self.rest_after(&record, &error).await {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    fn show(&mut self, state: &str) {
+        state.clone_into(&mut self.status.state);
+        self.port.show(&self.status);
+    }
+
+    /// Rests after a failure; true: the session is to end.
+    async fn rest_after(&mut self, record: &SessionRecord, error: &Error) -> bool {
+        self.status.failures += 1;
+        self.status.last_error = Some(error.to_string());
+        let failures = self.status.failures;
+        tracing::warn!("replication of {} to {}: {error}", record.unit, record.destination);
+        let lasting = ["split", "fenced"].contains(&self.status.state.as_str());
+        if failures == FAILURES_MAX && !record.policy.on_error.is_empty() {
+            let command = record.policy.on_error.clone();
+            if let Err(error) = self.port.hook("on-error", &command, record).await {
+                tracing::warn!("replication of {}: {error}", record.unit);
+            }
+        }
+        if !lasting {
+            self.show(if failures >= FAILURES_MAX { "error" } else { "waiting" });
+        }
+        let until = self.port.now() + back_off(if lasting { u64::MAX } else { failures });
+        loop {
+            if let Err(error) = self.bound_backlog(record).await {
+                tracing::warn!("replication of {}: {error}", record.unit);
+            }
+            let left = until.saturating_sub(self.port.now());
+            if left.is_zero() {
+                return false;
+            }
+            match self.port.next(left.min(IDLE)).await {
+                Event::Stop => return true,
+                Event::Changed => return false,
+                Event::Cut(wish) => self.asked_to_cut(wish),
+                _ => {}
+            }
+        }
+    }
+
+    /// Ends a session for which too much piled up.
+    async fn bound_backlog(&mut self, record: &SessionRecord) -> Result<()> {
+        let (policy, member) = (&record.policy, only_member(record)?);
+        let Some(applied) = member.applied else { return Ok(()) };
+        let age = self.port.now().saturating_sub(self.mark_cut).as_millis();
+        let mut passed = policy.backlog_ms > 0 && age > u128::from(policy.backlog_ms);
+        if policy.backlog_bytes > 0 && !passed {
+            let bytes = self.core.changed_since(&member.volume, applied.target).await?;
+            passed = bytes > policy.backlog_bytes;
+        }
+        if !passed {
+            return Ok(());
+        }
+        tracing::error!(
+            "replication of {} to {} ends: its backlog passed the bound; 'resume' ships it whole again",
+            record.unit,
+            record.destination
+        );
+        let ended = self.core.change_session(self.session, |known| {
+            let mut record = known.ok_or_else(|| Error::not_found("the session is gone"))?;
+            record.condition = Condition::Ended;
+            for member in &mut record.members {
+                (member.durable, member.applied, member.target) = (None, None, None);
+            }
+            Ok(record)
+        });
+        ended.await?;
+        self.core.prune_sent(&member.volume).await
+    }
+
+    /// Connects, hears what the receiver has, and follows until something changes.
+    async fn converse(&mut self, record: &SessionRecord) -> Result<Left> {
+        let member = only_member(record)?.clone();
+        let (uuid, role, geometry) = self.core.unit(&member.volume).await?;
+        if uuid != member.uuid {
+            return Err(Error::conflict(format!(
+                "volume {} is another one than the session was made for",
+                member.volume
+            )));
+        }
+        if role != Role::Primary {
+            return Err(Error::conflict(format!("volume {} is no primary", member.volume)));
+        }
+        if !["error", "split", "fenced"].contains(&self.status.state.as_str()) {
+            self.show("connecting");
+        }
+        let peer = self.port.connect(record).await?;
+        self.under_way = 0;
+        match record.peer_store {
+            None => {
+                self.change(|record| record.peer_store = Some(peer)).await?;
+            }
+            Some(known) if known != peer => {
+                return Err(Error::conflict(format!("another store is at {} now", record.destination))
+                    .hint("end the session with 'unreplicate' and begin a new one"));
+            }
+            Some(_) => {}
+        }
+        let lineage = self.core.begin_lineage(&member.volume).await?;
+        let epoch = lineage.last().copied().unwrap_or_default();
+        let open = OpenFeed {
+            session: self.session,
+            store: self.core.identity(),
+            opening: self.core.new_identity().await?,
+            volume: member.far_volume.clone(),
+            origin: member.volume.clone(),
+            size: geometry.size,
+            block_size: geometry.block_size,
+            granularity: geometry.granularity,
+            lineage,
+            offers: self.core.offers(&member.volume).await?,
+        };
+        self.port.say(epoch.identity, Body::Message(Message::Open { members: vec![open] })).await?;
+        let feed = match self.answer().await? {
+            Answer::Message(Message::Opened { members }) if members.len() == 1 => members.into_iter().next(),
+            Answer::Message(other) => return Err(out_of_turn(&other)),
+            Answer::Left(left) => return Ok(left),
+        };
+        let feed = feed.ok_or_else(|| Error::invalid("the other side says nothing of the volume"))?;
+        match feed.relation {
+            Relation::Follows => {}
+            Relation::Fenced => {
+                self.show("fenced");
+                return Err(Error::conflict(format!("{} has become the primary", record.destination))
+                    .hint("this volume's own changes since then are on nobody's way"));
+            }
+            Relation::Split => {
+                self.show("split");
+                return Err(Error::conflict(format!(
+                    "volume {} here and the one at {} were changed apart from each other",
+                    member.volume, record.destination
+                ))
+                .hint("nothing is shipped in either direction until one of them is given up"));
+            }
+        }
+        self.follow(&member, epoch, feed).await
+    }
+
+    /// The next message; owners' wishes are remembered.
+    async fn answer(&mut self) -> Result<Answer> {
+        let until = self.port.now() + ANSWER_WAIT;
+        loop {
+            let left = until.saturating_sub(self.port.now());
+            match self.port.next(left).await {
+                Event::Message(Message::Failed { kind, message, hint }) => {
+                    return Err(far_failure(&kind, &message, hint.as_deref()));
+                }
+                Event::Message(message) => return Ok(Answer::Message(message)),
+                Event::Down(error) => return Err(error),
+                Event::Stop => return Ok(Answer::Left(Left::Stop)),
+                Event::Changed => return Ok(Answer::Left(Left::Changed)),
+                Event::Cut(wish) => self.asked_to_cut(wish),
+                Event::Timeout if self.port.now() >= until => {
+                    return Err(Error::new(ErrorKind::Interrupted, "the other side does not answer"));
+                }
+                Event::Timeout => {}
+            }
+        }
+    }
+
+    /// Follows: one step after the other.
+    async fn follow(&mut self, member: &MemberRecord, epoch: RoleEpoch, feed: Feed) -> Result<Left> {
+        // What a receiver applied last is what it shows; a snapshot taken there is a second
+        // name for it.
+        let mut shown = feed.applied.map(|set| set.target).or(feed.newest);
+        let mut half = feed.half;
+        if let Some(applied) = feed.applied {
+            self.check_ahead(member, &applied).await?;
+            self.mark(member, feed.durable, Some(applied)).await?;
+        }
+        loop {
+            let record = self.core.session(self.session)?;
+            if record.condition != Condition::Running {
+                return Ok(Left::Changed);
+            }
+            let asked = self.status.cuts_asked;
+            let step = self.step(&record, member, epoch, shown, half.as_ref()).await?;
+            match step {
+                Step::Rest => {
+                    // A wish does not rest while anything has changed.
+                    self.status.cuts_done = asked;
+                    self.status.failures = 0;
+                    self.status.last_error = None;
+                    self.show("following");
+                    let poll = Duration::from_millis(record.policy.timeout_ms / 2).min(POLL);
+                    match self.port.next(poll.max(Duration::from_millis(20))).await {
+                        Event::Message(Message::Failed { kind, message, hint }) => {
+                            return Err(far_failure(&kind, &message, hint.as_deref()));
+                        }
+                        Event::Message(Message::Taken { bytes }) => {
+                            self.under_way = self.under_way.saturating_sub(bytes);
+                        }
+                        Event::Message(other) => return Err(out_of_turn(&other)),
+                        Event::Down(error) => return Err(error),
+                        Event::Stop => return Ok(Left::Stop),
+                        Event::Cut(wish) => self.asked_to_cut(wish),
+                        Event::Changed | Event::Timeout => {}
+                    }
+                }
+                Step::Abort => {
+                    let volume = member.far_volume.clone();
+                    self.port.say(epoch.identity, Body::Message(Message::Abort { volume })).await?;
+                    match self.answer().await? {
+                        Answer::Message(Message::Aborted { .. }) => half = None,
+                        Answer::Message(other) => return Err(out_of_turn(&other)),
+                        Answer::Left(left) => return Ok(left),
+                    }
+                }
+                Step::Ship { set, resume } => {
+                    let cut_at = self.last.unwrap_or(self.mark_cut);
+                    let covers = self.covers;
+                    self.show(if set.stamp.base.is_none() { "copying" } else { "following" });
+                    let shipped = self.ship(member, set, resume).await;
+                    self.status.set = None;
+                    if let Shipped::Left(left) = shipped? {
+                        return Ok(left);
+                    }
+                    self.mark_cut = cut_at;
+                    (shown, half) = (Some(set.target), None);
+                    if covers {
+                        self.status.cuts_done = asked;
+                    }
+                    self.status.failures = 0;
+                    self.status.last_error = None;
+                }
+                Step::Cut { .. } => unreachable!("a cut becomes a set to ship"),
+            }
+        }
+    }
+
+    fn asked_to_cut(&mut self, wish: u64) {
+        self.status.cuts_asked = self.status.cuts_asked.max(wish);
+    }
+
+    /// A receiver that has more than was ever cut here is not followed by an older copy of
+    /// what it once followed.
+    async fn check_ahead(&self, member: &MemberRecord, applied: &SetId) -> Result<()> {
+        let last = self.core.last_cut(&member.volume).await?;
+        if applied.stamp.number <= last {
+            return Ok(());
+        }
+        Err(Error::conflict(format!(
+            "the receiver has set {}, and the last one cut here is {last}",
+            applied.stamp.number
+        ))
+        .hint("this store was restored from an older copy: the newer state is at the receiver"))
+    }
+
+    /// Decides what is next. What is to be shipped is recorded before anybody could delete it.
+    async fn step(
+        &mut self,
+        record: &SessionRecord,
+        member: &MemberRecord,
+        epoch: RoleEpoch,
+        shown: Option<Uuid>,
+        half: Option<&HalfSet>,
+    ) -> Result<Step> {
+        let volume = &member.volume;
+        let turn = self.core.sets_turn(volume).await;
+        let cuts = self.core.cuts(volume).await?;
+        let mut queue = self.core.offers(volume).await?;
+        queue.reverse();
+        let changed = match cuts.last() {
+            Some(cut) => self.core.changed_since(volume, cut.set.target).await?,
+            None => u64::MAX,
+        };
+        let now = self.port.now();
+        let timeout = Duration::from_millis(record.policy.timeout_ms);
+        let waited = self.last.is_none_or(|last| now.saturating_sub(last) >= timeout);
+        let facts = Facts {
+            epoch,
+            shown,
+            half,
+            queue: &queue,
+            cuts: &cuts,
+            others: &self.others(volume),
+            due: self.status.cuts_asked > self.status.cuts_done
+                || waited
+                || changed >= record.policy.high_water,
+            changed: changed > 0,
+        };
+        let mut step = plan::next(&facts);
+        self.outline(&cuts, shown, changed, now).await?;
+        self.covers = matches!(step, Step::Cut { .. });
+        if let Step::Cut { base } = step {
+            let cut = self.cut(record, &turn, volume).await?;
+            step = Step::Ship { set: set_to(&cut, base), resume: None };
+        }
+        if let Step::Ship { set, resume } = &step {
+            let newest = cuts.last().is_some_and(|cut| cut.set.target == set.target);
+            self.covers |= newest && changed == 0;
+            if resume.is_none() {
+                self.last = Some(now);
+            }
+            if record.members[0].target != Some(*set) {
+                let set = *set;
+                self.change(move |record| record.members[0].target = Some(set)).await?;
+            }
+        }
+        drop(turn);
+        Ok(step)
+    }
+
+    /// Takes a cut between the owner's hooks.
+    async fn cut(&mut self, record: &SessionRecord, turn: &Turn, volume: &str) -> Result<SetId> {
+        let policy = &record.policy;
+        if !policy.before_cut.is_empty() {
+            self.port.hook("before-cut", &policy.before_cut, record).await?;
+        }
+        let cut = self.core.cut(turn, volume).await;
+        if !policy.after_cut.is_empty()
+            && let Err(error) = self.port.hook("after-cut", &policy.after_cut, record).await
+        {
+            // The cut is good; what the owner wanted to wake up again may not be.
+            tracing::error!("replication of {}: {error}", record.unit);
+        }
+        cut
+    }
+
+    /// The cuts that other sessions' receivers have or are getting.
+    fn others(&self, volume: &str) -> BTreeSet<Uuid> {
+        let mut sessions = self.core.sessions_of(volume, Side::Sender);
+        sessions.retain(|record| record.session != self.session);
+        let members = sessions.iter().filter_map(|record| record.member(volume));
+        members.flat_map(|m| [m.durable, m.applied, m.target]).flatten().map(|set| set.target).collect()
+    }
+
+    /// No receiver of the volume's sessions has an older state than this; none if nobody has any.
+    fn keep(&self, volume: &str) -> Option<u64> {
+        let sessions = self.core.sessions_of(volume, Side::Sender);
+        // A first set may have arrived, though nobody here has heard of it yet.
+        let marks = sessions.iter().filter_map(|record| {
+            let member = record.member(volume)?;
+            member.applied.or(member.target)
+        });
+        marks.map(|set| set.stamp.number).min()
+    }
+
+    async fn change(&self, change: impl FnOnce(&mut SessionRecord)) -> Result<()> {
+        let changed = self.core.change_session(self.session, |known| {
+            let mut record = known.ok_or_else(|| Error::not_found("the session is gone"))?;
+            change(&mut record);
+            Ok(record)
+        });
+        changed.await.map(drop)
+    }
+
+    /// Records what the receiver told; then cuts that nobody needs go, on both sides.
+    async fn mark(
+        &mut self,
+        member: &MemberRecord,
+        durable: Option<SetId>,
+        applied: Option<SetId>,
+    ) -> Result<()> {
+        let known = self.core.session(self.session)?;
+        let known = only_member(&known)?;
+        if (known.durable, known.applied) != (durable, applied) {
+            self.change(|record| {
+                let member = &mut record.members[0];
+                (member.durable, member.applied) = (durable, applied);
+                if member.target.map(|set| set.target) == applied.map(|set| set.target) {
+                    member.target = None;
+                }
+            })
+            .await?;
+        }
+        self.status.durable = durable.map(|set| set.stamp.number);
+        self.status.applied = applied.map(|set| set.stamp.number);
+        if let Err(error) = self.core.prune_sent(&member.volume).await {
+            tracing::warn!("cuts of volume {} stay for now: {error}", member.volume);
+        }
+        Ok(())
+    }
+
+    /// Ships a set and waits until it is applied.
+    async fn ship(&mut self, member: &MemberRecord, set: SetId, resume: Option<String>) -> Result<Shipped> {
+        let epoch = set.stamp.epoch.identity;
+        let begun = self.port.now();
+        let source = self.core.set_source(&member.volume, set.stamp.base, set.target, resume).await?;
+        let total = source.header().data_bytes.unwrap_or(0) + source.header().discard_bytes.unwrap_or(0);
+        self.status.set = Some(SetProgress {
+            number: set.stamp.number,
+            whole: set.stamp.base.is_none(),
+            sent_bytes: 0,
+            total_bytes: total,
+        });
+        let mut frames = FrameMaker::new(Box::new(source))?;
+        let volume = member.far_volume.clone();
+        let head = Message::Set { volume, set, keep: self.keep(&member.volume) };
+        self.port.say(epoch, Body::Message(head)).await?;
+        loop {
+            let frame = match frames.next_frame().await {
+                Ok(Some(frame)) => frame,
+                Ok(None) => break,
+                Err(error) => {
+                    self.port.say(epoch, Body::Message(Message::End { broken: true })).await?;
+                    return Err(error);
+                }
+            };
+            let len = frame.len() as u64;
+            loop {
+                let now = self.port.now();
+                let paced = self.allowed_at.saturating_sub(now);
+                let full = self.under_way > 0 && self.under_way + len > WINDOW;
+                let wait = if full { IDLE } else { paced };
+                match self.hear(wait, set).await? {
+                    Heard::Marks(_) => return Err(Error::invalid("a set is confirmed before its end")),
+                    Heard::Left(left) => {
+                        self.port.say(epoch, Body::Message(Message::End { broken: true })).await?;
+                        return Ok(Shipped::Left(left));
+                    }
+                    Heard::Nothing if !full && self.port.now() >= self.allowed_at => break,
+                    Heard::Nothing => {}
+                }
+            }
+            self.port.say(epoch, Body::Data(frame)).await?;
+            self.under_way += len;
+            self.count(len);
+        }
+        // Lets go of base and target, so that what is not needed any more can go.
+        drop(frames);
+        self.port.say(epoch, Body::Message(Message::End { broken: false })).await?;
+        let (durable, applied) = loop {
+            match self.hear(IDLE, set).await? {
+                Heard::Marks(marks) => break marks,
+                Heard::Left(left) => return Ok(Shipped::Left(left)),
+                Heard::Nothing => {}
+            }
+        };
+        let sent = self.status.set.as_ref().map_or(0, |progress| progress.sent_bytes);
+        self.remember(set, sent, self.port.now().saturating_sub(begun));
+        self.mark(member, durable, applied).await?;
+        if let Some(number) = self.keep(&member.volume) {
+            let volume = member.far_volume.clone();
+            self.port.say(epoch, Body::Message(Message::Keep { volume, number })).await?;
+        }
+        Ok(Shipped::Done)
+    }
+
+    /// What comes while a set is on its way.
+    async fn hear(&mut self, wait: Duration, set: SetId) -> Result<Heard> {
+        match self.port.next(wait).await {
+            Event::Message(Message::Taken { bytes }) => {
+                self.under_way = self.under_way.saturating_sub(bytes);
+                Ok(Heard::Nothing)
+            }
+            Event::Message(Message::Marks { durable, applied, .. }) => {
+                if applied.map(|mark| mark.target) != Some(set.target) {
+                    return Err(Error::invalid("the other side confirms another set"));
+                }
+                Ok(Heard::Marks((durable, applied)))
+            }
+            Event::Message(Message::Failed { kind, message, hint }) => {
+                Err(far_failure(&kind, &message, hint.as_deref()))
+            }
+            Event::Message(other) => Err(out_of_turn(&other)),
+            Event::Down(error) => Err(error),
+            Event::Stop => Ok(Heard::Left(Left::Stop)),
+            Event::Changed => {
+                let record = self.core.session(self.session)?;
+                match record.condition {
+                    Condition::Running => Ok(Heard::Nothing),
+                    _ => Ok(Heard::Left(Left::Changed)),
+                }
+            }
+            Event::Cut(wish) => {
+                self.asked_to_cut(wish);
+                Ok(Heard::Nothing)
+            }
+            Event::Timeout => Ok(Heard::Nothing),
+        }
+    }
+
+    /// Counts bytes that went out, and sets when the next ones may.
+    fn count(&mut self, bytes: u64) {
+        let now = self.port.now();
+        let limit = self.core.session(self.session).map_or(0, |record| record.policy.limit);
+        if limit > 0 {
+            #[allow(clippy::cast_precision_loss, reason = "a time to wait")]
+            let time = Duration::from_secs_f64(bytes as f64 / limit as f64);
+            self.allowed_at = self.allowed_at.max(now) + time;
+        } else {
+            self.allowed_at = now;
+        }
+        self.sent.push((now, bytes));
+        self.sent.retain(|(at, _)| now.saturating_sub(*at) < RATE_TIME);
+        let recent: u64 = self.sent.iter().map(|(_, bytes)| bytes).sum();
+        self.status.rate = recent / RATE_TIME.as_secs();
+        if let Some(progress) = &mut self.status.set {
+            progress.sent_bytes += bytes;
+        }
+        self.port.show(&self.status);
+    }
+
+    /// A set was applied.
+    fn remember(&mut self, set: SetId, bytes: u64, time: Duration) {
+        let whole = set.stamp.base.is_none();
+        let seconds = time.as_secs_f64();
+        self.status.history.insert(0, SetHistory { number: set.stamp.number, whole, bytes, seconds });
+        self.status.history.truncate(HISTORY_MAX);
+        let all: u64 = self.status.history.iter().map(|set| set.bytes).sum();
+        let time: f64 = self.status.history.iter().map(|set| set.seconds).sum();
+        #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        #[allow(clippy::allow_attributes_without_reason, reason = "a rate for people")]
+        let rate = (all as f64 / time.max(0.001)) as u64;
+        self.status.average_rate = rate;
+    }
+
+    /// What the owner is told: sets that are not applied, and how far behind that is.
+    async fn outline(
+        &mut self,
+        cuts: &[crate::engine::sets::Cut],
+        shown: Option<Uuid>,
+        changed: u64,
+        now: Duration,
+    ) -> Result<()> {
+        let after = shown.and_then(|shown| cuts.iter().position(|cut| cut.set.target == shown));
+        let ahead = &cuts[after.map_or(0, |at| at + 1)..];
+        self.status.outstanding = ahead
+            .iter()
+            .map(|cut| OutstandingSet {
+                number: cut.set.stamp.number,
+                created: crate::engine::rfc3339(cut.created_us),
+            })
+            .collect();
+        let member = only_member(&self.core.session(self.session)?)?.clone();
+        let (_, _, geometry) = self.core.unit(&member.volume).await?;
+        let behind = match (after, ahead.is_empty()) {
+            (Some(_), true) => changed,
+            (Some(at), false) => self.core.changed_since(&member.volume, cuts[at].set.target).await?,
+            (None, _) => geometry.size,
+        };
+        self.status.lag_blocks = behind.div_ceil(u64::from(geometry.block_size));
+        let lag = if behind == 0 { Duration::ZERO } else { now.saturating_sub(self.mark_cut) };
+        if behind == 0 {
+            // What is shown there is what is here, as of now.
+            self.mark_cut = now;
+        }
+        self.status.lag_seconds = lag.as_secs_f64();
+        Ok(())
+    }
+}
+
+/// What was heard while a set is on its way.
+enum Heard {
+    Nothing,
+    Marks((Option<SetId>, Option<SetId>)),
+    Left(Left),
+}
+
+/// An answer, or why there is none to wait for.
+enum Answer {
+    Message(Message),
+    Left(Left),
+}
+
+fn out_of_turn(message: &Message) -> Error {
+    Error::invalid(format!("the other side says '{}' out of turn", message.word()))
+}
