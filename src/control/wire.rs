@@ -1,5 +1,6 @@
 //! What travels over the control socket: operations, and failures as JSON.
 
+use crate::delta::digest::Question;
 use crate::engine::api::CreateOptions;
 use crate::engine::sets::FeedSet;
 use crate::error::{Error, ErrorKind, Result};
@@ -80,6 +81,7 @@ pub enum Call {
     Demote { volume: String, force: bool },
     Check { repair: bool },
     Scrub { volume: Option<String> },
+    Digests { question: Question },
     Status {},
     Replicate { request: Replicate },
     Unreplicate { volume: String, destination: Option<String> },
