@@ -3,16 +3,17 @@
 //! The far program answers questions, line by line (see [`super::digests`]); what is compared
 //! with what is decided in `replica::compare`.
 
+use super::args::Target;
 use super::digests::{FromFar, ToFar, VERSION};
 use super::output::{self, human};
 use super::progress::Progress;
 use super::shipping::{hear, say};
 use crate::control::Access;
 use crate::delta::digest::{Answer, Grain, Question};
+use crate::engine::api::SnapshotInfo;
 use crate::error::{Error, ErrorKind, Result};
 use crate::replica::compare::{Comparison, Side, bytes_in, compare};
 use crate::transport::{Destination, Peer, one_line};
-use crate::types::SnapName;
 use serde::Serialize;
 use std::collections::VecDeque;
 use std::fmt::Write as _;
@@ -20,16 +21,20 @@ use std::io::{BufRead, Write};
 use std::ops::Range;
 use uuid::Uuid;
 
+/// How often a snapshot that both sides have is looked for: those of replication come and go.
+const ATTEMPTS: usize = 5;
+
 /// Prove that another store holds the same bytes of a snapshot
 ///
-/// Digests travel, no data. Only what is in use on either side is read. The snapshot is found
-/// there by its identity, whatever its name. Exit code 0: every byte is the same; 4: some
-/// differ, or can't be read because they are damaged; 3: the snapshot is not there.
+/// Digests travel, no data. Only what is in use on either side is read. A snapshot is found
+/// there by its identity, whatever its name; without @SNAP it is the youngest one that both
+/// sides have, and those that replication made count, too. Exit code 0: every byte is the same;
+/// 4: some differ, or can't be read because they are damaged; 3: the snapshot is not there.
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// The snapshot to verify
-    #[arg(value_name = "VOL@SNAP")]
-    snapshot: SnapName,
+    /// The snapshot to verify; VOL alone: the youngest one that both sides have
+    #[arg(value_name = "VOL[@SNAP]")]
+    target: Target,
     /// Where its copy is: ssh://[user@]host[:port]/STORE/VOL, or /STORE/VOL
     #[arg(value_name = "DEST")]
     destination: Destination,
@@ -47,22 +52,29 @@ pub(super) struct Args {
 /// `Corrupt` when the copies are not known to be the same; `Conflict` when there is none; those
 /// of either store and of the connection.
 pub(super) fn run(store: &Access, args: &Args) -> Result<()> {
-    let (volume, name) = (args.snapshot.volume.as_str(), args.snapshot.snapshot.as_str());
-    let info = store.list(Some(volume))?;
-    let all = info.volumes.into_iter().filter(|found| found.name == volume).flat_map(|found| found.snapshots);
-    let local = all.into_iter().find(|snapshot| snapshot.name == name);
-    let local = local.ok_or_else(|| Error::not_found(format!("there is no snapshot {}", args.snapshot)))?;
-
     let there = &args.destination;
+    let volume = args.target.volume.as_str();
+    let snapshots = snapshots_of(store, volume)?;
+    let named = match &args.target.snapshot {
+        None => None,
+        Some(name) => {
+            let found = snapshots.iter().find(|snapshot| snapshot.name == name.as_str());
+            let gone = || Error::not_found(format!("there is no snapshot {}", args.target));
+            Some(found.ok_or_else(gone)?.uuid)
+        }
+    };
     let mut peer = Peer::start(there, args.remote_command.as_deref(), &["digests", there.volume.as_str()])?;
     let (input, output) = (peer.input(), peer.output());
-    let mut near = Near { store, volume: volume.to_owned(), snapshot: local.uuid, asked: VecDeque::new() };
+    let mut near = Near::new(store, volume);
     let mut far = Far { place: peer.place().to_owned(), input, output };
-    let bar = Progress::bytes(&args.snapshot.to_string(), Some(local.in_use));
-    let done = far.greet(local.uuid).and_then(|()| compare(&mut near, &mut far, &mut |bytes| bar.add(bytes)));
-    drop((bar, far));
-    let found = match done {
-        Ok(found) => found,
+    let done = agree(&mut near, &mut far, named).and_then(|name| {
+        let known = snapshots.iter().find(|snapshot| snapshot.uuid == near.snapshot);
+        let bar = Progress::bytes(&format!("{volume}@{name}"), known.map(|snapshot| snapshot.in_use));
+        Ok((compare(&mut near, &mut far, &mut |bytes| bar.add(bytes))?, name))
+    });
+    drop((near, far));
+    let (found, name) = match done {
+        Ok(done) => done,
         // A failure without a hint is a connection that ended without a word.
         Err(error) if error.kind() == ErrorKind::Interrupted && error.hint_text().is_none() => {
             return Err(peer.finish().err().unwrap_or(error));
@@ -70,7 +82,7 @@ pub(super) fn run(store: &Access, args: &Args) -> Result<()> {
         Err(error) => return Err(error),
     };
     peer.finish()?;
-    let report = Report::new(args, &found);
+    let report = Report::new(volume, &name, there, &found);
     if args.json {
         output::print_json(&report)?
     } else {
@@ -79,22 +91,75 @@ pub(super) fn run(store: &Access, args: &Args) -> Result<()> {
     if found.is_equal() {
         return Ok(());
     }
-    let damaged = bytes_in(&found.damaged_here) + bytes_in(&found.damaged_there);
     Err(Error::corrupt(format!(
-        "{} and its copy at {there}: {} differ, {} can't be compared because they are damaged",
-        args.snapshot,
-        human(bytes_in(&found.differs)),
-        human(damaged)
+        "{volume}@{name} and its copy at {there}: {} differ, {} can't be compared because they are damaged",
+        human(report.differing_bytes),
+        human(report.damaged_bytes)
     ))
-    .hint("a delta does not mend it: delete the copy there and ship the snapshot with --full; 'snapvol scrub' says which files are damaged"))
+    .hint("a delta does not mend it: delete the copy there and ship the volume whole; 'snapvol scrub' says which files are damaged"))
+}
+
+fn snapshots_of(store: &Access, volume: &str) -> Result<Vec<SnapshotInfo>> {
+    let mut all = store.list(Some(volume))?.volumes;
+    all.retain(|found| found.name == volume);
+    Ok(all.pop().map(|found| found.snapshots).unwrap_or_default())
+}
+
+/// Finds the snapshot to compare: the one that was named, or the youngest that both sides
+/// have. From then on it stays on both. Returns its name here.
+fn agree<W: Write, R: BufRead>(
+    near: &mut Near<'_>,
+    far: &mut Far<W, R>,
+    named: Option<Uuid>,
+) -> Result<String> {
+    for _ in 0..ATTEMPTS {
+        let wanted = match named {
+            Some(named) => vec![named],
+            None => near.store.offers(&near.volume)?,
+        };
+        let Some(held) = far.greet(near.comparison, &wanted)? else {
+            let what = if named.is_some() { "the snapshot is" } else { "no snapshot of the volume is" };
+            return Err(Error::conflict(format!("{}: {what} held there", far.place))
+                .hint("bring it there with 'snapvol copy', or follow the volume with 'snapvol replicate'"));
+        };
+        if !wanted.contains(&held) {
+            return Err(Error::invalid(format!(
+                "{}: it offers a snapshot that was not asked for",
+                far.place
+            )));
+        }
+        near.snapshot = held;
+        near.ask(0..0, Grain::Chunk)?;
+        match near.answer() {
+            Ok(answer) => return Ok(answer.name),
+            Err(error) if named.is_none() && error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Err(Error::conflict("no snapshot stays on both sides for long enough").hint("run the same command again"))
 }
 
 /// This side: the store is asked when its answer is wanted.
 struct Near<'a> {
     store: &'a Access,
     volume: String,
+    comparison: Uuid,
     snapshot: Uuid,
     asked: VecDeque<(Range<u64>, Grain)>,
+}
+
+impl<'a> Near<'a> {
+    fn new(store: &'a Access, volume: &str) -> Self {
+        let (comparison, snapshot) = (Uuid::new_v4(), Uuid::nil());
+        Self { store, volume: volume.to_owned(), comparison, snapshot, asked: VecDeque::new() }
+    }
+}
+
+impl Drop for Near<'_> {
+    fn drop(&mut self) {
+        // The volume may be gone; else the snapshot is closed after a while.
+        let _ = self.store.end_digests(&self.volume, self.comparison);
+    }
 }
 
 impl Side for Near<'_> {
@@ -107,7 +172,8 @@ impl Side for Near<'_> {
         let asked = self.asked.pop_front();
         let (bytes, by) = asked.ok_or_else(|| Error::invalid("nothing was asked"))?;
         let (from, to) = (bytes.start, bytes.end);
-        self.store.digests(&Question { volume: self.volume.clone(), snapshot: self.snapshot, from, to, by })
+        let (volume, comparison, snapshot) = (self.volume.clone(), self.comparison, self.snapshot);
+        self.store.digests(&Question { comparison, volume, snapshot, from, to, by })
     }
 }
 
@@ -146,16 +212,13 @@ impl<W: Write, R: BufRead> Far<W, R> {
         Error::invalid(format!("{}: an answer out of order", self.place))
     }
 
-    /// Says hello; the far side must hold the snapshot.
-    fn greet(&mut self, snapshot: Uuid) -> Result<()> {
+    /// Says hello; returns the first of the snapshots that the far side holds.
+    fn greet(&mut self, comparison: Uuid, wanted: &[Uuid]) -> Result<Option<Uuid>> {
+        let hello = ToFar::Hello { version: VERSION, comparison, wanted: wanted.to_vec() };
         // If the far side is gone already, its end explains it better than this write.
-        let _ = self.say(&ToFar::Hello { version: VERSION, snapshot });
+        let _ = self.say(&hello);
         match self.hear()? {
-            FromFar::Hello { version: VERSION, held: true } => Ok(()),
-            FromFar::Hello { version: VERSION, held: false } => {
-                Err(Error::conflict(format!("{}: the snapshot is not held there", self.place))
-                    .hint("bring it there with: snapvol copy"))
-            }
+            FromFar::Hello { version: VERSION, held } => Ok(held),
             FromFar::Hello { version, .. } => Err(Error::new(
                 ErrorKind::Unsupported,
                 format!("{} speaks version {version} of the protocol, this side {VERSION}", self.place),
@@ -216,16 +279,16 @@ struct Damage {
 }
 
 impl Report {
-    fn new(args: &Args, found: &Comparison) -> Self {
+    fn new(volume: &str, snapshot: &str, there: &Destination, found: &Comparison) -> Self {
         let damaged = |side, ranges: &[Range<u64>]| -> Vec<Damage> {
             ranges.iter().map(|range| Damage { side, extent: range.into() }).collect()
         };
         let mut all = damaged("here", &found.damaged_here);
         all.extend(damaged("there", &found.damaged_there));
         Self {
-            volume: args.snapshot.volume.to_string(),
-            snapshot: args.snapshot.snapshot.to_string(),
-            destination: args.destination.to_string(),
+            volume: volume.to_owned(),
+            snapshot: snapshot.to_owned(),
+            destination: there.to_string(),
             equal: found.is_equal(),
             size: found.size.0,
             in_use: found.in_use.0,
@@ -263,13 +326,8 @@ mod tests {
     use super::*;
     use std::io::Cursor;
 
-    fn args() -> Args {
-        Args {
-            snapshot: "db@a".parse().unwrap(),
-            destination: "/s/db".parse().unwrap(),
-            json: false,
-            remote_command: None,
-        }
+    fn report(found: &Comparison) -> Report {
+        Report::new("db", "a", &"/s/db".parse().unwrap(), found)
     }
 
     fn far(lines: &str) -> Far<Vec<u8>, Cursor<Vec<u8>>> {
@@ -279,10 +337,10 @@ mod tests {
     #[test]
     fn lines_and_summary() {
         let mut found = Comparison { size: (65536, 65536), in_use: (8192, 4096), ..Comparison::default() };
-        assert_eq!(Report::new(&args(), &found).text(), "db@a: equal; 8.0 KiB in use here, 4.0 KiB there\n");
+        assert_eq!(report(&found).text(), "db@a: equal; 8.0 KiB in use here, 4.0 KiB there\n");
         found.differs = vec![0..4096, 8192..16384];
         found.damaged_there.push(4096..8192);
-        let report = Report::new(&args(), &found);
+        let report = report(&found);
         assert_eq!(
             report.text(),
             "0 4096 differs\n8192 8192 differs\n4096 4096 damaged there\n\
@@ -296,15 +354,16 @@ mod tests {
 
     #[test]
     fn a_far_side_that_can_not_answer() {
-        let greet = |lines: &str| far(lines).greet(Uuid::from_u128(1)).unwrap_err();
-        assert_eq!(greet("").kind(), ErrorKind::Interrupted);
-        assert_eq!(greet("Welcome!\n").kind(), ErrorKind::Invalid);
-        assert_eq!(greet("{\"hello\":{\"version\":1,\"held\":false}}\n").kind(), ErrorKind::Conflict);
-        assert_eq!(greet("{\"hello\":{\"version\":2,\"held\":true}}\n").kind(), ErrorKind::Unsupported);
+        let greet = |lines: &str| far(lines).greet(Uuid::nil(), &[Uuid::nil()]);
+        let kind = |lines: &str| greet(lines).unwrap_err().kind();
+        assert_eq!(kind(""), ErrorKind::Interrupted);
+        assert_eq!(kind("Welcome!\n"), ErrorKind::Invalid);
+        assert_eq!(kind("{\"hello\":{\"version\":2,\"held\":null}}\n"), ErrorKind::Unsupported);
+        assert_eq!(greet("{\"hello\":{\"version\":1,\"held\":null}}\n").unwrap(), None);
         let failed = "{\"failed\":{\"kind\":\"not-found\",\"message\":\"gone\\u001b[31m\\nnow\"}}\n";
-        let error = greet(failed);
+        let error = greet(failed).unwrap_err();
         assert_eq!((error.kind(), error.to_string().as_str()), (ErrorKind::NotFound, "there: gone[31m; now"));
-        let mut far = far("{\"hello\":{\"version\":1,\"held\":true}}\n");
+        let mut far = far("{\"hello\":{\"version\":1,\"held\":null}}\n");
         assert_eq!(far.answer().unwrap_err().kind(), ErrorKind::Invalid);
     }
 }

@@ -219,6 +219,22 @@ impl Access {
         }
     }
 
+    /// A comparison is done with a volume.
+    pub fn end_digests(&self, volume: &str, comparison: Uuid) -> Result<()> {
+        match self {
+            Self::Local(store) => store.end_digests(volume, comparison),
+            Self::Remote(client) => client.call(&Call::EndDigests { volume: volume.to_owned(), comparison }),
+        }
+    }
+
+    /// Identities of a volume's snapshots, youngest first.
+    pub fn offers(&self, volume: &str) -> Result<Vec<Uuid>> {
+        match self {
+            Self::Local(store) => store.offers(volume),
+            Self::Remote(client) => client.call(&Call::Offers { volume: volume.to_owned() }),
+        }
+    }
+
     /// Applies a stream; the answer comes when all of it is durable.
     pub fn receive(&self, volume: &str, input: &mut (dyn Read + Send)) -> Result<Received> {
         match self {

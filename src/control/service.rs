@@ -106,6 +106,8 @@ impl Service for StoreService {
                 name(&question.volume)?;
                 json(store.digests(&question))
             }
+            Call::EndDigests { volume, comparison } => json(store.end_digests(name(&volume)?, comparison)),
+            Call::Offers { volume } => json(store.offers(name(&volume)?)),
             Call::Status {} => json(self.status()),
             Call::Replicate { request } => {
                 let done = manage::replicate(store, request);

@@ -8,6 +8,7 @@ use crate::replica::manage::{FarRequest, Replicate};
 use crate::types::{OnFull, SnapName};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use uuid::Uuid;
 
 /// A failure in JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,6 +83,8 @@ pub enum Call {
     Check { repair: bool },
     Scrub { volume: Option<String> },
     Digests { question: Question },
+    EndDigests { volume: String, comparison: Uuid },
+    Offers { volume: String },
     Status {},
     Replicate { request: Replicate },
     Unreplicate { volume: String, destination: Option<String> },

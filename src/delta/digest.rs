@@ -32,6 +32,8 @@ pub enum Grain {
 /// Asks for the digests of a range of a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Question {
+    /// The comparison that it is for: as long as that goes on, the snapshot stays.
+    pub comparison: Uuid,
     /// The volume's name in the store that is asked.
     pub volume: String,
     /// The snapshot's identity.
@@ -47,6 +49,8 @@ pub struct Question {
 /// The digests of a range, or of its first part where it is long.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answer {
+    /// The snapshot's name.
+    pub name: String,
     /// Bytes in the snapshot.
     pub size: u64,
     /// Bytes in a block.

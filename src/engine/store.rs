@@ -292,6 +292,23 @@ impl Store {
         block_on(self.core.digests(question))
     }
 
+    /// A comparison is done with a volume: its snapshot is closed.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn end_digests(&self, volume: &str, comparison: Uuid) -> Result<()> {
+        block_on(self.core.end_digests(volume, comparison))
+    }
+
+    /// Identities of a volume's snapshots, those of replication among them, youngest first;
+    /// of very many the youngest.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn offers(&self, volume: &str) -> Result<Vec<Uuid>> {
+        block_on(self.core.offers(volume))
+    }
+
     /// Applies a stream; the answer comes when all of it is durable.
     ///
     /// # Errors

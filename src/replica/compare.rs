@@ -241,7 +241,7 @@ mod tests {
                 at = end;
             }
             let block_size = u32::try_from(BLOCK).unwrap();
-            Ok(Answer { size: self.size, block_size, reached: at, spans })
+            Ok(Answer { name: String::new(), size: self.size, block_size, reached: at, spans })
         }
     }
 
@@ -344,6 +344,7 @@ mod tests {
     fn answers_are_checked() {
         let span = |at| Span { at, in_use: 1, digest: None };
         let answer = |reached, spans: &[u64]| Answer {
+            name: String::new(),
             size: 4 * CHUNK,
             block_size: 4096,
             reached,

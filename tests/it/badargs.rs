@@ -155,7 +155,7 @@ fn words_that_mean_nothing() {
         (&["copy", "v@a", "ssh://host:99999/s/v"], 2, ""),
         (&["copy", "v@a", "/v"], 2, ""),
         (&["copy", "v@a", "/tmp/s/v", "--from", "a", "--full"], 2, ""),
-        (&["verify", "v", "/tmp/s/v"], 2, ""),
+        (&["verify", "v@", "/tmp/s/v"], 2, ""),
         (&["verify", "v@a", "relative/path"], 2, ""),
         (&["verify", "v@a", "ssh://-oProxyCommand=x/s/v"], 2, ""),
         (&["serve", "--create", "x:513"], 2, ""),

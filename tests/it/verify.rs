@@ -5,11 +5,15 @@ use std::fs;
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use crate::support::server::Server;
 use crate::support::sshd::{Sshd, have_sshd};
-use crate::support::{SNAPVOL, describe, fails, ok, scratch, snapvol};
+use crate::support::{SNAPVOL, describe, fails, json, ok, scratch, snapvol, wait_for};
+use snapvol::control::Access;
+use snapvol::delta::digest::{Digest, Grain, Question};
 use snapvol::nbd::client::{Client, Options};
+use uuid::Uuid;
 
 const BLOCK: u64 = 4096;
 const MIB: u64 = 1 << 20;
@@ -100,6 +104,14 @@ fn flip_image(store: &Path, image: &[u8]) {
     }
     let [(path, at)] = &found[..] else { panic!("the image is at {found:?}") };
     flip(path, *at as u64 + 100);
+}
+
+/// The identity of a snapshot of `v`.
+fn identity(store: &Path, name: &str) -> Uuid {
+    let list = json(store, &["list", "v", "--json"]);
+    let all = list["volumes"][0]["snapshots"].as_array().unwrap();
+    let found = all.iter().find(|snapshot| snapshot["name"] == name).unwrap();
+    found["uuid"].as_str().unwrap().parse().unwrap()
 }
 
 fn range(offset: u64, length: u64) -> serde_json::Value {
@@ -234,6 +246,33 @@ fn what_is_not_there_is_no_difference() {
     pair.verify("v@t", 0);
 }
 
+/// Between two questions the snapshot is open, by whoever asks and through the daemon too.
+#[test]
+fn what_is_compared_stays() {
+    let pair = Pair::new();
+    let snapshot = identity(&pair.a(), "s");
+    let a = Server::start(&pair.a(), &[]);
+    let access = Access::open(&pair.a()).unwrap();
+    let ask = |comparison, from| {
+        let (volume, comparison) = ("v".to_owned(), Uuid::from_u128(comparison));
+        access.digests(&Question { comparison, volume, snapshot, from, to: u64::MAX, by: Grain::Chunk })
+    };
+    let answer = ask(1, 0).unwrap();
+    assert_eq!((answer.name.as_str(), answer.size, answer.reached), ("s", 4 << 30, 4 << 30));
+    assert_eq!(answer.spans.iter().map(|span| span.in_use).sum::<u64>(), 66 * BLOCK);
+    assert!(answer.spans.iter().all(|span| span.digest.is_some_and(|d| d != Digest::of_zeros())));
+    assert_eq!(ask(1, 4 << 20).unwrap().spans[..], answer.spans[1..]);
+    assert!(ask(1, 4096).is_err());
+    ask(2, 0).unwrap();
+    for comparison in [1, 2] {
+        fails(3, &pair.a(), &["delete", "v@s"]);
+        access.end_digests("v", Uuid::from_u128(comparison)).unwrap();
+    }
+    ok(&pair.a(), &["delete", "v@s"]);
+    assert!(ask(1, 0).is_err());
+    a.stop();
+}
+
 /// What comes back is counted on its way.
 #[test]
 fn over_ssh_digests_travel_and_nothing_else() {
@@ -282,4 +321,49 @@ fn over_ssh_digests_travel_and_nothing_else() {
     command.args(["verify", "v@large", &nowhere, "--remote-command", SNAPVOL]).env("SNAPVOL_SSH", sshd.ssh());
     let output = command.output().unwrap();
     assert_eq!(output.status.code(), Some(5), "{}", describe(&output));
+}
+
+/// Without a name it is the youngest state that both sides have, whatever sets come and go.
+#[test]
+fn a_replica_is_verified_while_it_follows() {
+    let pair = Pair::new();
+    let there = pair.there();
+    // No session yet: it is the youngest snapshot that both have.
+    ok(&pair.a(), &["snapshot", "v@here"]);
+    assert_eq!(pair.verify("v", 0)["snapshot"], "t");
+    let (a, b) = (Server::start(&pair.a(), &[]), Server::start(&pair.b(), &[]));
+    ok(&pair.a(), &["replicate", "v", &there, "--timeout", "50ms"]);
+    let stop = AtomicBool::new(false);
+    let mut client = client(&a);
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let mut count = 0;
+            while !stop.load(Ordering::SeqCst) {
+                client.write(count * 7 % 512 * BLOCK, &block_of(1000 + count), false).unwrap();
+                count += 1;
+            }
+        });
+        let ended = Ended(&stop);
+        let mut seen = std::collections::BTreeSet::new();
+        wait_for("three sets that were verified", Duration::from_secs(90), || {
+            let report = pair.verify("v", 0);
+            let name = report["snapshot"].as_str().unwrap().to_owned();
+            if name.starts_with("_set-") {
+                seen.insert(name);
+            }
+            seen.len() >= 3
+        });
+        drop(ended);
+        writer.join().unwrap();
+    });
+    client.disconnect().unwrap();
+    ok(&pair.a(), &["cut", "v", "--wait"]);
+    flip(&pair.b().join("volumes/v/clone"), (3 << 30) + 5 * BLOCK);
+    let report = pair.verify("v", 4);
+    assert_eq!(report["differs"], serde_json::json!([range((3 << 30) + 5 * BLOCK, BLOCK)]), "{report}");
+    // Nothing stays open behind a comparison.
+    ok(&pair.a(), &["delete", "v@here"]);
+    ok(&pair.a(), &["delete", "v@s"]);
+    a.stop();
+    b.stop();
 }
