@@ -65,7 +65,8 @@ use std::process::ExitCode;
     disable_help_subcommand = true,
     propagate_version = true,
     after_help = "Exit codes: 0 done; 1 failed; 2 wrong usage; 3 conflict (in use, exists, wrong \
-                  base or role); 4 damage found; 5 no such store, volume or snapshot."
+                  base or role); 4 damage found, or copies that differ; 5 no such store, volume or \
+                  snapshot."
 )]
 struct Cli {
     /// The store's directory

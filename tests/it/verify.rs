@@ -270,7 +270,14 @@ fn what_is_compared_stays() {
     }
     ok(&pair.a(), &["delete", "v@s"]);
     assert!(ask(1, 0).is_err());
+    // A store is closed in good order while something is compared.
+    let (volume, snapshot, comparison) = ("v".to_owned(), identity(&pair.a(), "t"), Uuid::from_u128(3));
+    let question = Question { comparison, volume, snapshot, from: 0, to: 1, by: Grain::Block };
+    access.digests(&question).unwrap();
+    fails(3, &pair.a(), &["delete", "v@t"]);
     a.stop();
+    ok(&pair.a(), &["check"]);
+    ok(&pair.a(), &["delete", "v@t"]);
 }
 
 /// What comes back is counted on its way.
