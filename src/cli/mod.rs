@@ -16,6 +16,7 @@ mod delete;
 mod demote;
 mod detach;
 mod diff;
+mod digests;
 mod hold;
 mod init;
 mod leases;
@@ -41,6 +42,7 @@ pub mod shipping;
 mod snapshot;
 mod status;
 mod unreplicate;
+mod verify;
 
 use crate::control::Access;
 use crate::error::{Error, Result};
@@ -63,7 +65,8 @@ use std::process::ExitCode;
     disable_help_subcommand = true,
     propagate_version = true,
     after_help = "Exit codes: 0 done; 1 failed; 2 wrong usage; 3 conflict (in use, exists, wrong \
-                  base or role); 4 damage found; 5 no such store, volume or snapshot."
+                  base or role); 4 damage found, or copies that differ; 5 no such store, volume or \
+                  snapshot."
 )]
 struct Cli {
     /// The store's directory
@@ -108,6 +111,9 @@ enum Command {
     Cut(cut::Args),
     #[command(hide = true)]
     Peer(peer::Args),
+    Verify(verify::Args),
+    #[command(hide = true)]
+    Digests(digests::Args),
     Check(check::Args),
     Scrub(scrub::Args),
     Status(status::Args),
@@ -175,6 +181,8 @@ fn run(dir: &Path, command: Command) -> Result<()> {
         Command::Resume(args) => with_store(dir, |access| pause::resume(access, &args)),
         Command::Cut(args) => with_store(dir, |access| cut::run(access, &args)),
         Command::Peer(_) => peer::run(dir),
+        Command::Verify(args) => with_store(dir, |access| verify::run(access, &args)),
+        Command::Digests(args) => with_store(dir, |access| digests::run(access, &args)),
         Command::Check(args) => check::run(dir, &args),
         Command::Scrub(args) => scrub::run(dir, &args),
         Command::Status(args) => with_store(dir, |access| status::run(access, &args)),

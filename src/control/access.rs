@@ -8,6 +8,7 @@
 use super::client::Client;
 use super::require_store;
 use super::wire::{Call, to_texts};
+use crate::delta::digest::{Answer, Question};
 use crate::engine::Store;
 use crate::engine::api::{
     CheckReport, CreateOptions, Diff, HalfReceived, Received, SendRequest, Status, StoreInfo,
@@ -207,6 +208,30 @@ impl Access {
         match self {
             Self::Local(store) => store.send(request),
             Self::Remote(client) => client.send(request),
+        }
+    }
+
+    /// The digests of a range of a snapshot.
+    pub fn digests(&self, question: &Question) -> Result<Answer> {
+        match self {
+            Self::Local(store) => store.digests(question),
+            Self::Remote(client) => client.call(&Call::Digests { question: question.clone() }),
+        }
+    }
+
+    /// A comparison is done with a volume.
+    pub fn end_digests(&self, volume: &str, comparison: Uuid) -> Result<()> {
+        match self {
+            Self::Local(store) => store.end_digests(volume, comparison),
+            Self::Remote(client) => client.call(&Call::EndDigests { volume: volume.to_owned(), comparison }),
+        }
+    }
+
+    /// Identities of a volume's snapshots, youngest first.
+    pub fn offers(&self, volume: &str) -> Result<Vec<Uuid>> {
+        match self {
+            Self::Local(store) => store.offers(volume),
+            Self::Remote(client) => client.call(&Call::Offers { volume: volume.to_owned() }),
         }
     }
 

@@ -102,6 +102,12 @@ impl Service for StoreService {
             }
             Call::Check { repair: false } => json(store.check_open()),
             Call::Scrub { volume } => json(store.scrub(some_name(volume.as_ref())?)),
+            Call::Digests { question } => {
+                name(&question.volume)?;
+                json(store.digests(&question))
+            }
+            Call::EndDigests { volume, comparison } => json(store.end_digests(name(&volume)?, comparison)),
+            Call::Offers { volume } => json(store.offers(name(&volume)?)),
             Call::Status {} => json(self.status()),
             Call::Replicate { request } => {
                 let done = manage::replicate(store, request);

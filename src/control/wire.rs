@@ -1,5 +1,6 @@
 //! What travels over the control socket: operations, and failures as JSON.
 
+use crate::delta::digest::Question;
 use crate::engine::api::CreateOptions;
 use crate::engine::sets::FeedSet;
 use crate::error::{Error, ErrorKind, Result};
@@ -7,6 +8,7 @@ use crate::replica::manage::{FarRequest, Replicate};
 use crate::types::{OnFull, SnapName};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use uuid::Uuid;
 
 /// A failure in JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,6 +82,9 @@ pub enum Call {
     Demote { volume: String, force: bool },
     Check { repair: bool },
     Scrub { volume: Option<String> },
+    Digests { question: Question },
+    EndDigests { volume: String, comparison: Uuid },
+    Offers { volume: String },
     Status {},
     Replicate { request: Replicate },
     Unreplicate { volume: String, destination: Option<String> },

@@ -5,6 +5,7 @@
 //! await.
 
 pub mod decoder;
+pub mod digest;
 pub mod encoder;
 pub mod receiver;
 pub mod relay;

@@ -9,6 +9,7 @@ mod batch;
 mod check;
 mod clients;
 pub(crate) mod core;
+mod digests;
 mod export;
 #[cfg(any(test, feature = "simulation"))]
 pub mod model;

@@ -10,6 +10,7 @@ use super::check;
 use super::core::Core;
 use super::export::Export;
 use super::thread::{EngineThread, Handle};
+use crate::delta::digest::{Answer, Question};
 use crate::delta::sender::SendStream;
 use crate::error::{Error, Result};
 use crate::format::store::StoreHeader;
@@ -280,6 +281,32 @@ impl Store {
     pub fn send(&self, request: &SendRequest) -> Result<Box<dyn Read + Send>> {
         let source = block_on(self.core.source(request))?;
         Ok(Box::new(SendStream::read_ahead(Box::new(source))?))
+    }
+
+    /// The digests of a range of a snapshot, or of as much of it as one answer has.
+    ///
+    /// # Errors
+    /// `NotFound` when the volume or the snapshot is gone; `Io`; `Corrupt` when not even the
+    /// maps can be read.
+    pub fn digests(&self, question: &Question) -> Result<Answer> {
+        block_on(self.core.digests(question))
+    }
+
+    /// A comparison is done with a volume: its snapshot is closed.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn end_digests(&self, volume: &str, comparison: Uuid) -> Result<()> {
+        block_on(self.core.end_digests(volume, comparison))
+    }
+
+    /// Identities of a volume's snapshots, those of replication among them, youngest first;
+    /// of very many the youngest.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn offers(&self, volume: &str) -> Result<Vec<Uuid>> {
+        block_on(self.core.offers(volume))
     }
 
     /// Applies a stream; the answer comes when all of it is durable.

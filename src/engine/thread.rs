@@ -6,6 +6,7 @@
 //! of its own, a simulation several of them on one thread in an order of its choice.
 
 use super::clients::Clients;
+use super::digests::Comparisons;
 use super::receive::Receives;
 use super::send::Sends;
 use crate::error::{Error, ErrorKind, Result};
@@ -30,6 +31,7 @@ pub(super) struct Engine {
     pub volumes: RefCell<BTreeMap<String, Rc<Volume>>>,
     pub clients: Rc<Clients>,
     pub sends: Sends,
+    pub comparisons: Comparisons,
     pub receives: Receives,
     /// Takes over several volumes that are between their steps.
     pub tickets: RefCell<BTreeMap<String, TakeTicket>>,
@@ -117,6 +119,7 @@ impl Worker {
             volumes: RefCell::default(),
             clients: Rc::default(),
             sends: Sends::default(),
+            comparisons: Comparisons::default(),
             receives: Receives::default(),
             tickets: RefCell::default(),
             stopping: Cell::new(false),

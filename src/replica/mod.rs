@@ -5,7 +5,10 @@
 //! is said, heard and waited for is the port's. [`wire`] has the bytes between them. Nothing
 //! of that blocks, reads a clock or starts a thread: a simulation runs it with two stores, a
 //! link that breaks and crashes of both. [`hub`] runs it on threads, over one connection a peer.
+//!
+//! [`compare`] tells whether two stores hold the same of a snapshot.
 
+pub mod compare;
 pub mod hub;
 pub mod manage;
 pub mod peer;

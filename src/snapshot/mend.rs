@@ -58,7 +58,7 @@ pub(super) struct Sources<'a> {
 
 /// Whether an error says that a file is not what it was, now and later: not that there are
 /// too many open files, or no memory.
-pub(super) fn is_damage(error: &Error) -> bool {
+pub(crate) fn is_damage(error: &Error) -> bool {
     const ENOENT: i32 = 2;
     const EIO: i32 = 5;
     error.kind() == ErrorKind::Corrupt || matches!(error.os_code(), Some(ENOENT | EIO))

@@ -49,6 +49,7 @@ pub use full::{SpaceSummary, Wanted};
 pub use immediate::ReadNow;
 pub use info::{SnapshotSummary, VolumeSummary};
 pub use inspect::{Found, Verified};
+pub(crate) use mend::is_damage;
 pub use open::Opened;
 pub use read::Piece;
 pub use reader::SnapshotReader;

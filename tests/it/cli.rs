@@ -130,7 +130,7 @@ fn completions_for_every_shell() {
 fn manual_pages_for_every_command() {
     let dir = tempfile::tempdir().unwrap();
     let pages = works(dir.path(), &["man"]);
-    for command in ["init", "serve", "attach", "send", "receive", "copy", "rollback", "scrub"] {
+    for command in ["init", "serve", "attach", "send", "receive", "copy", "verify", "rollback", "scrub"] {
         assert!(pages.contains(&format!(".TH snapvol-{command} ")), "{command}");
     }
     works(dir.path(), &["man", "--output", dir.path().to_str().unwrap()]);

@@ -20,4 +20,5 @@ mod reconnect;
 mod seeds;
 mod ssh;
 mod support;
+mod verify;
 mod vm;

@@ -1,0 +1,369 @@
+//! `verify`: proves that another store holds the same bytes of a snapshot, by digests.
+//!
+//! The far program answers questions, line by line (see [`super::digests`]); what is compared
+//! with what is decided in `replica::compare`.
+
+use super::args::Target;
+use super::digests::{FromFar, ToFar, VERSION};
+use super::output::{self, human};
+use super::progress::Progress;
+use super::shipping::{hear, say};
+use crate::control::Access;
+use crate::delta::digest::{Answer, Grain, Question};
+use crate::engine::api::SnapshotInfo;
+use crate::error::{Error, ErrorKind, Result};
+use crate::replica::compare::{Comparison, Side, bytes_in, compare};
+use crate::transport::{Destination, Peer, one_line};
+use serde::Serialize;
+use std::collections::VecDeque;
+use std::fmt::Write as _;
+use std::io::{BufRead, Write};
+use std::ops::Range;
+use uuid::Uuid;
+
+/// How often a snapshot that both sides have is looked for: those of replication come and go.
+const ATTEMPTS: usize = 5;
+
+/// Prove that another store holds the same bytes of a snapshot
+///
+/// Digests travel, no data. Only what is in use on either side is read. A snapshot is found
+/// there by its identity, whatever its name; without @SNAP it is the youngest one that both
+/// sides have, and those that replication made count, too. Exit code 0: every byte is the same;
+/// 4: some differ, or can't be read because they are damaged; 3: the snapshot is not there.
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// The snapshot to verify; VOL alone: the youngest one that both sides have
+    #[arg(value_name = "VOL[@SNAP]")]
+    target: Target,
+    /// Where its copy is: ssh://[user@]host[:port]/STORE/VOL, or /STORE/VOL
+    #[arg(value_name = "DEST")]
+    destination: Destination,
+    /// Print JSON, offsets and lengths in bytes
+    #[arg(long)]
+    json: bool,
+    /// The program to run there, as its shell takes it
+    #[arg(long, value_name = "COMMAND")]
+    remote_command: Option<String>,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// `Corrupt` when the copies are not known to be the same; `Conflict` when there is none; those
+/// of either store and of the connection.
+pub(super) fn run(store: &Access, args: &Args) -> Result<()> {
+    let there = &args.destination;
+    let volume = args.target.volume.as_str();
+    let snapshots = snapshots_of(store, volume)?;
+    let named = match &args.target.snapshot {
+        None => None,
+        Some(name) => {
+            let found = snapshots.iter().find(|snapshot| snapshot.name == name.as_str());
+            let gone = || Error::not_found(format!("there is no snapshot {}", args.target));
+            Some(found.ok_or_else(gone)?.uuid)
+        }
+    };
+    let mut peer = Peer::start(there, args.remote_command.as_deref(), &["digests", there.volume.as_str()])?;
+    let (input, output) = (peer.input(), peer.output());
+    let mut near = Near::new(store, volume);
+    let mut far = Far { place: peer.place().to_owned(), input, output };
+    let done = agree(&mut near, &mut far, named).and_then(|name| {
+        let known = snapshots.iter().find(|snapshot| snapshot.uuid == near.snapshot);
+        let bar = Progress::bytes(&format!("{volume}@{name}"), known.map(|snapshot| snapshot.in_use));
+        Ok((compare(&mut near, &mut far, &mut |bytes| bar.add(bytes))?, name))
+    });
+    drop((near, far));
+    let (found, name) = match done {
+        Ok(done) => done,
+        // A failure without a hint is a connection that ended without a word.
+        Err(error) if error.kind() == ErrorKind::Interrupted && error.hint_text().is_none() => {
+            return Err(peer.finish().err().unwrap_or(error));
+        }
+        Err(error) => return Err(error),
+    };
+    peer.finish()?;
+    let report = Report::new(volume, &name, there, &found);
+    if args.json {
+        output::print_json(&report)?
+    } else {
+        output::print(&report.text())?
+    }
+    if found.is_equal() {
+        return Ok(());
+    }
+    Err(Error::corrupt(format!(
+        "{volume}@{name} and its copy at {there}: {} differ, {} can't be compared because they are damaged",
+        human(report.differing_bytes),
+        human(report.damaged_bytes)
+    ))
+    .hint("a delta does not mend it: delete the copy there and ship the volume whole; 'snapvol scrub' says which files are damaged"))
+}
+
+fn snapshots_of(store: &Access, volume: &str) -> Result<Vec<SnapshotInfo>> {
+    let mut all = store.list(Some(volume))?.volumes;
+    all.retain(|found| found.name == volume);
+    Ok(all.pop().map(|found| found.snapshots).unwrap_or_default())
+}
+
+/// Finds the snapshot to compare: the one that was named, or the youngest that both sides
+/// have. From then on it stays on both. Returns its name here.
+fn agree<W: Write, R: BufRead>(
+    near: &mut Near<'_>,
+    far: &mut Far<W, R>,
+    named: Option<Uuid>,
+) -> Result<String> {
+    for _ in 0..ATTEMPTS {
+        let wanted = match named {
+            Some(named) => vec![named],
+            None => near.store.offers(&near.volume)?,
+        };
+        let Some(held) = far.greet(near.comparison, &wanted)? else {
+            let what = if named.is_some() { "the snapshot is" } else { "no snapshot of the volume is" };
+            return Err(Error::conflict(format!("{}: {what} held there", far.place))
+                .hint("bring it there with 'snapvol copy', or follow the volume with 'snapvol replicate'"));
+        };
+        if !wanted.contains(&held) {
+            return Err(Error::invalid(format!(
+                "{}: it offers a snapshot that was not asked for",
+                far.place
+            )));
+        }
+        near.snapshot = held;
+        near.ask(0..0, Grain::Chunk)?;
+        match near.answer() {
+            Ok(answer) => return Ok(answer.name),
+            Err(error) if named.is_none() && error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Err(Error::conflict("no snapshot stays on both sides for long enough").hint("run the same command again"))
+}
+
+/// This side: the store is asked when its answer is wanted.
+struct Near<'a> {
+    store: &'a Access,
+    volume: String,
+    comparison: Uuid,
+    snapshot: Uuid,
+    asked: VecDeque<(Range<u64>, Grain)>,
+}
+
+impl<'a> Near<'a> {
+    fn new(store: &'a Access, volume: &str) -> Self {
+        let (comparison, snapshot) = (Uuid::new_v4(), Uuid::nil());
+        Self { store, volume: volume.to_owned(), comparison, snapshot, asked: VecDeque::new() }
+    }
+}
+
+impl Drop for Near<'_> {
+    fn drop(&mut self) {
+        // The volume may be gone; else the snapshot is closed after a while.
+        let _ = self.store.end_digests(&self.volume, self.comparison);
+    }
+}
+
+impl Side for Near<'_> {
+    fn ask(&mut self, bytes: Range<u64>, by: Grain) -> Result<()> {
+        self.asked.push_back((bytes, by));
+        Ok(())
+    }
+
+    fn answer(&mut self) -> Result<Answer> {
+        let asked = self.asked.pop_front();
+        let (bytes, by) = asked.ok_or_else(|| Error::invalid("nothing was asked"))?;
+        let (from, to) = (bytes.start, bytes.end);
+        let (volume, comparison, snapshot) = (self.volume.clone(), self.comparison, self.snapshot);
+        self.store.digests(&Question { comparison, volume, snapshot, from, to, by })
+    }
+}
+
+/// The far side, behind a program that runs there.
+struct Far<W, R> {
+    place: String,
+    input: W,
+    output: R,
+}
+
+impl<W: Write, R: BufRead> Far<W, R> {
+    fn say(&mut self, message: &ToFar) -> Result<()> {
+        let gone = |_| Error::new(ErrorKind::Interrupted, format!("{}: the connection broke", self.place));
+        say(&mut self.input, message).map_err(gone)
+    }
+
+    /// The next message that is no failure.
+    fn hear(&mut self) -> Result<FromFar> {
+        match hear::<FromFar>(&mut self.output)? {
+            Some(FromFar::Failed(wire)) => {
+                let error = Error::from(wire);
+                let told =
+                    Error::new(error.kind(), format!("{}: {}", self.place, one_line(&error.to_string())));
+                Err(match error.hint_text() {
+                    Some(hint) => told.hint(format!("at {}: {}", self.place, one_line(hint))),
+                    None if told.kind() == ErrorKind::Interrupted => told.hint("run the same command again"),
+                    None => told,
+                })
+            }
+            Some(message) => Ok(message),
+            None => Err(Error::new(ErrorKind::Interrupted, format!("{}: the connection ended", self.place))),
+        }
+    }
+
+    fn out_of_order(&self) -> Error {
+        Error::invalid(format!("{}: an answer out of order", self.place))
+    }
+
+    /// Says hello; returns the first of the snapshots that the far side holds.
+    fn greet(&mut self, comparison: Uuid, wanted: &[Uuid]) -> Result<Option<Uuid>> {
+        let hello = ToFar::Hello { version: VERSION, comparison, wanted: wanted.to_vec() };
+        // If the far side is gone already, its end explains it better than this write.
+        let _ = self.say(&hello);
+        match self.hear()? {
+            FromFar::Hello { version: VERSION, held } => Ok(held),
+            FromFar::Hello { version, .. } => Err(Error::new(
+                ErrorKind::Unsupported,
+                format!("{} speaks version {version} of the protocol, this side {VERSION}", self.place),
+            )
+            .hint("use the same release of snapvol on both sides")),
+            _ => Err(self.out_of_order()),
+        }
+    }
+}
+
+impl<W: Write, R: BufRead> Side for Far<W, R> {
+    fn ask(&mut self, bytes: Range<u64>, by: Grain) -> Result<()> {
+        self.say(&ToFar::Ask { from: bytes.start, to: bytes.end, by })
+    }
+
+    fn answer(&mut self) -> Result<Answer> {
+        match self.hear()? {
+            FromFar::Answer(answer) => Ok(answer),
+            _ => Err(self.out_of_order()),
+        }
+    }
+}
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Report {
+    volume: String,
+    snapshot: String,
+    destination: String,
+    equal: bool,
+    /// Bytes, here and there; more in use on one side are zeros that are stored there.
+    size: u64,
+    in_use: u64,
+    in_use_there: u64,
+    differing_bytes: u64,
+    damaged_bytes: u64,
+    differs: Vec<Extent>,
+    damaged: Vec<Damage>,
+}
+
+#[derive(Serialize)]
+struct Extent {
+    offset: u64,
+    length: u64,
+}
+
+impl From<&Range<u64>> for Extent {
+    fn from(range: &Range<u64>) -> Self {
+        Self { offset: range.start, length: range.end - range.start }
+    }
+}
+
+#[derive(Serialize)]
+struct Damage {
+    side: &'static str,
+    #[serde(flatten)]
+    extent: Extent,
+}
+
+impl Report {
+    fn new(volume: &str, snapshot: &str, there: &Destination, found: &Comparison) -> Self {
+        let damaged = |side, ranges: &[Range<u64>]| -> Vec<Damage> {
+            ranges.iter().map(|range| Damage { side, extent: range.into() }).collect()
+        };
+        let mut all = damaged("here", &found.damaged_here);
+        all.extend(damaged("there", &found.damaged_there));
+        Self {
+            volume: volume.to_owned(),
+            snapshot: snapshot.to_owned(),
+            destination: there.to_string(),
+            equal: found.is_equal(),
+            size: found.size.0,
+            in_use: found.in_use.0,
+            in_use_there: found.in_use.1,
+            differing_bytes: bytes_in(&found.differs),
+            damaged_bytes: bytes_in(&found.damaged_here) + bytes_in(&found.damaged_there),
+            differs: found.differs.iter().map(Extent::from).collect(),
+            damaged: all,
+        }
+    }
+
+    /// One line a range, then a summary.
+    fn text(&self) -> String {
+        let mut text = String::new();
+        // Writing to a string does not fail.
+        for Extent { offset, length } in &self.differs {
+            let _ = writeln!(text, "{offset} {length} differs");
+        }
+        for Damage { side, extent: Extent { offset, length } } in &self.damaged {
+            let _ = writeln!(text, "{offset} {length} damaged {side}");
+        }
+        let _ = write!(text, "{}@{}: ", self.volume, self.snapshot);
+        let _ = if self.equal {
+            write!(text, "equal")
+        } else {
+            write!(text, "{} differ, {} damaged", human(self.differing_bytes), human(self.damaged_bytes))
+        };
+        let _ = writeln!(text, "; {} in use here, {} there", human(self.in_use), human(self.in_use_there));
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Cursor;
+
+    fn report(found: &Comparison) -> Report {
+        Report::new("db", "a", &"/s/db".parse().unwrap(), found)
+    }
+
+    fn far(lines: &str) -> Far<Vec<u8>, Cursor<Vec<u8>>> {
+        Far { place: "there".to_owned(), input: Vec::new(), output: Cursor::new(lines.as_bytes().to_vec()) }
+    }
+
+    #[test]
+    fn lines_and_summary() {
+        let mut found = Comparison { size: (65536, 65536), in_use: (8192, 4096), ..Comparison::default() };
+        assert_eq!(report(&found).text(), "db@a: equal; 8.0 KiB in use here, 4.0 KiB there\n");
+        found.differs = vec![0..4096, 8192..16384];
+        found.damaged_there.push(4096..8192);
+        let report = report(&found);
+        assert_eq!(
+            report.text(),
+            "0 4096 differs\n8192 8192 differs\n4096 4096 damaged there\n\
+             db@a: 12.0 KiB differ, 4.0 KiB damaged; 8.0 KiB in use here, 4.0 KiB there\n"
+        );
+        let json = serde_json::to_value(report).unwrap();
+        assert_eq!(json["equal"], false);
+        assert_eq!(json["differs"][1], serde_json::json!({"offset": 8192, "length": 8192}));
+        assert_eq!(json["damaged"][0], serde_json::json!({"side": "there", "offset": 4096, "length": 4096}));
+    }
+
+    #[test]
+    fn a_far_side_that_can_not_answer() {
+        let greet = |lines: &str| far(lines).greet(Uuid::nil(), &[Uuid::nil()]);
+        let kind = |lines: &str| greet(lines).unwrap_err().kind();
+        assert_eq!(kind(""), ErrorKind::Interrupted);
+        assert_eq!(kind("Welcome!\n"), ErrorKind::Invalid);
+        assert_eq!(kind("{\"hello\":{\"version\":2,\"held\":null}}\n"), ErrorKind::Unsupported);
+        assert_eq!(greet("{\"hello\":{\"version\":1,\"held\":null}}\n").unwrap(), None);
+        let failed = "{\"failed\":{\"kind\":\"not-found\",\"message\":\"gone\\u001b[31m\\nnow\"}}\n";
+        let error = greet(failed).unwrap_err();
+        assert_eq!((error.kind(), error.to_string().as_str()), (ErrorKind::NotFound, "there: gone[31m; now"));
+        let mut far = far("{\"hello\":{\"version\":1,\"held\":null}}\n");
+        assert_eq!(far.answer().unwrap_err().kind(), ErrorKind::Invalid);
+    }
+}
