@@ -13,12 +13,12 @@ use uuid::Uuid;
 
 /// A store that takes part in sessions: open in this process, served by another, or simulated.
 pub trait FarStore {
-    /// As [`Core::open_feed`](crate::engine::core::Core::open_feed).
+    /// As `Core::open_feed`.
     ///
     /// # Errors
     /// As there.
     fn open_feed(&self, open: &OpenFeed) -> impl Future<Output = Result<Feed>>;
-    /// As [`Core::receive_set`](crate::engine::core::Core::receive_set).
+    /// As `Core::receive_set`.
     ///
     /// # Errors
     /// As there.
@@ -27,17 +27,17 @@ pub trait FarStore {
         feed: &FeedSet,
         input: &mut (dyn Read + Send),
     ) -> impl Future<Output = Result<Received>>;
-    /// As [`Core::abort_feed`](crate::engine::core::Core::abort_feed).
+    /// As `Core::abort_feed`.
     ///
     /// # Errors
     /// As there.
     fn abort_feed(&self, session: Uuid, volume: &str) -> impl Future<Output = Result<()>>;
-    /// As [`Core::keep_states`](crate::engine::core::Core::keep_states).
+    /// As `Core::keep_states`.
     ///
     /// # Errors
     /// As there.
     fn keep_states(&self, session: Uuid, volume: &str, keep: u64) -> impl Future<Output = Result<()>>;
-    /// As [`Core::close_feed`](crate::engine::core::Core::close_feed).
+    /// As `Core::close_feed`.
     ///
     /// # Errors
     /// As there.
