@@ -243,10 +243,6 @@ impl Windows {
             self.resting -= 1;
             return None;
         }
-        if self.shown.is_multiple_of(ASK_EVERY) && self.has_waited() {
-            self.rest();
-            return None;
-        }
         let used = self.shown;
         let window = match self.open.get_mut(&(file, number)) {
             Some(open) => {
@@ -260,6 +256,10 @@ impl Windows {
             }
         };
         if !self.is_found(file, &window, offset, len as u64) {
+            return None;
+        }
+        if self.shown.is_multiple_of(ASK_EVERY) && self.has_waited() {
+            self.rest();
             return None;
         }
         self.shown += 1;

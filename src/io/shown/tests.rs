@@ -150,9 +150,10 @@ fn after_a_wait_for_the_disk_nothing_is_shown_for_a_while() {
     let rests = |windows: &mut Windows| {
         windows.waited -= 1;
         windows.shown = windows.shown.next_multiple_of(ASK_EVERY);
-        (0..).take_while(|_| windows.show(id, &handle, 4096, 4096).is_none()).count() as u64
+        (0..).take_while(|_| windows.show(id, &handle, 0, 4096).is_none()).count() as u64
     };
     assert_eq!(rests(&mut windows), REST_MIN + 1);
+    assert!(windows.show(id, &handle, 4096, 4096).is_some(), "it was asked for anew");
     assert_eq!(rests(&mut windows), 2 * REST_MIN + 1, "it comes soon again");
     windows.shown += REST_FORGOTTEN;
     assert_eq!(rests(&mut windows), REST_MIN + 1);
