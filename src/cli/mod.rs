@@ -17,6 +17,7 @@ mod demote;
 mod detach;
 mod diff;
 mod digests;
+mod failover;
 mod hold;
 mod init;
 mod leases;
@@ -109,6 +110,7 @@ enum Command {
     Pause(pause::Args),
     Resume(pause::ResumeArgs),
     Cut(cut::Args),
+    Failover(failover::Args),
     #[command(hide = true)]
     Peer(peer::Args),
     Verify(verify::Args),
@@ -180,6 +182,7 @@ fn run(dir: &Path, command: Command) -> Result<()> {
         Command::Pause(args) => with_store(dir, |access| pause::run(access, &args)),
         Command::Resume(args) => with_store(dir, |access| pause::resume(access, &args)),
         Command::Cut(args) => with_store(dir, |access| cut::run(access, &args)),
+        Command::Failover(args) => with_store(dir, |access| failover::run(access, &args)),
         Command::Peer(_) => peer::run(dir),
         Command::Verify(args) => with_store(dir, |access| verify::run(access, &args)),
         Command::Digests(args) => with_store(dir, |access| digests::run(access, &args)),

@@ -6,7 +6,7 @@ use crate::engine::Store;
 use crate::engine::api::{Received, SendRequest, Status};
 use crate::engine::sets::FeedSet;
 use crate::error::{Error, Result};
-use crate::replica::{Hub, manage};
+use crate::replica::{Hub, failover, manage};
 use crate::types::Name;
 use serde_json::Value;
 use std::io::Read;
@@ -94,7 +94,7 @@ impl Service for StoreService {
             Call::Diff { from, to } => json(store.diff(&from.parse()?, some_name(to.as_ref())?)),
             Call::ReceiveStatus { volume } => json(store.receive_status(name(&volume)?)),
             Call::ReceiveAbort { volume } => json(store.receive_abort(name(&volume)?)),
-            Call::Promote { volume } => json(store.promote(name(&volume)?)),
+            Call::Promote { volume, force } => json(store.promote(name(&volume)?, force)),
             Call::Demote { volume, force } => json(store.demote(name(&volume)?, force)),
             Call::Check { repair: true } => {
                 Err(Error::conflict("a store can't be repaired while it is served")
@@ -122,6 +122,12 @@ impl Service for StoreService {
             }
             Call::Pause { volume, destination, paused } => {
                 let done = manage::pause(store, name(&volume)?, destination.as_deref(), paused);
+                self.hub.refresh();
+                json(done)
+            }
+            Call::Failover { request } => {
+                name(&request.volume)?;
+                let done = failover::failover(store, &request);
                 self.hub.refresh();
                 json(done)
             }

@@ -4,6 +4,7 @@ use crate::delta::digest::Question;
 use crate::engine::api::CreateOptions;
 use crate::engine::sets::FeedSet;
 use crate::error::{Error, ErrorKind, Result};
+use crate::replica::failover;
 use crate::replica::manage::{FarRequest, Replicate};
 use crate::types::{OnFull, SnapName};
 use serde::{Deserialize, Serialize};
@@ -78,7 +79,7 @@ pub enum Call {
     Diff { from: String, to: Option<String> },
     ReceiveStatus { volume: String },
     ReceiveAbort { volume: String },
-    Promote { volume: String },
+    Promote { volume: String, force: bool },
     Demote { volume: String, force: bool },
     Check { repair: bool },
     Scrub { volume: Option<String> },
@@ -90,6 +91,7 @@ pub enum Call {
     Unreplicate { volume: String, destination: Option<String> },
     Pause { volume: String, destination: Option<String>, paused: bool },
     Cut { volume: String },
+    Failover { request: failover::Request },
     Far { request: FarRequest },
 }
 

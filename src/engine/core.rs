@@ -104,6 +104,7 @@ impl Core {
             // The snapshots stay; the file says which were meant.
             tracing::error!("deletions that a crash interrupted are not completed: {error}");
         }
+        core.hold_unconfirmed().await;
         Ok(core)
     }
 

@@ -52,6 +52,12 @@ pub struct OpenFeed {
     pub lineage: Vec<RoleEpoch>,
     /// Identities of the sender's snapshots, youngest first; not more than `OFFERS_MAX`.
     pub offers: Vec<Uuid>,
+    /// How the sender's volume is reached from the receiver's store; empty: it can't be.
+    #[serde(default)]
+    pub way_back: String,
+    /// The program to run there; empty: `snapvol`.
+    #[serde(default)]
+    pub way_back_command: String,
 }
 
 /// Identities that an [`OpenFeed`] names, at most.
@@ -84,6 +90,9 @@ pub struct Feed {
     pub held: Vec<Uuid>,
     /// A set that is half received.
     pub half: Option<HalfSet>,
+    /// The receiver's role epochs, oldest first.
+    #[serde(default)]
+    pub lineage: Vec<RoleEpoch>,
 }
 
 /// A set that is half received.
@@ -268,7 +277,12 @@ impl Core {
         let sessions = self.sessions_of(volume, Side::Sender);
         let needed = sessions.iter().filter_map(|session| session.member(volume));
         let needed = needed.flat_map(|member| [member.durable, member.applied, member.target]);
-        self.prune_cuts(volume, needed.flatten().map(|set| set.target).collect()).await
+        let mut needed: BTreeSet<Uuid> = needed.flatten().map(|set| set.target).collect();
+        if self.turned(volume).is_some() {
+            // It is the newest state in common with the volume whose place this one took.
+            needed.extend(self.roles(volume).await?.restart.map(|set| set.target));
+        }
+        self.prune_cuts(volume, needed).await
     }
 
     /// Deletes the cuts that are not `needed`. What is open stays until the next time.
@@ -317,7 +331,10 @@ impl Core {
         let relation = relation(&ours, &open.lineage);
         if relation != Relation::Follows {
             let (durable, applied, newest, half) = (None, None, None, None);
-            return Ok(Feed { relation, durable, applied, newest, held: Vec::new(), half });
+            if relation == Relation::Split && role == Role::Primary {
+                self.met_split(&open.volume).await?;
+            }
+            return Ok(Feed { relation, durable, applied, newest, held: Vec::new(), half, lineage: ours });
         }
         if role == Role::Primary {
             return Err(Error::conflict(format!("volume {} is a primary there", open.volume))
@@ -357,6 +374,11 @@ impl Core {
             return Err(Error::conflict(format!("volume {} was parted from its sender there", open.volume))
                 .hint("end the session here, too, with 'unreplicate'"));
         }
+        if let Some(turned) = self.turned(&open.volume)
+            && turned.session == open.session
+        {
+            return Err(Error::conflict(format!("volume {} is taking its sender's place there", open.volume)));
+        }
         if let Some(other) = self.fed_by(&open.volume).filter(|record| record.session != open.session) {
             return Err(Error::conflict(format!(
                 "volume {} is fed by another session, {}",
@@ -369,6 +391,8 @@ impl Core {
             let opened = self.change_session(open.session, |known| {
                 let mut record = known.ok_or_else(|| Error::not_found("the session is gone"))?;
                 record.opening = Some(open.opening);
+                record.way_back.clone_from(&open.way_back);
+                record.way_back_command.clone_from(&open.way_back_command);
                 Ok(record)
             });
             return opened.await.map(drop);
@@ -399,6 +423,8 @@ impl Core {
             peer_store: Some(open.store),
             destination: String::new(),
             remote_command: String::new(),
+            way_back: open.way_back.clone(),
+            way_back_command: open.way_back_command.clone(),
             opening: Some(open.opening),
             condition: Condition::Running,
             policy: SessionPolicy::default(),
@@ -432,7 +458,8 @@ impl Core {
                 .to_string(),
         });
         let mark = cuts.last().map(|cut| cut.set);
-        Ok(Feed { relation: Relation::Follows, durable: mark, applied: mark, newest, held, half })
+        let lineage = self.with(volume, |volume| async move { Ok(volume.lineage()) }).await?;
+        Ok(Feed { relation: Relation::Follows, durable: mark, applied: mark, newest, held, half, lineage })
     }
 
     /// Applies a set; it is durable and shown when this returns. States that nobody needs any

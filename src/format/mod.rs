@@ -6,6 +6,7 @@ pub mod codec;
 pub mod journal;
 pub mod layer;
 pub mod segment;
+pub mod roles;
 pub mod session;
 pub mod slot;
 pub mod state;

@@ -3,6 +3,7 @@
 //! one whole [`VolumeState`]; later records change it.
 
 use super::codec::{Fields, Put};
+use super::roles::RoleState;
 use crate::error::{Error, Result};
 use crate::types::{Epoch, Geometry, OnFull, Role, RoleEpoch, Seq, SetStamp};
 use std::collections::BTreeMap;
@@ -91,6 +92,8 @@ pub struct ReceiveRecord {
     pub aborting: bool,
     /// It comes from a session.
     pub set: Option<SetStamp>,
+    /// When it began, in microseconds since 1970, by the clock here.
+    pub begun_us: u64,
 }
 
 /// The checkpoint that a journal starts from.
@@ -138,6 +141,8 @@ pub struct VolumeState {
     pub lineage: Vec<RoleEpoch>,
     /// The number of the youngest cut that this volume took or received.
     pub last_cut: u64,
+    /// What turns have left.
+    pub roles: RoleState,
 }
 
 impl VolumeState {
@@ -160,6 +165,7 @@ impl VolumeState {
             receive: None,
             lineage: Vec::new(),
             last_cut: 0,
+            roles: RoleState::default(),
         }
     }
 
@@ -218,6 +224,7 @@ impl VolumeState {
         }
         put_lineage(out, &self.lineage);
         out.u64(self.last_cut);
+        self.roles.put(out);
     }
 
     /// Reads what [`Self::put`] wrote.
@@ -253,6 +260,7 @@ impl VolumeState {
         let receive = if from.flag()? { Some(take_receive(from)?) } else { None };
         let lineage = take_lineage(from)?;
         let last_cut = from.u64()?;
+        let roles = RoleState::take(from)?;
         Ok(Self {
             uuid,
             geometry,
@@ -269,6 +277,7 @@ impl VolumeState {
             receive,
             lineage,
             last_cut,
+            roles,
         })
     }
 }
@@ -405,6 +414,7 @@ pub(super) fn put_receive(out: &mut Put, receive: &ReceiveRecord) {
     out.u64(receive.durable);
     out.u8(u8::from(receive.aborting));
     put_set(out, receive.set);
+    out.u64(receive.begun_us);
 }
 
 pub(super) fn take_receive(from: &mut Fields<'_>) -> Result<ReceiveRecord> {
@@ -418,6 +428,7 @@ pub(super) fn take_receive(from: &mut Fields<'_>) -> Result<ReceiveRecord> {
         durable: from.u64()?,
         aborting: from.flag()?,
         set: take_set(from)?,
+        begun_us: from.u64()?,
     })
 }
 

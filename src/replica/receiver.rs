@@ -6,6 +6,7 @@
 
 use super::wire::{Body, Message};
 use crate::engine::api::Received;
+use crate::engine::roles::{RoleAnswer, RoleRequest};
 use crate::engine::sets::{Feed, FeedSet, OpenFeed};
 use crate::error::{Error, Result};
 use std::io::Read;
@@ -42,6 +43,11 @@ pub trait FarStore {
     /// # Errors
     /// As there.
     fn close_feed(&self, session: Uuid) -> impl Future<Output = Result<()>>;
+    /// As `Core::role_request`.
+    ///
+    /// # Errors
+    /// As there.
+    fn role_request(&self, request: &RoleRequest) -> impl Future<Output = Result<RoleAnswer>>;
 }
 
 /// What a receiver is connected to: a channel.
@@ -120,6 +126,9 @@ pub async fn run<S: FarStore, P: Port>(store: &S, port: &mut P) -> Result<()> {
                     tracing::warn!("older states of volume {volume} stay for now: {error}");
                 }
                 Ok(None)
+            }
+            (Message::Ask { request }, None) => {
+                store.role_request(request).await.map(|answer| Some(Message::Told { answer }))
             }
             (Message::Close { session }, _) => {
                 let closed = store.close_feed(*session).await;

@@ -17,7 +17,7 @@ use crate::engine::sets::{Feed, HalfSet, OpenFeed, Relation};
 use crate::engine::turns::Turn;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::session::{Condition, MemberRecord, SessionRecord, Side};
-use crate::types::{Role, RoleEpoch, SetId};
+use crate::types::{Role, RoleEpoch, SetId, Standing};
 use std::collections::BTreeSet;
 use std::time::Duration;
 use uuid::Uuid;
@@ -95,6 +95,19 @@ enum Left {
     Changed,
 }
 
+/// What a receiver that follows has.
+struct Meeting {
+    member: MemberRecord,
+    epoch: RoleEpoch,
+    feed: Feed,
+}
+
+/// How meeting the receiver ended.
+enum Met {
+    Follows(Box<Meeting>),
+    Left(Left),
+}
+
 /// How shipping a set ended.
 enum Shipped {
     Done,
@@ -158,6 +171,19 @@ impl<P: Port> Sender<'_, P> {
                     tracing::warn!("replication of {}: {error}", record.unit);
                 }
                 self.show(if record.condition == Condition::Paused { "paused" } else { "ended" });
+                if record.condition == Condition::Paused && self.wants_word(&record).await {
+                    // The session rests, but its volume's writers wait for the receiver's word.
+                    let met = self.meet(&record).await;
+                    if let Ok(Met::Left(Left::Stop)) = met {
+                        return;
+                    }
+                    if let Err(error) = met {
+                        self.status.last_error = Some(error.to_string());
+                        tracing::warn!("replication of {} to {}: {error}", record.unit, record.destination);
+                    }
+                    self.port.hang_up();
+                    self.show("paused");
+                }
                 match self.port.next(IDLE).await {
                     Event::Stop => return,
                     Event::Cut(wish) => self.asked_to_cut(wish),
@@ -177,6 +203,14 @@ impl<P: Port> Sender<'_, P> {
                     }
                 }
             }
+        }
+    }
+
+    /// Whether the volume's writers wait until a receiver has confirmed it.
+    async fn wants_word(&self, record: &SessionRecord) -> bool {
+        match record.members.first() {
+            Some(member) => self.core.is_unconfirmed(&member.volume).await.unwrap_or(false),
+            None => false,
         }
     }
 
@@ -251,6 +285,17 @@ impl<P: Port> Sender<'_, P> {
 
     /// Connects, hears what the receiver has, and follows until something changes.
     async fn converse(&mut self, record: &SessionRecord) -> Result<Left> {
+        match self.meet(record).await? {
+            Met::Left(left) => Ok(left),
+            Met::Follows(meeting) => {
+                let Meeting { member, epoch, feed } = *meeting;
+                self.follow(&member, epoch, feed).await
+            }
+        }
+    }
+
+    /// Connects and hears what the receiver has, and whether this side is still the primary.
+    async fn meet(&mut self, record: &SessionRecord) -> Result<Met> {
         let member = only_member(record)?.clone();
         let (uuid, role, geometry) = self.core.unit(&member.volume).await?;
         if uuid != member.uuid {
@@ -261,6 +306,11 @@ impl<P: Port> Sender<'_, P> {
         }
         if role != Role::Primary {
             return Err(Error::conflict(format!("volume {} is no primary", member.volume)));
+        }
+        if self.core.roles(&member.volume).await?.standing == Standing::Fenced {
+            self.show("fenced");
+            return Err(Error::conflict(format!("volume {} is fenced", member.volume))
+                .hint(format!("'snapvol resync {}' has it follow the volume that is the primary", member.volume)));
         }
         if !["error", "split", "fenced"].contains(&self.status.state.as_str()) {
             self.show("connecting");
@@ -290,23 +340,28 @@ impl<P: Port> Sender<'_, P> {
             granularity: geometry.granularity,
             lineage,
             offers: self.core.offers(&member.volume).await?,
+            way_back: record.way_back.clone(),
+            way_back_command: record.way_back_command.clone(),
         };
         self.port.say(epoch.identity, Body::Message(Message::Open { members: vec![open] })).await?;
         let feed = match self.answer().await? {
             Answer::Message(Message::Opened { members }) if members.len() == 1 => members.into_iter().next(),
             Answer::Message(other) => return Err(out_of_turn(&other)),
-            Answer::Left(left) => return Ok(left),
+            Answer::Left(left) => return Ok(Met::Left(left)),
         };
         let feed = feed.ok_or_else(|| Error::invalid("the other side says nothing of the volume"))?;
         match feed.relation {
-            Relation::Follows => {}
+            Relation::Follows => self.core.confirm(&member.volume).await?,
             Relation::Fenced => {
                 self.show("fenced");
-                return Err(Error::conflict(format!("{} has become the primary", record.destination))
-                    .hint("this volume's own changes since then are on nobody's way"));
+                self.core.fence(&member.volume, &feed.lineage).await?;
+                return Err(Error::conflict(format!("{} has become the primary", record.destination)).hint(
+                    format!("'snapvol resync {}' keeps this volume's own changes aside", member.volume),
+                ));
             }
             Relation::Split => {
                 self.show("split");
+                self.core.met_split(&member.volume).await?;
                 return Err(Error::conflict(format!(
                     "volume {} here and the one at {} were changed apart from each other",
                     member.volume, record.destination
@@ -314,7 +369,7 @@ impl<P: Port> Sender<'_, P> {
                 .hint("nothing is shipped in either direction until one of them is given up"));
             }
         }
-        self.follow(&member, epoch, feed).await
+        Ok(Met::Follows(Box::new(Meeting { member, epoch, feed })))
     }
 
     /// The next message; owners' wishes are remembered.

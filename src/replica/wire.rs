@@ -5,6 +5,7 @@
 //! A length is believed after the head's checksum matched and is held against its limit before
 //! anything is allocated; what a body's checksum does not fit ends the connection.
 
+use crate::engine::roles::{RoleAnswer, RoleRequest};
 use crate::engine::sets::{Feed, OpenFeed};
 use crate::error::{Error, ErrorKind, Result};
 use crate::transport::one_line;
@@ -90,6 +91,16 @@ pub enum Message {
     },
     /// The sender leaves the channel; the session stays.
     Leave,
+    /// What one store asks another about roles; it opens a channel of its own.
+    Ask {
+        /// It.
+        request: RoleRequest,
+    },
+    /// The answer.
+    Told {
+        /// It.
+        answer: RoleAnswer,
+    },
     /// The session is given up.
     Close {
         /// It.
@@ -180,6 +191,8 @@ impl Message {
             Self::Marks { .. } => "marks",
             Self::Keep { .. } => "keep",
             Self::Leave => "leave",
+            Self::Ask { .. } => "ask",
+            Self::Told { .. } => "told",
             Self::Close { .. } => "close",
             Self::Closed => "closed",
             Self::Failed { .. } => "failed",

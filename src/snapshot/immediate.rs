@@ -84,7 +84,7 @@ impl Volume {
 
     /// Where a write of these blocks goes, if nothing stands in its way.
     fn way(&self, who: Who, blocks: &Range<u64>) -> Option<Way> {
-        if self.reserve.is_lent() || self.writable(who).is_err() {
+        if self.reserve.is_lent() || self.writable(who).is_err() || self.check_gate(who).is_err() {
             return None;
         }
         let s = self.s.borrow();

@@ -254,6 +254,8 @@ impl Volume {
             closing: Cell::new(false),
             receiving: Cell::new(false),
             bulk: super::bulk::Bulk::default(),
+            gate: Cell::default(),
+            split: Cell::new(false),
         })
     }
 

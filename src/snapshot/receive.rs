@@ -118,6 +118,7 @@ impl Volume {
             durable: 0,
             aborting: false,
             set: incoming.set,
+            begun_us: self.io.now_us(),
         };
         self.record_durably(Record::Receive(Some(record.clone()))).await?;
         self.make_room(&record).await?;

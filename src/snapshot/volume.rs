@@ -69,6 +69,10 @@ pub struct Volume {
     /// A stream is being applied at this moment.
     pub(super) receiving: Cell<bool>,
     pub(super) bulk: super::bulk::Bulk,
+    /// Why clients' writes wait, if they do.
+    pub(super) gate: Cell<super::roles::Gate>,
+    /// A session met another line of role epochs.
+    pub(super) split: Cell<bool>,
 }
 
 /// What the tasks of a volume share.
@@ -356,6 +360,9 @@ impl Volume {
                 format!("volume {} is a secondary", self.name.borrow()),
             )
             .hint(format!("'snapvol promote {}' makes it writable", self.name.borrow())));
+        }
+        if who == Who::Client {
+            self.check_standing(s.durable.roles.standing)?;
         }
         Ok(())
     }

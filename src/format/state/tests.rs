@@ -1,6 +1,7 @@
 //! The state of a volume: it comes back, and nothing that is no state does.
 
 use super::*;
+use crate::types::Standing;
 
 /// A state with something in every field.
 pub(in crate::format) fn full() -> VolumeState {
@@ -18,6 +19,8 @@ pub(in crate::format) fn full() -> VolumeState {
     state.receive = Some(receive());
     state.lineage = vec![role_epoch(1), role_epoch(2)];
     state.last_cut = 77;
+    state.roles.standing = Standing::Fenced;
+    state.roles.operation = Some(Uuid::from_u128(10));
     state
 }
 
@@ -64,6 +67,7 @@ pub(in crate::format) fn receive() -> ReceiveRecord {
         durable: 1 << 20,
         aborting: true,
         set: Some(stamp()),
+        begun_us: 6,
     }
 }
 

@@ -312,6 +312,8 @@ async fn primary(process: Rc<Process>, spawner: impl LocalSpawn + Clone + 'stati
                     volume: VOLUME.to_owned(),
                     destination: there.clone(),
                     remote_command: None,
+                    way_back: Some(destination(0)),
+                    way_back_command: None,
                     change,
                 };
                 let begun = replicate_on(&core, request).await;

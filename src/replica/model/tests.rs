@@ -84,6 +84,8 @@ fn model_an_earlier_opening_is_heard_no_more() {
             granularity: 1,
             lineage: vec![epoch],
             offers: Vec::new(),
+            way_back: String::new(),
+            way_back_command: String::new(),
         };
         let stamp = SetStamp { epoch, number: 1, base: None };
         let set = SetId { stamp, target: Uuid::from_u128(5) };
