@@ -20,7 +20,7 @@ const BLOCK: u64 = 4096;
 const MIB: u64 = 1 << 20;
 
 /// Stamps a volume until it is dropped, through every restart of its server.
-struct Stamper {
+pub(crate) struct Stamper {
     stop: Arc<AtomicBool>,
     acknowledged: Arc<AtomicU64>,
     thread: Option<JoinHandle<()>>,
@@ -28,7 +28,7 @@ struct Stamper {
 
 impl Stamper {
     /// Stamps the first `blocks` blocks of `v` in the store, from stamp 1 on.
-    fn start(store: &Path, blocks: u64, pause: Duration) -> Self {
+    pub(crate) fn start(store: &Path, blocks: u64, pause: Duration) -> Self {
         let (stop, acknowledged) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
         let (flag, count, socket) = (stop.clone(), acknowledged.clone(), store.join("nbd.sock"));
         let thread = std::thread::spawn(move || {
@@ -53,19 +53,19 @@ impl Stamper {
         Self { stop, acknowledged, thread: Some(thread) }
     }
 
-    fn acknowledged(&self) -> u64 {
+    pub(crate) fn acknowledged(&self) -> u64 {
         self.acknowledged.load(Ordering::SeqCst)
     }
 
     /// Waits until it has written so many more.
     #[track_caller]
-    fn more(&self, count: u64) {
+    pub(crate) fn more(&self, count: u64) {
         let before = self.acknowledged();
         wait_for("more stamps", Duration::from_secs(60), || self.acknowledged() >= before + count);
     }
 
     /// Ends it; returns the last stamp.
-    fn end(mut self) -> u64 {
+    pub(crate) fn end(mut self) -> u64 {
         self.stop.store(true, Ordering::SeqCst);
         self.thread.take().unwrap().join().unwrap();
         self.acknowledged()
@@ -80,7 +80,7 @@ impl Drop for Stamper {
 
 /// The number of the state that an export shows; it must be one that the primary had.
 #[track_caller]
-fn state(store: &Path, export: &str, blocks: u64) -> u64 {
+pub(crate) fn state(store: &Path, export: &str, blocks: u64) -> u64 {
     let mut client = Client::unix(&store.join("nbd.sock"), export, &Options::default()).unwrap();
     let mut bytes = Vec::new();
     while (bytes.len() as u64) < blocks * BLOCK {
@@ -106,12 +106,12 @@ fn state(store: &Path, export: &str, blocks: u64) -> u64 {
 }
 
 /// Two stores; A has the volume `v`.
-struct Pair {
-    dir: tempfile::TempDir,
+pub(crate) struct Pair {
+    pub(crate) dir: tempfile::TempDir,
 }
 
 impl Pair {
-    fn new(size: &str) -> Self {
+    pub(crate) fn new(size: &str) -> Self {
         let pair = Self { dir: scratch() };
         ok(&pair.a(), &["init"]);
         ok(&pair.a(), &["create", "v", "--size", size]);
@@ -119,41 +119,41 @@ impl Pair {
         pair
     }
 
-    fn a(&self) -> PathBuf {
+    pub(crate) fn a(&self) -> PathBuf {
         self.dir.path().join("a")
     }
 
-    fn b(&self) -> PathBuf {
+    pub(crate) fn b(&self) -> PathBuf {
         self.dir.path().join("b")
     }
 
-    fn there(&self) -> String {
+    pub(crate) fn there(&self) -> String {
         self.b().join("v").to_str().unwrap().to_owned()
     }
 }
 
 /// The status of the only session of a store.
 #[track_caller]
-fn session(store: &Path) -> serde_json::Value {
+pub(crate) fn session(store: &Path) -> serde_json::Value {
     let status = json(store, &["status", "--json"]);
     let sessions = status["sessions"].as_array().unwrap();
     assert_eq!(sessions.len(), 1, "{status}");
     sessions[0].clone()
 }
 
-fn applied(store: &Path) -> u64 {
+pub(crate) fn applied(store: &Path) -> u64 {
     session(store)["applied"].as_u64().unwrap_or(0)
 }
 
 /// Waits until the session has applied so many more sets.
 #[track_caller]
-fn more_sets(store: &Path, count: u64) {
+pub(crate) fn more_sets(store: &Path, count: u64) {
     let before = applied(store);
     wait_for("more sets", Duration::from_secs(90), || applied(store) >= before + count);
 }
 
 /// The processes that a process has started and that run a command with that word.
-fn children(parent: u32, word: &str) -> Vec<u32> {
+pub(crate) fn children(parent: u32, word: &str) -> Vec<u32> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc").unwrap().flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
@@ -172,7 +172,7 @@ fn children(parent: u32, word: &str) -> Vec<u32> {
     found
 }
 
-fn signal(pid: u32, signal: rustix::process::Signal) {
+pub(crate) fn signal(pid: u32, signal: rustix::process::Signal) {
     let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
     // It may be gone already.
     let _ = rustix::process::kill_process(pid, signal);

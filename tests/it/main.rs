@@ -17,6 +17,7 @@ mod measuring;
 mod power;
 mod readme;
 mod reconnect;
+mod roles;
 mod seeds;
 mod ssh;
 mod support;

@@ -1,0 +1,189 @@
+//! Roles with real processes: a secondary takes its primary's place, and whoever comes back late
+//! takes no write.
+
+use std::path::Path;
+use std::time::Duration;
+
+use crate::follow::{Pair, Stamper, more_sets, session, state};
+use crate::support::server::Server;
+use crate::support::{fails, json, ok, wait_for};
+use snapvol::nbd::client::{Client, Options};
+use snapvol::nbd::proto::{cmd, flag};
+
+const BLOCK: u64 = 4096;
+/// Blocks that are stamped.
+const BLOCKS: u64 = 1000;
+
+/// How `list` shows the volume: role and state.
+#[track_caller]
+fn standing(store: &Path) -> (String, String) {
+    let list = json(store, &["list", "v", "--json"]);
+    let text = |field: &str| list["volumes"][0][field].as_str().unwrap().to_owned();
+    (text("role"), text("state"))
+}
+
+fn is(store: &Path, role: &str, state: &str) -> bool {
+    standing(store) == (role.to_owned(), state.to_owned())
+}
+
+#[track_caller]
+fn becomes(store: &Path, role: &str, state: &str) {
+    wait_for(&format!("{role}, {state}"), Duration::from_secs(40), || is(store, role, state));
+}
+
+fn connect(store: &Path) -> Client {
+    Client::unix(&store.join("nbd.sock"), "v", &Options::default()).unwrap()
+}
+
+/// A store without volumes is not ready, so each has another one.
+fn serve(store: &Path) -> Server {
+    Server::start(store, &["--create", "other:1M"])
+}
+
+/// A pair that follows; the way back leads where it is said.
+fn following(way_back: Option<&str>) -> (Pair, Server, Server, Stamper) {
+    let pair = Pair::new("16M");
+    let (a, b) = (serve(&pair.a()), serve(&pair.b()));
+    let stamper = Stamper::start(&pair.a(), BLOCKS, Duration::from_micros(500));
+    let there = pair.there();
+    let mut args = vec!["replicate", "v", &there, "--timeout", "100ms"];
+    args.extend(way_back.iter().flat_map(|way| ["--way-back", way]));
+    ok(&pair.a(), &args);
+    more_sets(&pair.a(), 3);
+    (pair, a, b, stamper)
+}
+
+/// The worst day: the primary dies, its place is taken, and it comes back with a writer that
+/// starts by itself. Not one write is acknowledged there.
+#[test]
+fn a_primary_that_comes_back_late_takes_no_write() {
+    // Nobody can tell it before it opens its session.
+    let (pair, a, b, stamper) = following(Some("/nowhere/store/v"));
+    a.kill();
+    std::thread::sleep(Duration::from_millis(300));
+    let written = stamper.acknowledged();
+    let plan = json(&pair.b(), &["failover", "v", "--dry-run", "--json", "--force"]);
+    assert_eq!((plan["done"].as_bool(), plan["epoch"].as_u64()), (Some(false), Some(2)), "{plan}");
+    assert!(is(&pair.b(), "secondary", "ok") || is(&pair.b(), "secondary", "receiving"));
+    // The connection that was there is noticed to be dead.
+    wait_for("the failover", Duration::from_secs(20), || {
+        crate::support::snapvol(&pair.b()).args(["failover", "v"]).output().unwrap().status.success()
+    });
+    assert!(is(&pair.b(), "primary", "ok"));
+    let shown = state(&pair.b(), "v", BLOCKS);
+    assert!(shown > 0 && shown <= written + 1, "{shown} of {written}");
+    // Said again it is done; whoever else promotes it is told so.
+    assert!(ok(&pair.b(), &["failover", "v"]).contains("already"));
+    fails(3, &pair.b(), &["promote", "v"]);
+    let mut there = connect(&pair.b());
+    there.write(0, &[9; 8192], true).unwrap();
+
+    let a = serve(&pair.a());
+    becomes(&pair.a(), "primary", "fenced");
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(stamper.acknowledged() <= written + 1, "{} after {written}", stamper.acknowledged());
+    let late = stamper.end();
+    // What was there can be read, and it stays like that through a restart.
+    a.stop();
+    let a = serve(&pair.a());
+    assert!(is(&pair.a(), "primary", "fenced"));
+    assert!(state(&pair.a(), "v", BLOCKS) >= late);
+    let mut here = connect(&pair.a());
+    assert_ne!(here.flags & flag::READ_ONLY, 0);
+    assert_eq!(here.write(0, &[1; 512], false).unwrap_err().kind(), snapvol::ErrorKind::ReadOnly);
+    assert_eq!(session(&pair.a())["state"], "fenced");
+    fails(3, &pair.a(), &["promote", "v"]);
+    drop((here, there));
+    a.stop();
+    b.stop();
+    for store in [pair.a(), pair.b()] {
+        ok(&store, &["check"]);
+    }
+}
+
+/// While nobody can be asked, writers wait and readers don't; the owner's word lets them in. If
+/// the other side was promoted, too, the two are split, and both stay as they are.
+#[test]
+fn without_a_word_writers_wait_and_an_owner_may_let_them_in() {
+    let (pair, a, b, stamper) = following(Some("/nowhere/store/v"));
+    let _ = stamper.end();
+    ok(&pair.a(), &["cut", "v", "--wait"]);
+    b.stop();
+    a.kill();
+    // The directory is away, so that the far program can't be asked either.
+    let away = pair.dir.path().join("away");
+    std::fs::rename(pair.b(), &away).unwrap();
+    let a = serve(&pair.a());
+    assert!(is(&pair.a(), "primary", "unconfirmed"));
+    let mut client = connect(&pair.a());
+    client.read(0, 4096).unwrap();
+    client.send(cmd::WRITE, 0, 0, 512, &[1; 512]).unwrap();
+    let (told, heard) = std::sync::mpsc::channel();
+    let waiting = std::thread::spawn(move || {
+        let reply = client.receive();
+        let _ = told.send(());
+        (reply, client)
+    });
+    assert!(heard.recv_timeout(Duration::from_secs(2)).is_err(), "a write was let in");
+    assert!(is(&pair.a(), "primary", "unconfirmed"));
+    fails(3, &pair.a(), &["promote", "v"]);
+    ok(&pair.a(), &["promote", "v", "--force"]);
+    heard.recv_timeout(Duration::from_secs(10)).unwrap();
+    let (reply, _client) = waiting.join().unwrap();
+    assert_eq!(reply.unwrap().errno, 0);
+    assert!(is(&pair.a(), "primary", "ok"));
+
+    std::fs::rename(&away, pair.b()).unwrap();
+    ok(&pair.b(), &["failover", "v", "--now"]);
+    let b = serve(&pair.b());
+    becomes(&pair.a(), "primary", "split");
+    becomes(&pair.b(), "primary", "split");
+    for store in [pair.a(), pair.b()] {
+        connect(&store).write(BLOCK, &[2; 4096], true).unwrap();
+    }
+    assert_eq!(session(&pair.a())["state"], "split");
+    a.stop();
+    b.stop();
+}
+
+/// A primary that answers is not passed over, unless that is forced; then it is fenced first.
+#[test]
+fn a_primary_that_answers_is_not_passed_over() {
+    let (pair, a, b, stamper) = following(None);
+    let said = fails(3, &pair.b(), &["failover", "v"]);
+    assert!(said.contains("answers"), "{said}");
+    assert_eq!(standing(&pair.b()).0, "secondary");
+    more_sets(&pair.a(), 2);
+    let said = ok(&pair.b(), &["failover", "v", "--force"]);
+    assert!(said.contains("is the primary"), "{said}");
+    // It was fenced before, so nothing was written there meanwhile that is not in this count.
+    assert!(is(&pair.a(), "primary", "fenced"));
+    let written = stamper.end();
+    let shown = state(&pair.b(), "v", BLOCKS);
+    assert!(shown <= written + 1, "{shown} of {written}");
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(state(&pair.a(), "v", BLOCKS).max(written), state(&pair.a(), "v", BLOCKS));
+    a.stop();
+    b.stop();
+}
+
+/// An older state can be gone on from; the newest one stays.
+#[test]
+fn a_failover_to_an_older_state_keeps_the_newest() {
+    let (pair, a, b, stamper) = following(None);
+    ok(&pair.b(), &["snapshot", "v@then"]);
+    let then = state(&pair.b(), "v@then", BLOCKS);
+    stamper.more(300);
+    let written = stamper.end();
+    ok(&pair.a(), &["cut", "v", "--wait"]);
+    a.kill();
+    fails(5, &pair.b(), &["failover", "v@never", "--now"]);
+    ok(&pair.b(), &["failover", "v@then", "--now"]);
+    assert_eq!(state(&pair.b(), "v", BLOCKS), then);
+    let list = json(&pair.b(), &["list", "v", "--json"]);
+    let names = list["volumes"][0]["snapshots"].as_array().unwrap();
+    let newest = names.iter().filter_map(|s| s["name"].as_str()).find(|name| name.starts_with("newest-"));
+    assert_eq!(state(&pair.b(), &format!("v@{}", newest.unwrap()), BLOCKS), written);
+    b.stop();
+    ok(&pair.b(), &["check"]);
+}
