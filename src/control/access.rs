@@ -20,7 +20,7 @@ use crate::engine::store::OpenOptions;
 use crate::error::{Error, ErrorKind, Result};
 use crate::replica::failover;
 use crate::replica::manage::{self, FarAnswer, FarRequest, Replicate};
-use crate::replica::receiver::FarStore;
+use crate::replica::receiver::{Changes, FarStore};
 use crate::types::{OnFull, SnapName};
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions as OpenFileOptions};
@@ -456,6 +456,13 @@ impl FarStore for FarDir {
     }
     async fn close_feed(&self, session: Uuid) -> Result<()> {
         self.done(&FarRequest::Close { session })
+    }
+    async fn changes(&self, session: Uuid, volume: &str, from: u64) -> Result<Changes> {
+        let request = FarRequest::Changes { session, volume: volume.to_owned(), from };
+        match self.with(|access| access.ask(&request))? {
+            FarAnswer::Changes { ranges, next } => Ok((ranges, next)),
+            _ => Err(odd_answer()),
+        }
     }
     async fn role_request(&self, request: &RoleRequest) -> Result<RoleAnswer> {
         let asked = |access: &Access| {

@@ -16,6 +16,7 @@ pub mod model;
 mod production;
 mod receive;
 mod report;
+pub mod resync;
 pub mod roles;
 mod send;
 mod served_snapshot;

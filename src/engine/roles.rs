@@ -4,6 +4,7 @@
 //! again; what comes after what is decided by `replica`.
 
 use super::core::Core;
+use super::resync::FeedBack;
 use super::sets::{Relation, relation};
 use super::thread::Engine;
 use crate::error::{Error, ErrorKind, Result};
@@ -40,6 +41,13 @@ pub enum RoleRequest {
         /// The line that the other one will be in.
         lineage: Vec<RoleEpoch>,
     },
+    /// Feed a volume that was the primary before.
+    FeedBack(Box<FeedBack>),
+    /// Don't feed it any more.
+    StopFeedBack {
+        /// The session that did.
+        session: Uuid,
+    },
 }
 
 /// What is answered.
@@ -55,6 +63,8 @@ pub enum RoleAnswer {
 /// How a volume stands.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Seen {
+    /// The identity of its store.
+    pub store: Uuid,
     /// Its role.
     pub role: Role,
     /// Whether it may be written to.
@@ -93,12 +103,12 @@ pub fn next_line(line: &[RoleEpoch], identity: Uuid) -> Vec<RoleEpoch> {
     next
 }
 
-fn check_of(volume: &Volume) -> TurnCheck {
+pub(super) fn check_of(volume: &Volume) -> TurnCheck {
     TurnCheck { role: volume.role(), last: volume.lineage().last().copied(), newest: None }
 }
 
 /// A turn that changes nothing.
-fn same(volume: &Volume) -> TurnRecord {
+pub(super) fn same(volume: &Volume) -> TurnRecord {
     let RoleState { standing, restart, operation, resync, .. } = volume.roles();
     TurnRecord {
         role: volume.role(),
@@ -111,7 +121,7 @@ fn same(volume: &Volume) -> TurnRecord {
     }
 }
 
-fn writers(engine: &Engine, name: &str) -> usize {
+pub(super) fn writers(engine: &Engine, name: &str) -> usize {
     engine.clients.of(name, false).iter().filter(|client| client.writable).count()
 }
 
@@ -134,6 +144,10 @@ impl Core {
                 }
                 self.fence(volume, lineage).await.map(|()| RoleAnswer::Done)
             }
+            RoleRequest::FeedBack(asked) => self.feed_back(asked).await.map(|()| RoleAnswer::Done),
+            RoleRequest::StopFeedBack { session } => {
+                self.stop_feed_back(*session).await.map(|()| RoleAnswer::Done)
+            }
         }
     }
 
@@ -142,10 +156,11 @@ impl Core {
     /// # Errors
     /// `NotFound`.
     pub async fn look(&self, volume: &str) -> Result<Seen> {
-        let held = self.offers(volume).await?;
+        let (held, store) = (self.offers(volume).await?, self.identity());
         self.on_engine(volume, move |engine, name| async move {
             let volume = engine.volume(&name)?;
             Ok(Seen {
+                store,
                 role: volume.role(),
                 standing: volume.roles().standing,
                 lineage: volume.lineage(),
@@ -371,7 +386,7 @@ impl Core {
     }
 
     /// Waits until no set is being received.
-    async fn wait_received(&self, volume: &str) -> Result<()> {
+    pub(super) async fn wait_received(&self, volume: &str) -> Result<()> {
         self.with(volume, |volume| async move {
             let mut waited = Duration::ZERO;
             while volume.is_receiving() {

@@ -2,6 +2,8 @@
 //! them asks for one after the other.
 
 use super::api::{SendRequest, TransferInfo};
+use super::resync::unite;
+use super::sets::{Diverged, OwnChanges};
 use super::thread::{Engine, Handle};
 use super::volumes::rfc3339;
 use crate::delta::sender::Source;
@@ -84,13 +86,14 @@ pub(super) async fn open_by_id(
     base: Option<Uuid>,
     target: Uuid,
     resume: Option<String>,
+    own: Option<OwnChanges>,
 ) -> Result<EngineSource> {
     let volume = volume.to_owned();
     let begun = engine.call(move |engine| async move {
         let volume = engine.volume(&volume)?;
         let target = volume.open_snapshot_by_id(target)?;
         let base = base.map(|base| volume.open_snapshot_by_id(base)).transpose()?;
-        begin_between(&engine, &volume, base, target, resume.as_deref(), false).await
+        begin_between(&engine, &volume, base, target, resume.as_deref(), false, own).await
     });
     let (number, header) = begun.await?;
     Ok(EngineSource { engine, number, cursor: header.resume_from, header })
@@ -100,7 +103,7 @@ async fn begin(engine: &Engine, request: &SendRequest) -> Result<(usize, StreamH
     let volume = engine.volume(&request.volume)?;
     let target = volume.open_snapshot(&request.snapshot)?;
     let base = request.from.as_ref().map(|name| volume.open_snapshot(name)).transpose()?;
-    begin_between(engine, &volume, base, target, request.resume.as_deref(), request.compress).await
+    begin_between(engine, &volume, base, target, request.resume.as_deref(), request.compress, None).await
 }
 
 async fn begin_between(
@@ -110,8 +113,21 @@ async fn begin_between(
     target: SnapshotReader,
     resume: Option<&str>,
     compressed: bool,
+    own: Option<OwnChanges>,
 ) -> Result<(usize, StreamHeader)> {
-    let base_uuid = base.as_ref().map(SnapshotReader::uuid);
+    let common = base.as_ref().map(SnapshotReader::uuid);
+    let name_of =
+        |reader: &SnapshotReader| SnapshotId { uuid: reader.uuid(), name: reader.name().to_owned() };
+    let (base_id, base_size) = match (&own, &base) {
+        // The receiver has the common state and changes of its own above it.
+        (Some(own), _) => {
+            let Diverged { shown, size, .. } = own.diverged;
+            (Some(SnapshotId { uuid: shown, name: "diverged".to_owned() }), size)
+        }
+        (None, Some(base)) => (Some(name_of(base)), base.size()),
+        (None, None) => (None, 0),
+    };
+    let base_uuid = base_id.as_ref().map(|base| base.uuid);
     let resume_from = match resume {
         Some(text) => {
             let token: ResumeToken = text.parse()?;
@@ -120,7 +136,10 @@ async fn begin_between(
         }
         None => 0,
     };
-    let delta = volume.delta_between(base_uuid, Some(target.uuid())).await?;
+    let mut delta = volume.delta_between(common, Some(target.uuid())).await?;
+    if let Some(own) = &own {
+        unite(volume, &mut delta, target.uuid(), &own.ranges).await?;
+    }
     let (mut data_bytes, mut discard_bytes) = (0, 0);
     if resume_from == 0 {
         (data_bytes, discard_bytes) = delta.totals();
@@ -132,14 +151,12 @@ async fn begin_between(
     }
     let created = rfc3339(target.created_us());
     let geometry = volume.geometry();
-    let name_of =
-        |reader: &SnapshotReader| SnapshotId { uuid: reader.uuid(), name: reader.name().to_owned() };
     let header = StreamHeader {
         stream: engine.io.identity(),
         volume: volume.uuid(),
         volume_name: volume.name(),
-        base: base.as_ref().map(name_of),
-        base_size: base.as_ref().map_or(0, SnapshotReader::size),
+        base: base_id,
+        base_size,
         target: name_of(&target),
         created,
         geometry: Geometry { size: target.size(), ..geometry },

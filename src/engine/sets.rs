@@ -93,6 +93,29 @@ pub struct Feed {
     /// The receiver's role epochs, oldest first.
     #[serde(default)]
     pub lineage: Vec<RoleEpoch>,
+    /// What the receiver has of its own, where it was the primary before.
+    #[serde(default)]
+    pub diverged: Option<Diverged>,
+}
+
+/// What a receiver has of its own, apart from the sender's line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Diverged {
+    /// The snapshot of it, which the receiver shows.
+    pub shown: Uuid,
+    /// Its size in bytes.
+    pub size: u64,
+    /// The youngest state that both sides have; none: all is to be shipped.
+    pub common: Option<Uuid>,
+}
+
+/// What a sender makes a set of for a receiver with something of its own.
+#[derive(Clone, Debug)]
+pub struct OwnChanges {
+    /// What the receiver has.
+    pub diverged: Diverged,
+    /// Bytes that changed there: first byte and count, ascending and disjoint.
+    pub ranges: Vec<(u64, u64)>,
 }
 
 /// A set that is half received.
@@ -263,8 +286,9 @@ impl Core {
         base: Option<Uuid>,
         target: Uuid,
         resume: Option<String>,
+        own: Option<OwnChanges>,
     ) -> Result<EngineSource> {
-        send::open_by_id(self.engine_of(volume)?, volume, base, target, resume).await
+        send::open_by_id(self.engine_of(volume)?, volume, base, target, resume, own).await
     }
 
     /// Deletes the cuts of a volume that none of its sessions needs: neither as the state that
@@ -326,15 +350,17 @@ impl Core {
             };
             self.create(&open.volume, &options, Role::Secondary).await?;
         }
+        self.finish_resync(&open.volume).await?;
         let (uuid, role, geometry) = self.unit(&open.volume).await?;
+        let diverged = self.open_resync(open).await?;
         let ours = self.with(&open.volume, |volume| async move { Ok(volume.lineage()) }).await?;
         let relation = relation(&ours, &open.lineage);
-        if relation != Relation::Follows {
+        if relation != Relation::Follows && diverged.is_none() {
             let (durable, applied, newest, half) = (None, None, None, None);
             if relation == Relation::Split && role == Role::Primary {
                 self.met_split(&open.volume).await?;
             }
-            return Ok(Feed { relation, durable, applied, newest, held: Vec::new(), half, lineage: ours });
+            return Ok(Feed { relation, durable, applied, newest, held: Vec::new(), half, lineage: ours, diverged });
         }
         if role == Role::Primary {
             return Err(Error::conflict(format!("volume {} is a primary there", open.volume))
@@ -347,7 +373,7 @@ impl Core {
             ))
             .hint("name another volume"));
         }
-        self.join_session(open, uuid, &self.feed(&open.volume).await?).await?;
+        self.join_session(open, uuid, &self.feed(&open.volume).await?, diverged.is_some()).await?;
         // An earlier opening brings nothing new from here on, but may still be at it: what there
         // is then is not known before it has ended.
         if self.with(&open.volume, |volume| async move { Ok(volume.is_receiving()) }).await? {
@@ -358,6 +384,11 @@ impl Core {
             .hint("it is tried again"));
         }
         let feed = self.feed(&open.volume).await?;
+        if let Some(diverged) = diverged {
+            // What it has of its own is no mark; the line is taken over with the set.
+            let newest = Some(diverged.shown);
+            return Ok(Feed { durable: None, applied: None, newest, diverged: Some(diverged), ..feed });
+        }
         if ours.last() != open.lineage.last() {
             let lineage = open.lineage.clone();
             self.with(&open.volume, |volume| async move { volume.set_lineage(lineage).await }).await?;
@@ -367,7 +398,7 @@ impl Core {
 
     /// Records the session at the receiver. A volume with content of its own is left alone,
     /// unless the sender knows what it shows.
-    async fn join_session(&self, open: &OpenFeed, uuid: Uuid, feed: &Feed) -> Result<()> {
+    async fn join_session(&self, open: &OpenFeed, uuid: Uuid, feed: &Feed, resync: bool) -> Result<()> {
         if let Ok(known) = self.session(open.session)
             && known.condition == Condition::Ended
         {
@@ -386,7 +417,9 @@ impl Core {
             ))
             .hint(format!("'snapvol unreplicate {}' there ends that one", open.volume)));
         }
-        self.check_not_followed(&open.volume)?;
+        if !resync {
+            self.check_not_followed(&open.volume)?;
+        }
         if self.session(open.session).is_ok_and(|record| record.peer_store == Some(open.store)) {
             let opened = self.change_session(open.session, |known| {
                 let mut record = known.ok_or_else(|| Error::not_found("the session is gone"))?;
@@ -401,7 +434,9 @@ impl Core {
             let in_use = self.with(&open.volume, |volume| async move { Ok(volume.summary().await?.in_use) });
             in_use.await? == 0
         };
-        if !empty && !feed.newest.is_some_and(|newest| open.offers.contains(&newest)) {
+        let shown = [feed.newest, feed.applied.map(|set| set.target)];
+        let known = shown.into_iter().flatten().any(|state| open.offers.contains(&state));
+        if !empty && !known && !resync {
             return Err(Error::conflict(format!(
                 "volume {} exists there, and what it shows is no snapshot of {}",
                 open.volume, open.origin
@@ -459,7 +494,7 @@ impl Core {
         });
         let mark = cuts.last().map(|cut| cut.set);
         let lineage = self.with(volume, |volume| async move { Ok(volume.lineage()) }).await?;
-        Ok(Feed { relation: Relation::Follows, durable: mark, applied: mark, newest, held, half, lineage })
+        Ok(Feed { relation: Relation::Follows, durable: mark, applied: mark, newest, held, half, lineage, diverged: None })
     }
 
     /// Applies a set; it is durable and shown when this returns. States that nobody needs any
@@ -469,7 +504,11 @@ impl Core {
     /// `Conflict` for a set of another session or role epoch, and what a receive says.
     pub async fn receive_set(&self, feed: &FeedSet, input: &mut dyn Read) -> Result<Received> {
         self.check_opening(feed)?;
-        let lineage = self.with(&feed.volume, |volume| async move { Ok(volume.lineage()) }).await?;
+        let resync = self.resync_of(&feed.volume).await?;
+        let lineage = match &resync {
+            Some(resync) => resync.lineage.clone(),
+            None => self.lineage_of(&feed.volume).await?,
+        };
         if lineage.last() != Some(&feed.set.stamp.epoch) {
             return Err(Error::conflict(format!(
                 "the set is of another role epoch than volume {} is in",
@@ -480,6 +519,9 @@ impl Core {
         let outcome = receiver::receive(input, &mut target).await;
         target.end().await;
         let outcome = outcome?;
+        if resync.is_some() {
+            self.finish_resync(&feed.volume).await?;
+        }
         if let Some(keep) = feed.keep {
             self.keep_states(feed.session, &feed.volume, keep).await?;
         }

@@ -64,7 +64,7 @@ pub enum OnBacklog {
 }
 
 /// When a session cuts, how fast it ships, how much it lets pile up.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct SessionPolicy {
     /// Milliseconds after which what has changed is cut.
     pub timeout_ms: u64,

@@ -3,7 +3,7 @@
 //! These change records alone; whoever runs the sessions looks at the records again.
 
 use super::ask::ask as ask_far;
-use super::receiver::FarStore;
+use super::receiver::{Changes, FarStore};
 use super::wire::Message;
 use crate::engine::Store;
 use crate::engine::api::{Received, SessionStatus};
@@ -320,6 +320,9 @@ impl FarStore for Core {
     async fn close_feed(&self, session: Uuid) -> Result<()> {
         Self::close_feed(self, session).await
     }
+    async fn changes(&self, session: Uuid, volume: &str, from: u64) -> Result<Changes> {
+        Self::changes(self, session, volume, from).await
+    }
     async fn role_request(&self, request: &RoleRequest) -> Result<RoleAnswer> {
         Self::role_request(self, request).await
     }
@@ -342,6 +345,10 @@ pub fn ask(store: &Store, request: &FarRequest) -> Result<FarAnswer> {
                 core.keep_states(*session, volume, *keep).await.map(|()| FarAnswer::Done)
             }
             FarRequest::Close { session } => core.close_feed(*session).await.map(|()| FarAnswer::Done),
+            FarRequest::Changes { session, volume, from } => {
+                let changes = core.changes(*session, volume, *from).await;
+                changes.map(|(ranges, next)| FarAnswer::Changes { ranges, next })
+            }
             FarRequest::Role(request) => core.role_request(request).await.map(FarAnswer::Role),
         }
     })
@@ -365,6 +372,7 @@ pub enum FarRequest {
     Abort { session: Uuid, volume: String },
     Keep { session: Uuid, volume: String, keep: u64 },
     Close { session: Uuid },
+    Changes { session: Uuid, volume: String, from: u64 },
     Role(RoleRequest),
 }
 
@@ -375,6 +383,7 @@ pub enum FarRequest {
 pub enum FarAnswer {
     Identity(Uuid),
     Feed(Box<Feed>),
+    Changes { ranges: Vec<(u64, u64)>, next: Option<u64> },
     Role(RoleAnswer),
     Done,
 }

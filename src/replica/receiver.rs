@@ -12,6 +12,9 @@ use crate::error::{Error, Result};
 use std::io::Read;
 use uuid::Uuid;
 
+/// Ranges that changed, and where the next ones begin.
+pub type Changes = (Vec<(u64, u64)>, Option<u64>);
+
 /// A store that takes part in sessions: open in this process, served by another, or simulated.
 pub trait FarStore {
     /// As `Core::open_feed`.
@@ -43,6 +46,11 @@ pub trait FarStore {
     /// # Errors
     /// As there.
     fn close_feed(&self, session: Uuid) -> impl Future<Output = Result<()>>;
+    /// As `Core::changes`.
+    ///
+    /// # Errors
+    /// As there.
+    fn changes(&self, session: Uuid, volume: &str, from: u64) -> impl Future<Output = Result<Changes>>;
     /// As `Core::role_request`.
     ///
     /// # Errors
@@ -119,6 +127,10 @@ pub async fn run<S: FarStore, P: Port>(store: &S, port: &mut P) -> Result<()> {
             (Message::Abort { volume }, Some(of)) if *volume == of.volume => {
                 let aborted = store.abort_feed(of.session, volume).await;
                 aborted.map(|()| Some(Message::Aborted { volume: volume.clone() }))
+            }
+            (Message::Changes { volume, from }, Some(of)) if *volume == of.volume => {
+                let changes = store.changes(of.session, volume, *from).await;
+                changes.map(|(ranges, next)| Some(Message::Changed { ranges, next }))
             }
             (Message::Keep { volume, number }, Some(of)) if *volume == of.volume => {
                 // What can't go now goes with a later one; nobody waits for it.

@@ -13,7 +13,7 @@ use super::wire::{Body, Message, WINDOW, far_failure};
 use crate::delta::{FrameMaker, Source};
 use crate::engine::api::{OutstandingSet, SessionStatus, SetHistory, SetProgress};
 use crate::engine::core::Core;
-use crate::engine::sets::{Feed, HalfSet, OpenFeed, Relation};
+use crate::engine::sets::{Diverged, Feed, HalfSet, OpenFeed, OwnChanges, Relation};
 use crate::engine::turns::Turn;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::session::{Condition, MemberRecord, SessionRecord, Side};
@@ -225,7 +225,7 @@ impl<P: Port> Sender<'_, P> {
         self.status.last_error = Some(error.to_string());
         let failures = self.status.failures;
         tracing::warn!("replication of {} to {}: {error}", record.unit, record.destination);
-        let lasting = ["split", "fenced"].contains(&self.status.state.as_str());
+        let lasting = ["split", "fenced", "given-way"].contains(&self.status.state.as_str());
         if failures == FAILURES_MAX && !record.policy.on_error.is_empty() {
             let command = record.policy.on_error.clone();
             if let Err(error) = self.port.hook("on-error", &command, record).await {
@@ -305,6 +305,7 @@ impl<P: Port> Sender<'_, P> {
             )));
         }
         if role != Role::Primary {
+            self.show("given-way");
             return Err(Error::conflict(format!("volume {} is no primary", member.volume)));
         }
         if self.core.roles(&member.volume).await?.standing == Standing::Fenced {
@@ -312,7 +313,7 @@ impl<P: Port> Sender<'_, P> {
             return Err(Error::conflict(format!("volume {} is fenced", member.volume))
                 .hint(format!("'snapvol resync {}' has it follow the volume that is the primary", member.volume)));
         }
-        if !["error", "split", "fenced"].contains(&self.status.state.as_str()) {
+        if !["error", "split", "fenced", "given-way"].contains(&self.status.state.as_str()) {
             self.show("connecting");
         }
         let peer = self.port.connect(record).await?;
@@ -400,6 +401,13 @@ impl<P: Port> Sender<'_, P> {
         // name for it.
         let mut shown = feed.applied.map(|set| set.target).or(feed.newest);
         let mut half = feed.half;
+        let mut own = None;
+        if let Some(diverged) = feed.diverged {
+            match self.own_changes(member, epoch, diverged).await? {
+                Answer::Message(changes) => own = Some(changes),
+                Answer::Left(left) => return Ok(left),
+            }
+        }
         if let Some(applied) = feed.applied {
             self.check_ahead(member, &applied).await?;
             self.mark(member, feed.durable, Some(applied)).await?;
@@ -410,7 +418,8 @@ impl<P: Port> Sender<'_, P> {
                 return Ok(Left::Changed);
             }
             let asked = self.status.cuts_asked;
-            let step = self.step(&record, member, epoch, shown, half.as_ref()).await?;
+            let common = own.as_ref().and_then(|own: &OwnChanges| own.diverged.common);
+            let step = self.step(&record, member, epoch, (shown, common), half.as_ref()).await?;
             match step {
                 Step::Rest => {
                     // A wish does not rest while anything has changed.
@@ -446,13 +455,14 @@ impl<P: Port> Sender<'_, P> {
                     let cut_at = self.last.unwrap_or(self.mark_cut);
                     let covers = self.covers;
                     self.show(if set.stamp.base.is_none() { "copying" } else { "following" });
-                    let shipped = self.ship(member, set, resume).await;
+                    let above = own.clone().filter(|own| set.stamp.base == Some(own.diverged.shown));
+                    let shipped = self.ship(member, set, resume, above).await;
                     self.status.set = None;
                     if let Shipped::Left(left) = shipped? {
                         return Ok(left);
                     }
                     self.mark_cut = cut_at;
-                    (shown, half) = (Some(set.target), None);
+                    (shown, half, own) = (Some(set.target), None, None);
                     if covers {
                         self.status.cuts_done = asked;
                     }
@@ -462,6 +472,41 @@ impl<P: Port> Sender<'_, P> {
                 Step::Cut { .. } => unreachable!("a cut becomes a set to ship"),
             }
         }
+    }
+
+    /// Asks a receiver with something of its own what changed there since the state in common.
+    async fn own_changes(
+        &mut self,
+        member: &MemberRecord,
+        epoch: RoleEpoch,
+        diverged: Diverged,
+    ) -> Result<Answer<OwnChanges>> {
+        let mut own = OwnChanges { diverged, ranges: Vec::new() };
+        if let Some(common) = diverged.common
+            && !self.core.offers(&member.volume).await?.contains(&common)
+        {
+            return Err(Error::conflict("the state that both sides had is not here any more").hint(format!(
+                "'snapvol resync {0} --abort' there, then 'snapvol resync {0} --full', ships all",
+                member.far_volume
+            )));
+        }
+        let mut from = diverged.common.map(|_| 0);
+        while let Some(at) = from {
+            let ask = Message::Changes { volume: member.far_volume.clone(), from: at };
+            self.port.say(epoch.identity, Body::Message(ask)).await?;
+            match self.answer().await? {
+                Answer::Message(Message::Changed { ranges, next }) => {
+                    plan::join_ranges(&mut own.ranges, &ranges)?;
+                    if next.is_some_and(|next| next <= at) {
+                        return Err(Error::invalid("the other side says again what it said"));
+                    }
+                    from = next;
+                }
+                Answer::Message(other) => return Err(out_of_turn(&other)),
+                Answer::Left(left) => return Ok(Answer::Left(left)),
+            }
+        }
+        Ok(Answer::Message(own))
     }
 
     fn asked_to_cut(&mut self, wish: u64) {
@@ -488,7 +533,7 @@ impl<P: Port> Sender<'_, P> {
         record: &SessionRecord,
         member: &MemberRecord,
         epoch: RoleEpoch,
-        shown: Option<Uuid>,
+        (shown, common): (Option<Uuid>, Option<Uuid>),
         half: Option<&HalfSet>,
     ) -> Result<Step> {
         let volume = &member.volume;
@@ -506,6 +551,7 @@ impl<P: Port> Sender<'_, P> {
         let facts = Facts {
             epoch,
             shown,
+            common,
             half,
             queue: &queue,
             cuts: &cuts,
@@ -516,7 +562,7 @@ impl<P: Port> Sender<'_, P> {
             changed: changed > 0,
         };
         let mut step = plan::next(&facts);
-        self.outline(&cuts, shown, changed, now).await?;
+        self.outline(&cuts, common.or(shown), changed, now).await?;
         self.covers = matches!(step, Step::Cut { .. });
         if let Step::Cut { base } = step {
             let cut = self.cut(record, &turn, volume).await?;
@@ -600,6 +646,9 @@ impl<P: Port> Sender<'_, P> {
             })
             .await?;
         }
+        if let Some(peer) = self.core.session(self.session)?.peer_store.filter(|_| applied.is_some()) {
+            self.core.forget_turned(&member.volume, peer).await?;
+        }
         self.status.durable = durable.map(|set| set.stamp.number);
         self.status.applied = applied.map(|set| set.stamp.number);
         if let Err(error) = self.core.prune_sent(&member.volume).await {
@@ -609,10 +658,17 @@ impl<P: Port> Sender<'_, P> {
     }
 
     /// Ships a set and waits until it is applied.
-    async fn ship(&mut self, member: &MemberRecord, set: SetId, resume: Option<String>) -> Result<Shipped> {
+    async fn ship(
+        &mut self,
+        member: &MemberRecord,
+        set: SetId,
+        resume: Option<String>,
+        own: Option<OwnChanges>,
+    ) -> Result<Shipped> {
         let epoch = set.stamp.epoch.identity;
         let begun = self.port.now();
-        let source = self.core.set_source(&member.volume, set.stamp.base, set.target, resume).await?;
+        let base = own.as_ref().map_or(set.stamp.base, |own| own.diverged.common);
+        let source = self.core.set_source(&member.volume, base, set.target, resume, own).await?;
         let total = source.header().data_bytes.unwrap_or(0) + source.header().discard_bytes.unwrap_or(0);
         self.status.set = Some(SetProgress {
             number: set.stamp.number,
@@ -785,8 +841,8 @@ enum Heard {
 }
 
 /// An answer, or why there is none to wait for.
-enum Answer {
-    Message(Message),
+enum Answer<M = Message> {
+    Message(M),
     Left(Left),
 }
 

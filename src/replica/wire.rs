@@ -54,6 +54,20 @@ pub enum Message {
         /// The volume at the receiver.
         volume: String,
     },
+    /// What changed at a receiver with something of its own, from a byte on?
+    Changes {
+        /// The volume at the receiver.
+        volume: String,
+        /// The byte.
+        from: u64,
+    },
+    /// The answer.
+    Changed {
+        /// First byte and count, ascending and disjoint.
+        ranges: Vec<(u64, u64)>,
+        /// Where the next question begins; none: that is all.
+        next: Option<u64>,
+    },
     /// The stream of a set follows.
     Set {
         /// The volume at the receiver.
@@ -185,6 +199,8 @@ impl Message {
             Self::Opened { .. } => "opened",
             Self::Abort { .. } => "abort",
             Self::Aborted { .. } => "aborted",
+            Self::Changes { .. } => "changes",
+            Self::Changed { .. } => "changed",
             Self::Set { .. } => "set",
             Self::End { .. } => "end",
             Self::Taken { .. } => "taken",
