@@ -33,6 +33,7 @@ pub mod receive;
 mod release;
 mod replicate;
 mod resize;
+mod resync;
 mod rollback;
 mod scrub;
 mod send;
@@ -111,6 +112,7 @@ enum Command {
     Resume(pause::ResumeArgs),
     Cut(cut::Args),
     Failover(failover::Args),
+    Resync(resync::Args),
     #[command(hide = true)]
     Peer(peer::Args),
     Verify(verify::Args),
@@ -182,6 +184,7 @@ fn run(dir: &Path, command: Command) -> Result<()> {
         Command::Pause(args) => with_store(dir, |access| pause::run(access, &args)),
         Command::Resume(args) => with_store(dir, |access| pause::resume(access, &args)),
         Command::Cut(args) => with_store(dir, |access| cut::run(access, &args)),
+        Command::Resync(args) => resync::run(dir, &args),
         Command::Failover(args) => with_store(dir, |access| failover::run(access, &args)),
         Command::Peer(_) => peer::run(dir),
         Command::Verify(args) => with_store(dir, |access| verify::run(access, &args)),

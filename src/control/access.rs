@@ -18,7 +18,7 @@ use crate::engine::sessions::live_file;
 use crate::engine::sets::{Feed, FeedSet, OpenFeed, Relation};
 use crate::engine::store::OpenOptions;
 use crate::error::{Error, ErrorKind, Result};
-use crate::replica::failover;
+use crate::replica::{failover, resync};
 use crate::replica::manage::{self, FarAnswer, FarRequest, Replicate};
 use crate::replica::receiver::{Changes, FarStore};
 use crate::types::{OnFull, SnapName};
@@ -349,6 +349,14 @@ impl Access {
         match self {
             Self::Local(store) => failover::failover(store, request),
             Self::Remote(client) => client.call(&Call::Failover { request: request.clone() }),
+        }
+    }
+
+    /// Has an old primary follow the volume that took its place, or gives that up.
+    pub fn resync(&self, request: &resync::Request) -> Result<resync::Report> {
+        match self {
+            Self::Local(store) => resync::resync(store, request),
+            Self::Remote(client) => client.call(&Call::Resync { request: request.clone() }),
         }
     }
 

@@ -6,7 +6,8 @@ use crate::engine::Store;
 use crate::engine::api::{Received, SendRequest, Status};
 use crate::engine::sets::FeedSet;
 use crate::error::{Error, Result};
-use crate::replica::{Hub, failover, manage};
+use crate::replica::manage::FarRequest;
+use crate::replica::{Hub, failover, manage, resync};
 use crate::types::Name;
 use serde_json::Value;
 use std::io::Read;
@@ -131,8 +132,20 @@ impl Service for StoreService {
                 self.hub.refresh();
                 json(done)
             }
+            Call::Resync { request } => {
+                name(&request.volume)?;
+                let begun = resync::resync(store, &request);
+                self.hub.refresh();
+                json(begun)
+            }
             Call::Cut { volume } => json(self.hub.cut(name(&volume)?)),
-            Call::Far { request } => json(manage::ask(store, &request)),
+            Call::Far { request } => {
+                let answer = manage::ask(store, &request);
+                if matches!(request, FarRequest::Role(_)) {
+                    self.hub.refresh();
+                }
+                json(answer)
+            }
         }
     }
 

@@ -4,7 +4,7 @@ use crate::delta::digest::Question;
 use crate::engine::api::CreateOptions;
 use crate::engine::sets::FeedSet;
 use crate::error::{Error, ErrorKind, Result};
-use crate::replica::failover;
+use crate::replica::{failover, resync};
 use crate::replica::manage::{FarRequest, Replicate};
 use crate::types::{OnFull, SnapName};
 use serde::{Deserialize, Serialize};
@@ -92,6 +92,7 @@ pub enum Call {
     Pause { volume: String, destination: Option<String>, paused: bool },
     Cut { volume: String },
     Failover { request: failover::Request },
+    Resync { request: resync::Request },
     Far { request: FarRequest },
 }
 

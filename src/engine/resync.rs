@@ -322,15 +322,23 @@ impl Core {
         .await
     }
 
-    /// At the primary: the other side follows by a session of its own now, so the state from
-    /// which this volume once took its place need not be kept any more.
+    /// At the primary: a volume of that store follows by `session` now. So the state from which
+    /// this volume once took its place need not be kept any more, and no other session leads there.
     ///
     /// # Errors
     /// `Io`.
-    pub async fn forget_turned(&self, volume: &str, peer: Uuid) -> Result<()> {
-        for record in self.sessions_of(volume, Side::Receiver) {
-            if record.condition == Condition::Turned && record.peer_store == Some(peer) {
-                self.forget_session(record.session).await?;
+    pub async fn forget_earlier(&self, session: Uuid, volume: &str, peer: Uuid) -> Result<()> {
+        let Ok(record) = self.session(session) else { return Ok(()) };
+        let far = record.member(volume).map(|member| member.far_volume.clone());
+        for old in self.sessions_of(volume, Side::Receiver) {
+            if old.condition == Condition::Turned && old.peer_store == Some(peer) {
+                self.forget_session(old.session).await?;
+            }
+        }
+        for old in self.sessions_of(volume, Side::Sender) {
+            let there = old.member(volume).map(|member| member.far_volume.clone());
+            if old.session != session && old.peer_store == Some(peer) && there == far {
+                self.forget_session(old.session).await?;
             }
         }
         Ok(())

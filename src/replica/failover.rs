@@ -94,12 +94,16 @@ pub struct Report {
 
 /// What a failover is connected to.
 pub trait Port {
-    /// Asks the store at the other end of the session.
+    /// Asks the store at a destination; the program to run there may be another one.
     ///
     /// # Errors
     /// As for `ask_role`.
-    fn ask(&mut self, session: &SessionRecord, request: RoleRequest)
-    -> impl Future<Output = Result<RoleAnswer>>;
+    fn ask(
+        &mut self,
+        there: &str,
+        command: &str,
+        request: RoleRequest,
+    ) -> impl Future<Output = Result<RoleAnswer>>;
 
     /// Whether the session has a connection on which something was heard within seconds.
     fn is_connected(&self, session: Uuid) -> bool;
@@ -129,7 +133,8 @@ async fn look<P: Port>(port: &mut P, session: &SessionRecord, now: bool) -> (Sen
         return (sender, None, None);
     }
     let Some(member) = session.members.first() else { return (Sender::Unknown, None, None) };
-    match port.ask(session, RoleRequest::Look { volume: member.far_volume.clone() }).await {
+    let look = RoleRequest::Look { volume: member.far_volume.clone() };
+    match port.ask(&session.way_back, &session.way_back_command, look).await {
         Ok(RoleAnswer::Seen(seen)) => {
             let sender = match (seen.role, seen.standing.is_open(), seen.served) {
                 (Role::Primary, true, true) => Sender::Answers,
@@ -205,7 +210,7 @@ pub(crate) async fn run<P: Port>(core: &Core, port: &mut P, request: &Request) -
     {
         let far = member.far_volume.clone();
         let fence = RoleRequest::Fence { volume: far, session: session.session, lineage: lineage.clone() };
-        match port.ask(&session, fence).await {
+        match port.ask(&session.way_back, &session.way_back_command, fence).await {
             Ok(_) => {}
             // Nobody writes there; it is fenced as soon as it opens its session.
             Err(error) if sender == Sender::NotServed => tracing::warn!("the old primary is not fenced: {error}"),
@@ -275,14 +280,21 @@ async fn survey<P: Port>(core: &Core, port: &P, request: &Request, received_us: 
 }
 
 /// The port of a process: another one is started to ask.
-struct ProcessPort {
+pub(super) struct ProcessPort {
     store: Uuid,
     dir: PathBuf,
 }
 
+impl ProcessPort {
+    /// For a store that is open here.
+    pub fn new(store: &Store) -> Self {
+        Self { store: store.core().identity(), dir: store.dir().to_owned() }
+    }
+}
+
 impl Port for ProcessPort {
-    async fn ask(&mut self, session: &SessionRecord, request: RoleRequest) -> Result<RoleAnswer> {
-        ask_role(self.store, &session.way_back, &session.way_back_command, request, ANSWER_WAIT)
+    async fn ask(&mut self, there: &str, command: &str, request: RoleRequest) -> Result<RoleAnswer> {
+        ask_role(self.store, there, command, request, ANSWER_WAIT)
     }
 
     fn is_connected(&self, session: Uuid) -> bool {
@@ -303,7 +315,7 @@ impl Port for ProcessPort {
 /// `Conflict` when the sender answers, when the volume is a primary otherwise, or has no whole
 /// state; `NotFound`; `Io`, `Full`.
 pub fn failover(store: &Store, request: &Request) -> Result<Report> {
-    let mut port = ProcessPort { store: store.core().identity(), dir: store.dir().to_owned() };
+    let mut port = ProcessPort::new(store);
     block_on(run(store.core(), &mut port, request))
 }
 

@@ -156,7 +156,7 @@ pub(crate) async fn replicate_on(core: &Core, request: Replicate) -> Result<()> 
 
 /// The path by which a volume here is a destination on this machine; none where its store's path
 /// can't be written as one.
-fn way_to(core: &Core, volume: &str) -> Option<String> {
+pub(super) fn way_to(core: &Core, volume: &str) -> Option<String> {
     let dir = std::path::absolute(core.dir()).ok()?;
     let way = format!("{}/{volume}", dir.to_str()?);
     way.parse::<Destination>().ok().map(|way| way.to_string())

@@ -6,7 +6,7 @@
 //! of that blocks, reads a clock or starts a thread: a simulation runs it with two stores, a
 //! link that breaks and crashes of both. [`hub`] runs it on threads, over one connection a peer.
 //!
-//! [`failover`] has a receiver take its sender's place; [`ask`] asks another store one thing.
+//! [`failover`] has a receiver take its sender's place, [`resync`] the old primary follow it; [`ask`] asks another store one thing.
 //! [`compare`] tells whether two stores hold the same of a snapshot.
 
 pub mod ask;
@@ -17,6 +17,7 @@ pub mod manage;
 pub mod peer;
 pub mod plan;
 pub mod receiver;
+pub mod resync;
 pub mod sender;
 pub mod wire;
 

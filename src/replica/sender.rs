@@ -647,7 +647,7 @@ impl<P: Port> Sender<'_, P> {
             .await?;
         }
         if let Some(peer) = self.core.session(self.session)?.peer_store.filter(|_| applied.is_some()) {
-            self.core.forget_turned(&member.volume, peer).await?;
+            self.core.forget_earlier(self.session, &member.volume, peer).await?;
         }
         self.status.durable = durable.map(|set| set.stamp.number);
         self.status.applied = applied.map(|set| set.stamp.number);

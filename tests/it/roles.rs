@@ -187,3 +187,65 @@ fn a_failover_to_an_older_state_keeps_the_newest() {
     b.stop();
     ok(&pair.b(), &["check"]);
 }
+
+/// The old primary follows again, by a delta; what it had of its own is a snapshot, and what was
+/// written at the new one is there.
+#[test]
+fn a_resync_ships_the_change_and_keeps_what_was_here() {
+    let (pair, a, b, stamper) = following(None);
+    let mut bulk = connect(&pair.a());
+    let mut bytes = vec![0; 4 << 20];
+    fastrand::Rng::with_seed(5).fill(&mut bytes);
+    bulk.write(8 << 20, &bytes, true).unwrap();
+    ok(&pair.a(), &["cut", "v", "--wait"]);
+    // From here on nothing arrives: what follows is A's own.
+    ok(&pair.a(), &["pause", "v"]);
+    stamper.more(200);
+    let own = stamper.end();
+    bulk.write(12 << 20, &[7; 65536], true).unwrap();
+    bulk.trim(8 << 20, 1 << 20).unwrap();
+    drop(bulk);
+    ok(&pair.a(), &["resize", "v", "20M"]);
+    a.kill();
+    ok(&pair.b(), &["failover", "v", "--now"]);
+    let shown = state(&pair.b(), "v", BLOCKS);
+    let mut there = connect(&pair.b());
+    there.write(9 << 20, &[9; 65536], true).unwrap();
+    there.trim(11 << 20, 65536).unwrap();
+
+    let a = serve(&pair.a());
+    ok(&pair.a(), &["resume", "v"]);
+    becomes(&pair.a(), "primary", "fenced");
+    assert!(state(&pair.a(), "v", BLOCKS) >= own);
+    ok(&pair.a(), &["resync", "v"]);
+    assert!(is(&pair.a(), "secondary", "ok"));
+    // What was here is all there, and the rest is as at the new primary.
+    assert!(state(&pair.a(), "v@diverged-1", BLOCKS) >= own);
+    let mut kept = Client::unix(&pair.a().join("nbd.sock"), "v@diverged-1", &Options::default()).unwrap();
+    assert_eq!(kept.size, 20 << 20);
+    assert_eq!(kept.read(12 << 20, 65536).unwrap(), [7; 65536]);
+    assert_eq!(kept.read(8 << 20, 65536).unwrap(), [0; 65536]);
+    assert_eq!(state(&pair.a(), "v", BLOCKS), shown);
+    assert_eq!(connect(&pair.a()).size, 16 << 20);
+    let back = pair.a().join("v");
+    ok(&pair.b(), &["verify", "v", back.to_str().unwrap()]);
+    // 4 MiB were there in common; of them 1 MiB was trimmed here and comes again.
+    let sent = session(&pair.b())["history"].as_array().unwrap().last().unwrap()["bytes"].as_u64().unwrap();
+    let changed = (own.min(BLOCKS) * BLOCK) + (1 << 20) + 65536 * 3;
+    assert!(sent < changed + changed / 4, "{sent} bytes for {changed}");
+    // It follows from now on.
+    there.write(0, &[3; 4096], true).unwrap();
+    ok(&pair.b(), &["cut", "v", "--wait"]);
+    assert_eq!(connect(&pair.a()).read(0, 4096).unwrap(), [3; 4096]);
+    let list = json(&pair.a(), &["list", "v", "--json"]);
+    assert_eq!(list["volumes"][0]["snapshots"][0]["holds"].as_array().unwrap().len(), 0, "{list}");
+    drop((there, kept));
+    ok(&pair.a(), &["delete", "v@diverged-1"]);
+    assert_eq!(session(&pair.a())["role"], "receiver");
+    a.stop();
+    b.stop();
+    for store in [pair.a(), pair.b()] {
+        ok(&store, &["check"]);
+        ok(&store, &["scrub"]);
+    }
+}

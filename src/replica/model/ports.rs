@@ -20,8 +20,8 @@ pub(super) type Wire = Rc<RefCell<Line>>;
 
 #[derive(Default)]
 pub(super) struct Line {
-    to_far: VecDeque<(Uuid, Body)>,
-    to_near: VecDeque<Message>,
+    pub to_far: VecDeque<(Uuid, Body)>,
+    pub to_near: VecDeque<Message>,
     /// Bytes of data that the far side has not taken.
     waiting: u64,
     pub broken: bool,

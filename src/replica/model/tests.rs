@@ -48,6 +48,19 @@ fn model_sessions_survive_crashes_of_either_side() {
     assert!(total.deaths > 10 && total.power_cuts > 10 && total.confirmed > 40, "{total:?}");
 }
 
+#[test]
+fn model_roles_change_and_nothing_is_lost() {
+    let total = runs(300, 12, Options { roles: true, ..Options::default() });
+    assert!(total.failovers > 4 && total.resyncs > 4 && total.refused > 10, "{total:?}");
+}
+
+#[test]
+fn model_roles_change_where_nothing_breaks() {
+    let calm = Options { deaths: false, power_cuts: false, cuts: false, roles: true, ..Options::default() };
+    let total = runs(400, 4, calm);
+    assert!(total.failovers > 1 && total.resyncs > 1, "{total:?}");
+}
+
 /// One seed, one run.
 #[test]
 fn model_a_seed_decides_everything() {
