@@ -82,9 +82,9 @@ fn told(report: &Report) -> String {
     };
     let mut text = match &report.snapshot {
         None => format!("volume {volume} goes on from {number}{age}\n"),
-        Some(name) => format!(
-            "volume {volume} goes on from snapshot {name}; {number}{age}, stays as a snapshot\n"
-        ),
+        Some(name) => {
+            format!("volume {volume} goes on from snapshot {name}; {number}{age}, stays as a snapshot\n")
+        }
     };
     text.push_str("whatever was written at the primary after that is not here\n");
     if let Some(number) = report.dropped {
@@ -93,14 +93,20 @@ fn told(report: &Report) -> String {
     let way = &report.way_back;
     text.push_str(&match report.sender {
         Sender::Answers => format!("the primary answers, at {way}: it is fenced first\n"),
-        Sender::NotServed => format!("the primary's store is there, at {way}, and nobody serves it: it is fenced\n"),
+        Sender::NotServed => {
+            format!("the primary's store is there, at {way}, and nobody serves it: it is fenced\n")
+        }
         Sender::GivenWay => format!("the volume at {way} takes no writes any more\n"),
         Sender::Silent => {
             let why = report.silence.as_deref().unwrap_or("nothing was heard");
             format!("the primary does not answer, at {way}: {why}\n")
         }
-        Sender::Unknown => "there is no way to ask the primary, and it has no connection to this store\n".to_owned(),
-        Sender::Connected => "the primary has a connection to this store, and can't be fenced over it\n".to_owned(),
+        Sender::Unknown => {
+            "there is no way to ask the primary, and it has no connection to this store\n".to_owned()
+        }
+        Sender::Connected => {
+            "the primary has a connection to this store, and can't be fenced over it\n".to_owned()
+        }
         Sender::NotAsked => "the primary is not asked\n".to_owned(),
     });
     text

@@ -83,8 +83,10 @@ impl Core {
         }
         let common = ours.held.iter().copied().find(|held| plan.theirs.held.contains(held));
         if common.is_none() && !plan.full {
-            return Err(Error::conflict(format!("volume {volume} has no state in common with the other side"))
-                .hint("--full ships the other side's state whole; what is here is kept as a snapshot"));
+            return Err(Error::conflict(format!(
+                "volume {volume} has no state in common with the other side"
+            ))
+            .hint("--full ships the other side's state whole; what is here is kept as a snapshot"));
         }
         let common = common.filter(|_| !plan.full);
         let (session, peer, lineage) = (plan.session, plan.peer, plan.theirs.lineage.clone());
@@ -154,12 +156,8 @@ impl Core {
         };
         // Hooks are commands of the host that they were written for.
         let hook = String::new;
-        let policy = SessionPolicy {
-            before_cut: hook(),
-            after_cut: hook(),
-            on_error: hook(),
-            ..asked.policy.clone()
-        };
+        let policy =
+            SessionPolicy { before_cut: hook(), after_cut: hook(), on_error: hook(), ..asked.policy.clone() };
         Ok(SessionRecord {
             session: asked.session,
             side: Side::Sender,
@@ -212,7 +210,10 @@ impl Core {
                 aborted => aborted?,
             }
             if volume.roles().resync.is_none() {
-                return Err(Error::conflict(format!("the resync of volume {} has just ended", volume.name())));
+                return Err(Error::conflict(format!(
+                    "the resync of volume {} has just ended",
+                    volume.name()
+                )));
             }
             let turn = TurnRecord {
                 role: Role::Primary,
@@ -225,6 +226,10 @@ impl Core {
             release_own(&volume).await
         })
         .await?;
+        // The session may have been opened again meanwhile.
+        if let Some(left) = self.fed_by(volume) {
+            self.forget_session(left.session).await?;
+        }
         Ok(resync.session)
     }
 
@@ -383,14 +388,8 @@ async fn keep_own(volume: &Rc<Volume>) -> Result<Uuid> {
             }
             let (uuid, name) = (volume.io().identity(), format!("{DIVERGED}{number}"));
             let created_us = volume.io().now_us();
-            let request = TakeRequest {
-                uuid,
-                name: name.clone(),
-                created_us,
-                batch: None,
-                received: false,
-                set: None,
-            };
+            let request =
+                TakeRequest { uuid, name: name.clone(), created_us, batch: None, received: false, set: None };
             volume.take(request).await?;
             (uuid, name, Vec::new())
         }

@@ -132,11 +132,13 @@ impl Core {
     /// As for what is asked.
     pub async fn role_request(&self, request: &RoleRequest) -> Result<RoleAnswer> {
         match request {
-            RoleRequest::Look { volume } => self.look(volume).await.map(|seen| RoleAnswer::Seen(Box::new(seen))),
+            RoleRequest::Look { volume } => {
+                self.look(volume).await.map(|seen| RoleAnswer::Seen(Box::new(seen)))
+            }
             RoleRequest::Fence { volume, session, lineage } => {
-                let known = self.session(*session).is_ok_and(|known| {
-                    known.side == Side::Sender && known.member(volume).is_some()
-                });
+                let known = self
+                    .session(*session)
+                    .is_ok_and(|known| known.side == Side::Sender && known.member(volume).is_some());
                 if !known {
                     return Err(Error::conflict(format!(
                         "volume {volume} has no session with whoever wants to take its place"
@@ -201,7 +203,9 @@ impl Core {
             let volume = engine.volume(&name)?;
             let ours = volume.lineage();
             if ours.last() == theirs.last() || relation(&ours, &theirs) != Relation::Follows {
-                return Err(Error::conflict(format!("the other line is not younger than that of volume {name}")));
+                return Err(Error::conflict(format!(
+                    "the other line is not younger than that of volume {name}"
+                )));
             }
             if volume.role() == Role::Primary && volume.roles().standing != Standing::Fenced {
                 let turn = TurnRecord { standing: Standing::Fenced, ..same(&volume) };
@@ -260,13 +264,15 @@ impl Core {
     }
 
     /// At an open: the writers of a primary with receivers wait until one of these has confirmed
-    /// it, unless the policies say otherwise. A session whose first copy is not there yet says
-    /// nothing.
+    /// it, unless the policies say otherwise. A session by which no set was sent yet says nothing;
+    /// one that was sent may have arrived unheard, and its receiver may have taken the place.
     pub(super) async fn hold_unconfirmed(&self) {
         for volume in self.names() {
             let sessions = self.sessions_of(&volume, Side::Sender);
             let mut sessions = sessions.iter().filter(|record| {
-                record.member(&volume).is_some_and(|member| member.applied.is_some() || member.durable.is_some())
+                record.member(&volume).is_some_and(|member| {
+                    member.applied.is_some() || member.durable.is_some() || member.target.is_some()
+                })
             });
             if !sessions.any(|record| record.policy.start == Start::Confirmed) {
                 continue;
@@ -391,8 +397,11 @@ impl Core {
             let mut waited = Duration::ZERO;
             while volume.is_receiving() {
                 if waited >= RECEIVE_WAIT {
-                    return Err(Error::conflict(format!("a receive into volume {} does not end", volume.name()))
-                        .hint("end the programs that bring it, then run the command again"));
+                    return Err(Error::conflict(format!(
+                        "a receive into volume {} does not end",
+                        volume.name()
+                    ))
+                    .hint("end the programs that bring it, then run the command again"));
                 }
                 volume.io().sleep(RECEIVE_POLL).await;
                 waited += RECEIVE_POLL;

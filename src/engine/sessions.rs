@@ -206,8 +206,10 @@ impl Core {
         if let Some(turned) = self.turned(volume)
             && turned.member(volume).is_some_and(|member| member.applied.is_none())
         {
-            return Err(Error::conflict(format!("a failover to volume {volume} was begun and has not ended"))
-                .hint(format!("'snapvol failover {volume}' goes on with it")));
+            return Err(Error::conflict(format!(
+                "a failover to volume {volume} was begun and has not ended"
+            ))
+            .hint(format!("'snapvol failover {volume}' goes on with it")));
         }
         match self.fed_by(volume) {
             None => Ok(()),

@@ -360,7 +360,16 @@ impl Core {
             if relation == Relation::Split && role == Role::Primary {
                 self.met_split(&open.volume).await?;
             }
-            return Ok(Feed { relation, durable, applied, newest, held: Vec::new(), half, lineage: ours, diverged });
+            return Ok(Feed {
+                relation,
+                durable,
+                applied,
+                newest,
+                held: Vec::new(),
+                half,
+                lineage: ours,
+                diverged,
+            });
         }
         if role == Role::Primary {
             return Err(Error::conflict(format!("volume {} is a primary there", open.volume))
@@ -374,6 +383,7 @@ impl Core {
             .hint("name another volume"));
         }
         self.join_session(open, uuid, &self.feed(&open.volume).await?, diverged.is_some()).await?;
+        self.still_opens(open, diverged.is_some()).await?;
         // An earlier opening brings nothing new from here on, but may still be at it: what there
         // is then is not known before it has ended.
         if self.with(&open.volume, |volume| async move { Ok(volume.is_receiving()) }).await? {
@@ -396,6 +406,19 @@ impl Core {
         Ok(feed)
     }
 
+    /// A resync may have been given up, or a role changed, while the session was recorded.
+    async fn still_opens(&self, open: &OpenFeed, resync: bool) -> Result<()> {
+        let (_, role, _) = self.unit(&open.volume).await?;
+        let waits = self.resync_of(&open.volume).await?.map(|resync| resync.session);
+        if role == Role::Secondary && waits == resync.then_some(open.session) {
+            return Ok(());
+        }
+        if self.fed_by(&open.volume).is_some_and(|record| record.session == open.session) {
+            self.forget_session(open.session).await?;
+        }
+        Err(Error::conflict(format!("the role of volume {} changed meanwhile", open.volume)))
+    }
+
     /// Records the session at the receiver. A volume with content of its own is left alone,
     /// unless the sender knows what it shows.
     async fn join_session(&self, open: &OpenFeed, uuid: Uuid, feed: &Feed, resync: bool) -> Result<()> {
@@ -408,7 +431,16 @@ impl Core {
         if let Some(turned) = self.turned(&open.volume)
             && turned.session == open.session
         {
-            return Err(Error::conflict(format!("volume {} is taking its sender's place there", open.volume)));
+            return Err(Error::conflict(format!(
+                "volume {} is taking its sender's place there",
+                open.volume
+            )));
+        }
+        if let Some(other) = self.fed_by(&open.volume).filter(|record| record.session != open.session) {
+            if resync {
+                // It is what an earlier attempt at a resync has left.
+                self.forget_session(other.session).await?;
+            }
         }
         if let Some(other) = self.fed_by(&open.volume).filter(|record| record.session != open.session) {
             return Err(Error::conflict(format!(
@@ -494,7 +526,16 @@ impl Core {
         });
         let mark = cuts.last().map(|cut| cut.set);
         let lineage = self.with(volume, |volume| async move { Ok(volume.lineage()) }).await?;
-        Ok(Feed { relation: Relation::Follows, durable: mark, applied: mark, newest, held, half, lineage, diverged: None })
+        Ok(Feed {
+            relation: Relation::Follows,
+            durable: mark,
+            applied: mark,
+            newest,
+            held,
+            half,
+            lineage,
+            diverged: None,
+        })
     }
 
     /// Applies a set; it is durable and shown when this returns. States that nobody needs any

@@ -73,8 +73,10 @@ impl Core {
             )));
         }
         if let Some(fed) = self.fed_by(volume) {
-            return Err(Error::conflict(format!("volume {volume} follows a primary: to promote it is a failover"))
-                .hint(format!("'snapvol failover {}' does that", fed.unit)));
+            return Err(Error::conflict(format!(
+                "volume {volume} follows a primary: to promote it is a failover"
+            ))
+            .hint(format!("'snapvol failover {}' does that", fed.unit)));
         }
         self.check_not_fed(volume, "to promote it")?;
         if self.roles(volume).await?.resync.is_some() {

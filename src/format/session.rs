@@ -394,8 +394,16 @@ mod tests {
             "version" => VERSION.to_le_bytes().to_vec(),
             other => panic!("{other}"),
         });
-        for field in ["way_back_command", "start", "timeout_ms", "high_water", "backlog_ms", "on_backlog", "far_volume", "remote_command"]
-        {
+        for field in [
+            "way_back_command",
+            "start",
+            "timeout_ms",
+            "high_water",
+            "backlog_ms",
+            "on_backlog",
+            "far_volume",
+            "remote_command",
+        ] {
             assert!(text().contains(field), "{field}");
         }
     }

@@ -11,14 +11,14 @@
 use super::ask::ask_role;
 use crate::engine::Store;
 use crate::engine::core::Core;
-use crate::engine::roles::{Place, RoleAnswer, RoleRequest, Seen, next_line};
 use crate::engine::rfc3339;
+use crate::engine::roles::{Place, RoleAnswer, RoleRequest, Seen, next_line};
 use crate::engine::sessions::live_file;
 use crate::error::{Error, Result};
 use crate::format::session::{SessionRecord, Side};
 use crate::types::{Role, SetId};
-use serde::{Deserialize, Serialize};
 use futures::executor::block_on;
+use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -123,7 +123,11 @@ fn session_of(core: &Core, volume: &str) -> Option<SessionRecord> {
 }
 
 /// Asks how the sender stands.
-async fn look<P: Port>(port: &mut P, session: &SessionRecord, now: bool) -> (Sender, Option<String>, Option<Seen>) {
+async fn look<P: Port>(
+    port: &mut P,
+    session: &SessionRecord,
+    now: bool,
+) -> (Sender, Option<String>, Option<Seen>) {
     let connected = port.is_connected(session.session);
     if now {
         return (Sender::NotAsked, None, None);
@@ -156,11 +160,12 @@ async fn look<P: Port>(port: &mut P, session: &SessionRecord, now: bool) -> (Sen
 fn decide(sender: Sender, request: &Request, way_back: &str) -> Result<()> {
     let volume = &request.volume;
     match sender {
-        Sender::Answers if !request.force => {
-            Err(Error::conflict(format!("the primary of volume {volume} answers, at {way_back}")).hint(
-                "--force fences it first, and what it has not shipped stays behind there; --now does not ask it",
-            ))
-        }
+        Sender::Answers if !request.force => Err(Error::conflict(format!(
+            "the primary of volume {volume} answers, at {way_back}"
+        ))
+        .hint(
+            "--force fences it first, and what it has not shipped stays behind there; --now does not ask it",
+        )),
         Sender::Connected if !request.force => Err(Error::conflict(format!(
             "the primary of volume {volume} has a connection to this store and was heard within seconds"
         ))
@@ -213,7 +218,9 @@ pub(crate) async fn run<P: Port>(core: &Core, port: &mut P, request: &Request) -
         match port.ask(&session.way_back, &session.way_back_command, fence).await {
             Ok(_) => {}
             // Nobody writes there; it is fenced as soon as it opens its session.
-            Err(error) if sender == Sender::NotServed => tracing::warn!("the old primary is not fenced: {error}"),
+            Err(error) if sender == Sender::NotServed => {
+                tracing::warn!("the old primary is not fenced: {error}")
+            }
             Err(error) => return Err(error.context("the primary can't be fenced")),
         }
     }
@@ -231,7 +238,8 @@ pub(crate) async fn run<P: Port>(core: &Core, port: &mut P, request: &Request) -
 async fn already(core: &Core, request: &Request, session: Option<SessionRecord>) -> Result<Report> {
     let volume = request.volume.as_str();
     let conflict = || Error::conflict(format!("volume {volume} is a primary already"));
-    let Some(turned) = session.filter(|record| core.turned(volume).is_some_and(|t| t.session == record.session))
+    let Some(turned) =
+        session.filter(|record| core.turned(volume).is_some_and(|t| t.session == record.session))
     else {
         return Err(conflict());
     };

@@ -95,7 +95,9 @@ pub fn next(facts: &Facts<'_>) -> Step {
     if !facts.due {
         return Step::Rest;
     }
-    let boundary = ahead.iter().find(|cut| facts.others.contains(&cut.set.target));
+    // A cut of an earlier role epoch is not shipped under the present one.
+    let of_now = |cut: &Cut| cut.set.stamp.epoch == facts.epoch;
+    let boundary = ahead.iter().find(|cut| facts.others.contains(&cut.set.target) && of_now(cut));
     if let Some(cut) = boundary.filter(|_| base.is_some()) {
         return Step::Ship { set: set_to(&cut.set, base), resume: None };
     }
@@ -104,10 +106,7 @@ pub fn next(facts: &Facts<'_>) -> Step {
         return Step::Cut { base };
     }
     match ahead.last() {
-        Some(cut) if cut.set.stamp.epoch == facts.epoch => {
-            Step::Ship { set: set_to(&cut.set, base), resume: None }
-        }
-        // A cut of an earlier role epoch is not shipped under the present one.
+        Some(cut) if of_now(cut) => Step::Ship { set: set_to(&cut.set, base), resume: None },
         Some(_) => Step::Cut { base },
         None if base.is_none() => Step::Cut { base },
         None => Step::Rest,
@@ -262,6 +261,11 @@ mod tests {
         let cuts = [cut(5)];
         let facts = Facts { epoch: later, queue: &[id(5)], cuts: &cuts, ..facts };
         assert_eq!(next(&facts), Step::Cut { base: None }, "no cut of an earlier role epoch");
+        // Also where another session needs the boundary.
+        let (cuts, others) = ([cut(5), cut(6)], BTreeSet::from([id(6)]));
+        let facts =
+            Facts { shown: Some(id(5)), queue: &[id(5), id(6)], cuts: &cuts, others: &others, ..facts };
+        assert_eq!(next(&facts), Step::Cut { base: Some(id(5)) }, "no boundary of an earlier role epoch");
     }
 
     #[test]

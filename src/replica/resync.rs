@@ -71,6 +71,9 @@ fn ways(core: &Core, request: &Request) -> Result<Ways> {
     let volume = request.volume.as_str();
     let mut sessions: Vec<SessionRecord> = core.sessions_of(volume, Side::Sender);
     sessions.retain(|record| request.from.as_ref().is_none_or(|from| record.destination == *from));
+    // An attempt that was given up may have left another one that leads to the same place.
+    sessions.sort_by(|a, b| a.destination.cmp(&b.destination));
+    sessions.dedup_by(|a, b| a.destination == b.destination);
     let known = match &sessions[..] {
         [] if request.from.is_none() => {
             return Err(Error::conflict(format!("volume {volume} was sent nowhere"))
@@ -85,12 +88,12 @@ fn ways(core: &Core, request: &Request) -> Result<Ways> {
     };
     let from = request.from.clone().or_else(|| known.as_ref().map(|known| known.destination.clone()));
     let from: Destination = from.unwrap_or_default().parse()?;
-    let text = |text: fn(&SessionRecord) -> &String| {
-        known.as_ref().map(text).cloned().unwrap_or_default()
-    };
+    let text = |text: fn(&SessionRecord) -> &String| known.as_ref().map(text).cloned().unwrap_or_default();
     let way_back = match &request.way_back {
         Some(way) => way.parse::<Destination>()?.to_string(),
-        None if known.as_ref().is_some_and(|known| !known.way_back.is_empty()) => text(|known| &known.way_back),
+        None if known.as_ref().is_some_and(|known| !known.way_back.is_empty()) => {
+            text(|known| &known.way_back)
+        }
         None if from.host.is_none() => way_to(core, volume).unwrap_or_default(),
         None => String::new(),
     };
@@ -194,7 +197,8 @@ pub(crate) async fn abort<P: Port>(core: &Core, port: &mut P, request: &Request)
         Err(error) => Err(error),
     };
     if let Err(error) = told {
-        report.note = Some(format!("the other side was not told ({error}); 'unreplicate' there ends its session"));
+        report.note =
+            Some(format!("the other side was not told ({error}); 'unreplicate' there ends its session"));
     }
     Ok(report)
 }

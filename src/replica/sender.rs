@@ -310,8 +310,10 @@ impl<P: Port> Sender<'_, P> {
         }
         if self.core.roles(&member.volume).await?.standing == Standing::Fenced {
             self.show("fenced");
-            return Err(Error::conflict(format!("volume {} is fenced", member.volume))
-                .hint(format!("'snapvol resync {}' has it follow the volume that is the primary", member.volume)));
+            return Err(Error::conflict(format!("volume {} is fenced", member.volume)).hint(format!(
+                "'snapvol resync {}' has it follow the volume that is the primary",
+                member.volume
+            )));
         }
         if !["error", "split", "fenced", "given-way"].contains(&self.status.state.as_str()) {
             self.show("connecting");

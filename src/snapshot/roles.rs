@@ -136,7 +136,10 @@ impl Volume {
             return Ok(());
         }
         let name = self.name();
-        Err(Error::new(ErrorKind::Interrupted, format!("writers of volume {name} wait: its role is not known")))
+        Err(Error::new(
+            ErrorKind::Interrupted,
+            format!("writers of volume {name} wait: its role is not known"),
+        ))
     }
 
     /// After a refusal: waits until the gate is open; false if it was no refusal of the gate's.

@@ -39,7 +39,7 @@ pub const KINDS: &[Kind] = &[
     Kind {
         name: "roles",
         what: "two volumes change roles; links break, processes die, the power fails",
-        run: |of| simulate(of, Options { roles: true, ..Options::default() }),
+        run: |of| simulate(of, Options { roles: true, writes: 800, lives: 8, ..Options::default() }),
     },
 ];
 
@@ -120,8 +120,9 @@ pub struct Counts {
 impl Counts {
     /// Adds another run's.
     pub fn add(&mut self, other: &Self) {
-        let Self { writes, sets, wholes, resumed, confirmed, wishes, cuts, deaths, power_cuts, compared, .. } =
-            other;
+        let Self {
+            writes, sets, wholes, resumed, confirmed, wishes, cuts, deaths, power_cuts, compared, ..
+        } = other;
         let Self { failovers, resyncs, aborts, handovers, alone, refused, .. } = other;
         self.failovers += failovers;
         self.resyncs += resyncs;
@@ -210,7 +211,7 @@ pub fn run(seed: u64, options: Options) -> Counts {
         up: (0..=secondaries).map(|_| Cell::new(false)).collect(),
     });
     let mut machines: Vec<Machine> = (0..=secondaries).map(|index| Machine::new(&shared, index)).collect();
-    for _ in 0..TURNS_MAX {
+    for _ in 0..if options.roles { TURNS_MAX / 4 } else { TURNS_MAX } {
         if shared.content.get() {
             return shared.counts.get();
         }

@@ -197,7 +197,9 @@ impl receiver::Port for FarPort {
             self.process.alive().await;
             let states: Vec<(u64, Uuid)> =
                 cuts.iter().map(|cut| (cut.set.stamp.number, cut.set.target)).collect();
-            self.process.shared.oracle.borrow().could_feed(self.process.index, &states);
+            if !shared.options.roles {
+                shared.oracle.borrow().could_feed(self.process.index, &states);
+            }
         }
         if let Message::Opened { members } = &message
             && let Some(set) = members[0].applied

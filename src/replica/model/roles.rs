@@ -23,7 +23,7 @@ use crate::replica::wire::{Body, Message, broke, far_failure};
 use crate::replica::{receiver, resync};
 use crate::snapshot::Who;
 use crate::transport::Destination;
-use crate::types::{OnFull, Role, Standing};
+use crate::types::{OnFull, Role, RoleEpoch, Standing};
 use bytes::Bytes;
 use futures::task::{LocalSpawn, LocalSpawnExt};
 use std::cell::{Cell, RefCell};
@@ -38,10 +38,10 @@ const ANSWER_WAIT: Duration = Duration::from_secs(60);
 /// What was seen of roles.
 #[derive(Default)]
 pub(super) struct Watch {
-    /// Of each machine: another volume took its place, and no owner has said otherwise since.
-    gone: [bool; 2],
-    /// Of each machine: it was so when its present life began, or it was fenced in it.
-    late: [bool; 2],
+    /// The line in which each machine's volume became the primary last.
+    taken: [Vec<RoleEpoch>; 2],
+    /// What the other machine's line was like when each machine's present life began.
+    late: [Vec<RoleEpoch>; 2],
     /// What snapshots of an old primary's own state hold.
     kept: BTreeMap<Uuid, Image>,
     /// The life in the oracle that each machine's client writes in.
@@ -115,7 +115,7 @@ pub(super) async fn live(process: Rc<Process>, spawner: impl LocalSpawn + Clone 
     let (core, me) = (process.core(), process.index);
     {
         let mut watch = process.shared.roles.borrow_mut();
-        watch.late[me] = watch.gone[me];
+        watch.late[me] = watch.taken[1 - me].clone();
     }
     if me == 0 && !core.has_volume(VOLUME) {
         let options = CreateOptions {
@@ -228,10 +228,7 @@ async fn write(process: &Rc<Process>) {
             let mut rng = shared.rng.borrow_mut();
             (rng.usize(0..BLOCKS), rng.u32(0..6) == 0, rng.u32(0..10) == 0)
         };
-        let (life, late) = {
-            let watch = shared.roles.borrow();
-            (watch.life[me], watch.late[me])
-        };
+        let life = shared.roles.borrow().life[me];
         let stamp = shared.oracle.borrow_mut().write(life, block, trim);
         let size = u64::from(shared.block_size);
         let data = Bytes::from(stamp.to_le_bytes().repeat(shared.block_size as usize / 8));
@@ -242,17 +239,20 @@ async fn write(process: &Rc<Process>) {
                 true => volume.trim_while(Who::Client, &|| true, at, size, false).await?,
                 false => volume.write_while(Who::Client, &|| true, at, data, false).await?,
             }
-            if flush { volume.flush().await } else { Ok(()) }
+            if flush {
+                volume.flush().await?;
+            }
+            Ok(volume.lineage())
         });
         let done = done.await;
         process.alive().await;
         process.writing.set(false);
         process.count(|counts| counts.writes += 1);
         match done {
-            Ok(()) => {
-                let watch = shared.roles.borrow();
+            Ok(line) => {
+                let late = &shared.roles.borrow().late[me];
                 assert!(
-                    !late || !watch.late[me],
+                    late.last() == line.last() || line.last().is_none_or(|last| !late.contains(last)),
                     "machine {me} acknowledged a write after another volume had taken its place"
                 );
             }
@@ -276,7 +276,7 @@ async fn operate(process: &Rc<Process>) {
         if !shared.roles.borrow().begun && process.index == 0 {
             begin(process).await;
         }
-        if !shared.chance(300) {
+        if !shared.chance(60) {
             continue;
         }
         let Some(seen) = seen(process).await else { continue };
@@ -341,16 +341,14 @@ async fn take_place(process: &Rc<Process>) {
             process.count(|counts| counts.failovers += 1);
         }
     }
-    took_place(process);
+    took_place(process).await;
     admit_writer(process).await;
 }
 
-/// This machine's volume is the primary, and the other one's is not.
-fn took_place(process: &Process) {
-    let (me, other) = (process.index, 1 - process.index);
-    let mut watch = process.shared.roles.borrow_mut();
-    (watch.gone[me], watch.late[me]) = (false, false);
-    watch.gone[other] = true;
+/// From here on whoever is behind this machine's line must not begin to write.
+async fn took_place(process: &Rc<Process>) {
+    let seen = seen(process).await.expect("a volume");
+    process.shared.roles.borrow_mut().taken[process.index] = seen.lineage;
 }
 
 /// A resync here.
@@ -406,18 +404,11 @@ async fn abort(process: &Rc<Process>) {
 
 /// The owner makes this volume a primary, whatever the other one is.
 async fn go_alone(process: &Rc<Process>) {
-    let (core, me) = (process.core(), process.index);
-    // Before it is done it may be found done after a crash.
-    let before = std::mem::take(&mut process.shared.roles.borrow_mut().gone[me]);
-    let done = core.promote(VOLUME, true).await;
+    let done = process.core().promote(VOLUME, true).await;
     process.alive().await;
-    match allowed("promote", done) {
-        Some(()) => {
-            process.shared.roles.borrow_mut().late[me] = false;
-            process.count(|counts| counts.alone += 1);
-            admit_writer(process).await;
-        }
-        None => process.shared.roles.borrow_mut().gone[me] = before,
+    if allowed("promote", done).is_some() {
+        process.count(|counts| counts.alone += 1);
+        admit_writer(process).await;
     }
 }
 

@@ -50,7 +50,7 @@ fn model_sessions_survive_crashes_of_either_side() {
 
 #[test]
 fn model_roles_change_and_nothing_is_lost() {
-    let total = runs(300, 12, Options { roles: true, ..Options::default() });
+    let total = runs(300, 12, Options { roles: true, writes: 800, lives: 8, ..Options::default() });
     assert!(total.failovers > 4 && total.resyncs > 4 && total.refused > 10, "{total:?}");
 }
 
