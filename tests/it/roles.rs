@@ -4,8 +4,10 @@
 use std::path::Path;
 use std::time::Duration;
 
-use crate::follow::{Pair, Stamper, more_sets, session, state};
+use crate::follow::{more_sets, session};
+use crate::support::pair::Pair;
 use crate::support::server::Server;
+use crate::support::stamper::{Stamper, state};
 use crate::support::{fails, json, ok, wait_for};
 use snapvol::nbd::client::{Client, Options};
 use snapvol::nbd::proto::{cmd, flag};

@@ -153,7 +153,15 @@ async fn seen(process: &Rc<Process>) -> Option<Seen> {
     }
     let seen = core.look(VOLUME).await;
     process.alive().await;
-    Some(seen.expect("a volume"))
+    let seen = seen.expect("a volume");
+    if seen.role == Role::Secondary {
+        // Whatever becomes of it, the client's next life does not begin where this one ends.
+        while process.writing.get() {
+            process.rest().await;
+        }
+        process.writes.set(false);
+    }
+    Some(seen)
 }
 
 /// The client may try to write, if the volume is a primary: from here on its state is known.
