@@ -13,7 +13,7 @@ use crate::engine::Store;
 use crate::engine::api::{
     CheckReport, CreateOptions, Diff, HalfReceived, Received, SendRequest, Status, StoreInfo,
 };
-use crate::engine::roles::{RoleAnswer, RoleRequest, Seen};
+use crate::engine::roles::{RoleAnswer, RoleRequest, Seen, TakeOver};
 use crate::engine::sessions::live_file;
 use crate::engine::sets::{Feed, FeedSet, OpenFeed, Relation};
 use crate::engine::store::OpenOptions;
@@ -21,7 +21,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::replica::manage::{self, FarAnswer, FarRequest, Replicate};
 use crate::replica::receiver::{Changes, FarStore};
 use crate::replica::{failover, resync};
-use crate::types::{OnFull, SnapName};
+use crate::types::{OnFull, RoleEpoch, SnapName};
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions as OpenFileOptions};
 use std::io::Read;
@@ -501,6 +501,19 @@ impl FarStore for FarDir {
     }
     async fn close_feed(&self, session: Uuid) -> Result<()> {
         self.done(&FarRequest::Close { session })
+    }
+    async fn take_over(
+        &self,
+        session: Uuid,
+        opening: Uuid,
+        volume: &str,
+        take: &TakeOver,
+    ) -> Result<Vec<RoleEpoch>> {
+        let (volume, take) = (volume.to_owned(), Box::new(take.clone()));
+        match self.with(|access| access.ask(&FarRequest::TakeOver { session, opening, volume, take }))? {
+            FarAnswer::Lineage(lineage) => Ok(lineage),
+            _ => Err(odd_answer()),
+        }
     }
     async fn changes(&self, session: Uuid, volume: &str, from: u64) -> Result<Changes> {
         let request = FarRequest::Changes { session, volume: volume.to_owned(), from };

@@ -25,7 +25,7 @@ use crate::types::{Geometry, Name, OnFull, Role};
 use futures::StreamExt;
 use futures::lock::{Mutex, MutexGuard};
 use futures::stream;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -61,6 +61,8 @@ pub(crate) struct Core {
     admin: Mutex<Admin>,
     pub(super) identity: Uuid,
     pub(super) sessions: Sessions,
+    /// Volumes that are taking their sender's place at this moment.
+    pub(super) turning: std::sync::Mutex<BTreeSet<String>>,
     /// Who takes a cut of a volume.
     cutting: std::sync::Mutex<BTreeMap<String, Turns>>,
 }
@@ -86,6 +88,7 @@ impl Core {
             admin: Mutex::default(),
             identity,
             sessions: Sessions::default(),
+            turning: std::sync::Mutex::default(),
             cutting: std::sync::Mutex::default(),
         };
         let (batches, found, sessions) = core

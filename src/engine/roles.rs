@@ -15,6 +15,7 @@ use crate::snapshot::{Gate, TakeRequest, TurnCheck, Volume};
 use crate::types::{Role, RoleEpoch, SetId, Standing};
 use serde::{Deserialize, Serialize};
 use std::rc::Rc;
+use std::sync::PoisonError;
 use std::time::Duration;
 use uuid::Uuid;
 
@@ -47,6 +48,17 @@ pub enum RoleRequest {
     StopFeedBack {
         /// The session that did.
         session: Uuid,
+    },
+    /// Hand the role over to whoever asks.
+    HandOver {
+        /// The volume that is the primary.
+        volume: String,
+        /// The session over which the other one follows it.
+        session: Uuid,
+        /// Milliseconds that writers may wait.
+        pause_max_ms: u64,
+        /// Writers are disconnected.
+        force: bool,
     },
 }
 
@@ -90,6 +102,35 @@ pub struct Place {
     pub lineage: Vec<RoleEpoch>,
     /// The state that production goes on from, if that is not the newest one.
     pub snapshot: Option<String>,
+}
+
+/// How a receiver takes its sender's place because that one says so.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TakeOver {
+    /// What it is part of, at both ends.
+    pub operation: Uuid,
+    /// The line that the receiver's volume will be in.
+    pub lineage: Vec<RoleEpoch>,
+    /// The last set; none: the receiver has taken the place already.
+    pub restart: Option<SetId>,
+    /// How the receiver feeds the sender's volume from then on.
+    pub feed: FeedBack,
+}
+
+/// A volume is taking its sender's place as long as this lives.
+pub struct Turning<'a> {
+    core: &'a Core,
+    volume: String,
+}
+
+impl Drop for Turning<'_> {
+    fn drop(&mut self) {
+        self.core.turning.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.volume);
+    }
+}
+
+fn is_turning(volume: &str) -> Error {
+    Error::conflict(format!("volume {volume} is taking its sender's place at this moment"))
 }
 
 /// A line with one more entry.
@@ -147,6 +188,10 @@ impl Core {
                 self.fence(volume, lineage).await.map(|()| RoleAnswer::Done)
             }
             RoleRequest::FeedBack(asked) => self.feed_back(asked).await.map(|()| RoleAnswer::Done),
+            RoleRequest::HandOver { volume, .. } => Err(Error::conflict(format!(
+                "the store of volume {volume} is not served, so nobody can hand it over"
+            ))
+            .hint("start it with: snapvol serve; or use 'failover --force'")),
             RoleRequest::StopFeedBack { session } => {
                 self.stop_feed_back(*session).await.map(|()| RoleAnswer::Done)
             }
@@ -315,13 +360,38 @@ impl Core {
         .await
     }
 
-    /// A session brings nothing more: the volume that it fed takes its sender's place.
+    /// From here on, until what is returned goes, no opening takes a turn of the volume for one
+    /// that was left half done.
     ///
     /// # Errors
-    /// `NotFound`; `Io`.
-    pub async fn stop_feed(&self, session: Uuid) -> Result<SessionRecord> {
+    /// `Conflict` when it is turning already.
+    pub fn begin_turning(&self, volume: &str) -> Result<Turning<'_>> {
+        let mut turning = self.turning.lock().unwrap_or_else(PoisonError::into_inner);
+        if !turning.insert(volume.to_owned()) {
+            return Err(is_turning(volume));
+        }
+        Ok(Turning { core: self, volume: volume.to_owned() })
+    }
+
+    /// # Errors
+    /// `Conflict` when the volume takes its sender's place at this moment.
+    pub(super) fn check_not_turning(&self, volume: &str) -> Result<()> {
+        let turning = self.turning.lock().unwrap_or_else(PoisonError::into_inner);
+        if turning.contains(volume) { Err(is_turning(volume)) } else { Ok(()) }
+    }
+
+    /// A session brings nothing more: the volume that it fed takes its sender's place. With an
+    /// opening, only if no later one was recorded.
+    ///
+    /// # Errors
+    /// `NotFound`; `Conflict`; `Io`.
+    pub async fn stop_feed(&self, session: Uuid, opening: Option<Uuid>) -> Result<SessionRecord> {
         let turned = self.change_session(session, |known| {
             let mut record = known.ok_or_else(|| Error::not_found("the session is gone"))?;
+            let later = opening.is_some() && record.opening != opening;
+            if later || (opening.is_some() && record.condition != Condition::Running) {
+                return Err(Error::conflict("the session was opened again, or ended, meanwhile"));
+            }
             record.condition = Condition::Turned;
             for member in &mut record.members {
                 (member.durable, member.applied, member.target) = (None, None, None);
@@ -389,6 +459,115 @@ impl Core {
         });
         ended.await?;
         Ok(restart)
+    }
+
+    /// A receiver takes its sender's place because that one says so: the session turns, one record
+    /// makes the volume the primary, and the session that feeds the old one begins. Said again, it
+    /// does what is left. Returns the line that the volume is in.
+    ///
+    /// # Errors
+    /// `Conflict` for an earlier opening, or when the newest state is another one; `Io`, `Full`.
+    pub async fn take_over(
+        &self,
+        session: Uuid,
+        opening: Uuid,
+        volume: &str,
+        take: &TakeOver,
+    ) -> Result<Vec<RoleEpoch>> {
+        let _turning = self.begin_turning(volume)?;
+        let done = self.roles(volume).await?.operation == Some(take.operation);
+        if !done {
+            let newest = self.cuts(volume).await?.pop().map(|cut| cut.set.target);
+            if newest.is_none() || newest != take.restart.map(|restart| restart.target) {
+                return Err(Error::conflict(format!("volume {volume} does not show the last set")));
+            }
+            self.stop_feed(session, Some(opening)).await?;
+            let place = Place { operation: take.operation, lineage: take.lineage.clone(), snapshot: None };
+            self.take_place(volume, place).await?;
+        }
+        let restart = match self.turned(volume).filter(|turned| turned.session == session) {
+            Some(_) => self.end_turn(volume, session).await?,
+            None => self.roles(volume).await?.restart,
+        };
+        if self.session(take.feed.session).is_err() {
+            let record = self.sender_record(&take.feed, restart).await?;
+            self.change_session(take.feed.session, |known| Ok(known.unwrap_or(record))).await?;
+        }
+        Ok(self.look(volume).await?.lineage)
+    }
+
+    /// No client's write is let in any more, durably, and those that were are done.
+    ///
+    /// # Errors
+    /// `Conflict` when writers are connected, unless forced; `Io`, `Full`.
+    pub async fn hold_writers(&self, volume: &str, operation: Uuid, force: bool) -> Result<()> {
+        self.on_engine(volume, move |engine, name| async move {
+            let volume = engine.volume(&name)?;
+            let count = writers(&engine, &name);
+            if count > 0 && !force {
+                return Err(Error::conflict(format!("volume {name} has {count} writers connected"))
+                    .hint("disconnect them, or use --force: they are cut off once the last set is there"));
+            }
+            volume.set_gate(Gate::HandingOver);
+            let held = async {
+                volume.writers_done().await?;
+                let standing = Standing::HandingOver;
+                let turn = TurnRecord { standing, operation: Some(operation), ..same(&volume) };
+                volume.turn(&check_of(&volume), turn).await
+            };
+            let held = held.await;
+            if held.is_err() {
+                volume.set_gate(Gate::Open);
+            }
+            held
+        })
+        .await
+    }
+
+    /// The other side did not become the primary: writers are let in.
+    ///
+    /// # Errors
+    /// `Io`, `Full`; they wait then.
+    pub async fn let_writers_go(&self, volume: &str) -> Result<()> {
+        self.with(volume, |volume| async move {
+            if volume.role() == Role::Primary && volume.roles().standing == Standing::HandingOver {
+                let turn = TurnRecord { standing: Standing::Open, operation: None, ..same(&volume) };
+                volume.turn(&check_of(&volume), turn).await?;
+            }
+            volume.set_gate(Gate::Open);
+            Ok(())
+        })
+        .await
+    }
+
+    /// The other side became the primary, with all that is here: this volume follows it. Writers
+    /// that waited hear that they are shut out.
+    ///
+    /// # Errors
+    /// `Conflict` when the volume was handed over by another operation, or not at all; `Io`.
+    pub async fn give_way(&self, volume: &str, operation: Uuid, lineage: Vec<RoleEpoch>) -> Result<()> {
+        self.on_engine(volume, move |engine, name| async move {
+            let volume = engine.volume(&name)?;
+            let roles = volume.roles();
+            if roles.standing != Standing::HandingOver || roles.operation != Some(operation) {
+                return Err(Error::conflict(format!("volume {name} is in no handover of that kind")));
+            }
+            let turn = TurnRecord {
+                role: Role::Secondary,
+                standing: Standing::Open,
+                lineage,
+                restart: None,
+                operation: Some(operation),
+                rollback: None,
+                resync: None,
+            };
+            volume.turn(&check_of(&volume), turn).await?;
+            volume.set_gate(Gate::Open);
+            engine.clients.disconnect(&name, false).await;
+            Ok(())
+        })
+        .await?;
+        self.finish_resync(volume).await
     }
 
     /// Waits until no set is being received.

@@ -93,6 +93,9 @@ pub struct Feed {
     /// The receiver's role epochs, oldest first.
     #[serde(default)]
     pub lineage: Vec<RoleEpoch>,
+    /// What the last turn of the receiver was part of.
+    #[serde(default)]
+    pub operation: Option<Uuid>,
     /// What the receiver has of its own, where it was the primary before.
     #[serde(default)]
     pub diverged: Option<Diverged>,
@@ -357,6 +360,7 @@ impl Core {
         let relation = relation(&ours, &open.lineage);
         if relation != Relation::Follows && diverged.is_none() {
             let (durable, applied, newest, half) = (None, None, None, None);
+            let operation = self.roles(&open.volume).await?.operation;
             if relation == Relation::Split && role == Role::Primary {
                 self.met_split(&open.volume).await?;
             }
@@ -368,6 +372,7 @@ impl Core {
                 held: Vec::new(),
                 half,
                 lineage: ours,
+                operation,
                 diverged,
             });
         }
@@ -428,14 +433,6 @@ impl Core {
             return Err(Error::conflict(format!("volume {} was parted from its sender there", open.volume))
                 .hint("end the session here, too, with 'unreplicate'"));
         }
-        if let Some(turned) = self.turned(&open.volume)
-            && turned.session == open.session
-        {
-            return Err(Error::conflict(format!(
-                "volume {} is taking its sender's place there",
-                open.volume
-            )));
-        }
         if let Some(other) = self.fed_by(&open.volume).filter(|record| record.session != open.session) {
             if resync {
                 // It is what an earlier attempt at a resync has left.
@@ -455,6 +452,11 @@ impl Core {
         if self.session(open.session).is_ok_and(|record| record.peer_store == Some(open.store)) {
             let opened = self.change_session(open.session, |known| {
                 let mut record = known.ok_or_else(|| Error::not_found("the session is gone"))?;
+                if record.condition == Condition::Turned {
+                    // A turn that nobody is at any more did not come about, and will not.
+                    self.check_not_turning(&open.volume)?;
+                    record.condition = Condition::Running;
+                }
                 record.opening = Some(open.opening);
                 record.way_back.clone_from(&open.way_back);
                 record.way_back_command.clone_from(&open.way_back_command);
@@ -534,6 +536,7 @@ impl Core {
             held,
             half,
             lineage,
+            operation: None,
             diverged: None,
         })
     }

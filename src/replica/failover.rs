@@ -224,7 +224,8 @@ pub(crate) async fn run<P: Port>(core: &Core, port: &mut P, request: &Request) -
             Err(error) => return Err(error.context("the primary can't be fenced")),
         }
     }
-    core.stop_feed(session.session).await?;
+    let _turning = core.begin_turning(volume)?;
+    core.stop_feed(session.session, None).await?;
     let operation = core.new_identity().await?;
     let place = Place { operation, lineage, snapshot: request.snapshot.clone() };
     core.take_place(volume, place).await?;

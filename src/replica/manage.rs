@@ -8,12 +8,12 @@ use super::wire::Message;
 use crate::engine::Store;
 use crate::engine::api::{Received, SessionStatus};
 use crate::engine::core::Core;
-use crate::engine::roles::{RoleAnswer, RoleRequest};
+use crate::engine::roles::{RoleAnswer, RoleRequest, TakeOver};
 use crate::engine::sets::{Feed, FeedSet, OpenFeed};
 use crate::error::{Error, Result};
 use crate::format::session::{Condition, MemberRecord, OnBacklog, SessionPolicy, SessionRecord, Side, Start};
 use crate::transport::Destination;
-use crate::types::Name;
+use crate::types::{Name, RoleEpoch};
 use futures::executor::block_on;
 use serde::{Deserialize, Serialize};
 use std::io::Read;
@@ -320,6 +320,15 @@ impl FarStore for Core {
     async fn close_feed(&self, session: Uuid) -> Result<()> {
         Self::close_feed(self, session).await
     }
+    async fn take_over(
+        &self,
+        session: Uuid,
+        opening: Uuid,
+        volume: &str,
+        take: &TakeOver,
+    ) -> Result<Vec<RoleEpoch>> {
+        Self::take_over(self, session, opening, volume, take).await
+    }
     async fn changes(&self, session: Uuid, volume: &str, from: u64) -> Result<Changes> {
         Self::changes(self, session, volume, from).await
     }
@@ -345,6 +354,9 @@ pub fn ask(store: &Store, request: &FarRequest) -> Result<FarAnswer> {
                 core.keep_states(*session, volume, *keep).await.map(|()| FarAnswer::Done)
             }
             FarRequest::Close { session } => core.close_feed(*session).await.map(|()| FarAnswer::Done),
+            FarRequest::TakeOver { session, opening, volume, take } => {
+                core.take_over(*session, *opening, volume, take).await.map(FarAnswer::Lineage)
+            }
             FarRequest::Changes { session, volume, from } => {
                 let changes = core.changes(*session, volume, *from).await;
                 changes.map(|(ranges, next)| FarAnswer::Changes { ranges, next })
@@ -372,6 +384,7 @@ pub enum FarRequest {
     Abort { session: Uuid, volume: String },
     Keep { session: Uuid, volume: String, keep: u64 },
     Close { session: Uuid },
+    TakeOver { session: Uuid, opening: Uuid, volume: String, take: Box<TakeOver> },
     Changes { session: Uuid, volume: String, from: u64 },
     Role(RoleRequest),
 }
@@ -383,6 +396,7 @@ pub enum FarRequest {
 pub enum FarAnswer {
     Identity(Uuid),
     Feed(Box<Feed>),
+    Lineage(Vec<RoleEpoch>),
     Changes { ranges: Vec<(u64, u64)>, next: Option<u64> },
     Role(RoleAnswer),
     Done,

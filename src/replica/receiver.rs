@@ -6,9 +6,10 @@
 
 use super::wire::{Body, Message};
 use crate::engine::api::Received;
-use crate::engine::roles::{RoleAnswer, RoleRequest};
+use crate::engine::roles::{RoleAnswer, RoleRequest, TakeOver};
 use crate::engine::sets::{Feed, FeedSet, OpenFeed};
 use crate::error::{Error, Result};
+use crate::types::RoleEpoch;
 use std::io::Read;
 use uuid::Uuid;
 
@@ -46,6 +47,17 @@ pub trait FarStore {
     /// # Errors
     /// As there.
     fn close_feed(&self, session: Uuid) -> impl Future<Output = Result<()>>;
+    /// As `Core::take_over`.
+    ///
+    /// # Errors
+    /// As there.
+    fn take_over(
+        &self,
+        session: Uuid,
+        opening: Uuid,
+        volume: &str,
+        take: &TakeOver,
+    ) -> impl Future<Output = Result<Vec<RoleEpoch>>>;
     /// As `Core::changes`.
     ///
     /// # Errors
@@ -127,6 +139,10 @@ pub async fn run<S: FarStore, P: Port>(store: &S, port: &mut P) -> Result<()> {
             (Message::Abort { volume }, Some(of)) if *volume == of.volume => {
                 let aborted = store.abort_feed(of.session, volume).await;
                 aborted.map(|()| Some(Message::Aborted { volume: volume.clone() }))
+            }
+            (Message::TakeOver { volume, take }, Some(of)) if *volume == of.volume => {
+                let taken = store.take_over(of.session, of.opening, volume, take).await;
+                taken.map(|lineage| Some(Message::TookOver { lineage }))
             }
             (Message::Changes { volume, from }, Some(of)) if *volume == of.volume => {
                 let changes = store.changes(of.session, volume, *from).await;

@@ -8,6 +8,7 @@
 //!
 //! It awaits the store and its [`Port`], and nothing else.
 
+use super::handover::{Between, HandOver, Wish};
 use super::plan::{self, Facts, Step, back_off, set_to};
 use super::wire::{Body, Message, WINDOW, far_failure};
 use crate::delta::{FrameMaker, Source};
@@ -46,6 +47,8 @@ pub enum Event {
     Changed,
     /// The owner wants a cut; the number of that wish.
     Cut(u64),
+    /// The owner wants the receiver to become the primary.
+    HandOver(Wish),
     /// The session is to end here.
     Stop,
     /// Nothing came in that time.
@@ -88,11 +91,13 @@ pub trait Port {
 }
 
 /// Why a conversation ended without a failure.
-enum Left {
+pub(super) enum Left {
     /// The session ends here.
     Stop,
     /// The owner changed it.
     Changed,
+    /// Writers waited for too long.
+    Late,
 }
 
 /// What a receiver that follows has.
@@ -114,11 +119,13 @@ enum Shipped {
     Left(Left),
 }
 
-struct Sender<'a, P> {
-    core: &'a Core,
-    port: &'a mut P,
-    session: Uuid,
-    status: SessionStatus,
+pub(super) struct Sender<'a, P> {
+    pub(super) core: &'a Core,
+    pub(super) port: &'a mut P,
+    pub(super) session: Uuid,
+    pub(super) status: SessionStatus,
+    /// The owner wants the receiver to become the primary.
+    pub(super) handover: Option<HandOver>,
     /// When the state was cut that the receiver shows, as far as this life knows.
     mark_cut: Duration,
     /// When a set was cut or chosen last.
@@ -142,6 +149,7 @@ pub(crate) async fn run<P: Port>(core: &Core, port: &mut P, session: Uuid) {
         port,
         session,
         status,
+        handover: None,
         mark_cut: now,
         last: None,
         covers: false,
@@ -187,6 +195,7 @@ impl<P: Port> Sender<'_, P> {
                 match self.port.next(IDLE).await {
                     Event::Stop => return,
                     Event::Cut(wish) => self.asked_to_cut(wish),
+                    Event::HandOver(wish) => self.refuse_to_hand_over(wish),
                     _ => {}
                 }
                 continue;
@@ -196,8 +205,9 @@ impl<P: Port> Sender<'_, P> {
             self.status.set = None;
             match outcome {
                 Ok(Left::Stop) => return,
-                Ok(Left::Changed) => {}
+                Ok(Left::Changed | Left::Late) => {}
                 Err(error) => {
+                    self.handover_failed(&record, &error).await;
                     if self.rest_after(&record, &error).await {
                         return;
                     }
@@ -214,7 +224,7 @@ impl<P: Port> Sender<'_, P> {
         }
     }
 
-    fn show(&mut self, state: &str) {
+    pub(super) fn show(&mut self, state: &str) {
         state.clone_into(&mut self.status.state);
         self.port.show(&self.status);
     }
@@ -248,6 +258,7 @@ impl<P: Port> Sender<'_, P> {
                 Event::Stop => return true,
                 Event::Changed => return false,
                 Event::Cut(wish) => self.asked_to_cut(wish),
+                Event::HandOver(wish) => self.refuse_to_hand_over(wish),
                 _ => {}
             }
         }
@@ -308,7 +319,8 @@ impl<P: Port> Sender<'_, P> {
             self.show("given-way");
             return Err(Error::conflict(format!("volume {} is no primary", member.volume)));
         }
-        if self.core.roles(&member.volume).await?.standing == Standing::Fenced {
+        let standing = self.core.roles(&member.volume).await?.standing;
+        if standing == Standing::Fenced {
             self.show("fenced");
             return Err(Error::conflict(format!("volume {} is fenced", member.volume)).hint(format!(
                 "'snapvol resync {}' has it follow the volume that is the primary",
@@ -353,9 +365,18 @@ impl<P: Port> Sender<'_, P> {
             Answer::Left(left) => return Ok(Met::Left(left)),
         };
         let feed = feed.ok_or_else(|| Error::invalid("the other side says nothing of the volume"))?;
+        let handing_over = standing == Standing::HandingOver;
         match feed.relation {
+            Relation::Follows if handing_over => {
+                // What the receiver was asked by an earlier opening, it refuses from here on.
+                let why = Error::new(ErrorKind::Interrupted, "the handover was interrupted; the roles are as before");
+                self.let_go(&member, why.hint("run the command again")).await?;
+            }
             Relation::Follows => self.core.confirm(&member.volume).await?,
             Relation::Fenced => {
+                if handing_over && let Some(left) = self.after_handover(record, &member, epoch, &feed).await? {
+                    return Ok(Met::Left(left));
+                }
                 self.show("fenced");
                 self.core.fence(&member.volume, &feed.lineage).await?;
                 return Err(Error::conflict(format!("{} has become the primary", record.destination)).hint(
@@ -376,7 +397,7 @@ impl<P: Port> Sender<'_, P> {
     }
 
     /// The next message; owners' wishes are remembered.
-    async fn answer(&mut self) -> Result<Answer> {
+    pub(super) async fn answer(&mut self) -> Result<Answer> {
         let until = self.port.now() + ANSWER_WAIT;
         loop {
             let left = until.saturating_sub(self.port.now());
@@ -389,6 +410,7 @@ impl<P: Port> Sender<'_, P> {
                 Event::Stop => return Ok(Answer::Left(Left::Stop)),
                 Event::Changed => return Ok(Answer::Left(Left::Changed)),
                 Event::Cut(wish) => self.asked_to_cut(wish),
+                Event::HandOver(wish) => self.wants_to_hand_over(wish),
                 Event::Timeout if self.port.now() >= until => {
                     return Err(Error::new(ErrorKind::Interrupted, "the other side does not answer"));
                 }
@@ -428,6 +450,15 @@ impl<P: Port> Sender<'_, P> {
                     self.status.cuts_done = asked;
                     self.status.failures = 0;
                     self.status.last_error = None;
+                    if let Some(left) = self.turn_around(&record, member, epoch, Between::Rests).await? {
+                        return Ok(left);
+                    }
+                    if self.handover.is_some() {
+                        if self.is_late() {
+                            self.give_up_late(member).await?;
+                        }
+                        continue;
+                    }
                     self.show("following");
                     let poll = Duration::from_millis(record.policy.timeout_ms / 2).min(POLL);
                     match self.port.next(poll.max(Duration::from_millis(20))).await {
@@ -441,6 +472,7 @@ impl<P: Port> Sender<'_, P> {
                         Event::Down(error) => return Err(error),
                         Event::Stop => return Ok(Left::Stop),
                         Event::Cut(wish) => self.asked_to_cut(wish),
+                        Event::HandOver(wish) => self.wants_to_hand_over(wish),
                         Event::Changed | Event::Timeout => {}
                     }
                 }
@@ -458,9 +490,19 @@ impl<P: Port> Sender<'_, P> {
                     let covers = self.covers;
                     self.show(if set.stamp.base.is_none() { "copying" } else { "following" });
                     let above = own.clone().filter(|own| set.stamp.base == Some(own.diverged.shown));
+                    let begun = self.port.now();
                     let shipped = self.ship(member, set, resume, above).await;
                     self.status.set = None;
                     if let Shipped::Left(left) = shipped? {
+                        if matches!(left, Left::Late) {
+                            self.give_up_late(member).await?;
+                        }
+                        return Ok(left);
+                    }
+                    let took = self.port.now().saturating_sub(begun);
+                    if let Some(left) =
+                        self.turn_around(&record, member, epoch, Between::Shipped(took)).await?
+                    {
                         return Ok(left);
                     }
                     self.mark_cut = cut_at;
@@ -560,6 +602,7 @@ impl<P: Port> Sender<'_, P> {
             others: &self.others(volume),
             due: self.status.cuts_asked > self.status.cuts_done
                 || waited
+                || self.handover.is_some()
                 || changed >= record.policy.high_water,
             changed: changed > 0,
         };
@@ -693,6 +736,10 @@ impl<P: Port> Sender<'_, P> {
             };
             let len = frame.len() as u64;
             loop {
+                if self.is_late() {
+                    self.port.say(epoch, Body::Message(Message::End { broken: true })).await?;
+                    return Ok(Shipped::Left(Left::Late));
+                }
                 let now = self.port.now();
                 let paced = self.allowed_at.saturating_sub(now);
                 let full = self.under_way > 0 && self.under_way + len > WINDOW;
@@ -715,6 +762,9 @@ impl<P: Port> Sender<'_, P> {
         drop(frames);
         self.port.say(epoch, Body::Message(Message::End { broken: false })).await?;
         let (durable, applied) = loop {
+            if self.is_late() {
+                return Ok(Shipped::Left(Left::Late));
+            }
             match self.hear(IDLE, set).await? {
                 Heard::Marks(marks) => break marks,
                 Heard::Left(left) => return Ok(Shipped::Left(left)),
@@ -733,6 +783,7 @@ impl<P: Port> Sender<'_, P> {
 
     /// What comes while a set is on its way.
     async fn hear(&mut self, wait: Duration, set: SetId) -> Result<Heard> {
+        let wait = self.time_left().map_or(wait, |left| wait.min(left));
         match self.port.next(wait).await {
             Event::Message(Message::Taken { bytes }) => {
                 self.under_way = self.under_way.saturating_sub(bytes);
@@ -759,6 +810,10 @@ impl<P: Port> Sender<'_, P> {
             }
             Event::Cut(wish) => {
                 self.asked_to_cut(wish);
+                Ok(Heard::Nothing)
+            }
+            Event::HandOver(wish) => {
+                self.wants_to_hand_over(wish);
                 Ok(Heard::Nothing)
             }
             Event::Timeout => Ok(Heard::Nothing),
@@ -843,11 +898,11 @@ enum Heard {
 }
 
 /// An answer, or why there is none to wait for.
-enum Answer<M = Message> {
+pub(super) enum Answer<M = Message> {
     Message(M),
     Left(Left),
 }
 
-fn out_of_turn(message: &Message) -> Error {
+pub(super) fn out_of_turn(message: &Message) -> Error {
     Error::invalid(format!("the other side says '{}' out of turn", message.word()))
 }

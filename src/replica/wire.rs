@@ -5,11 +5,11 @@
 //! A length is believed after the head's checksum matched and is held against its limit before
 //! anything is allocated; what a body's checksum does not fit ends the connection.
 
-use crate::engine::roles::{RoleAnswer, RoleRequest};
+use crate::engine::roles::{RoleAnswer, RoleRequest, TakeOver};
 use crate::engine::sets::{Feed, OpenFeed};
 use crate::error::{Error, ErrorKind, Result};
 use crate::transport::one_line;
-use crate::types::SetId;
+use crate::types::{RoleEpoch, SetId};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::io::{Read, Write};
@@ -53,6 +53,18 @@ pub enum Message {
     Aborted {
         /// The volume at the receiver.
         volume: String,
+    },
+    /// The receiver is to take the sender's place.
+    TakeOver {
+        /// The volume at the receiver.
+        volume: String,
+        /// How.
+        take: Box<TakeOver>,
+    },
+    /// It has.
+    TookOver {
+        /// The line that it is in now.
+        lineage: Vec<RoleEpoch>,
     },
     /// What changed at a receiver with something of its own, from a byte on?
     Changes {
@@ -199,6 +211,8 @@ impl Message {
             Self::Opened { .. } => "opened",
             Self::Abort { .. } => "abort",
             Self::Aborted { .. } => "aborted",
+            Self::TakeOver { .. } => "take-over",
+            Self::TookOver { .. } => "took-over",
             Self::Changes { .. } => "changes",
             Self::Changed { .. } => "changed",
             Self::Set { .. } => "set",
