@@ -17,6 +17,9 @@ pub(super) struct Args {
     /// The volume, or VOL@SNAP to go on from an older state; the newest one stays as a snapshot
     #[arg(value_name = "VOL[@SNAP]")]
     target: Target,
+    /// Have the primary hand over, with nothing lost; as 'failback'
+    #[arg(long, conflicts_with_all = ["now", "dry_run", "json"])]
+    sync: bool,
     /// Don't try to reach the primary
     #[arg(long)]
     now: bool,
@@ -50,6 +53,17 @@ impl FromStr for Target {
 }
 
 pub(super) fn run(access: &Access, args: &Args) -> Result<()> {
+    if args.sync {
+        if args.target.snapshot.is_some() {
+            return Err(Error::invalid("--sync goes on from the newest state, not from an older one"));
+        }
+        return super::failback::hand_over(
+            access,
+            &args.target.volume,
+            super::failback::PAUSE_MAX_MS,
+            args.force,
+        );
+    }
     let request = Request {
         volume: args.target.volume.to_string(),
         snapshot: args.target.snapshot.as_ref().map(Name::to_string),

@@ -17,6 +17,7 @@ mod demote;
 mod detach;
 mod diff;
 mod digests;
+mod failback;
 mod failover;
 mod hold;
 mod init;
@@ -113,6 +114,7 @@ enum Command {
     Cut(cut::Args),
     Failover(failover::Args),
     Resync(resync::Args),
+    Failback(failback::Args),
     #[command(hide = true)]
     Peer(peer::Args),
     Verify(verify::Args),
@@ -184,6 +186,7 @@ fn run(dir: &Path, command: Command) -> Result<()> {
         Command::Pause(args) => with_store(dir, |access| pause::run(access, &args)),
         Command::Resume(args) => with_store(dir, |access| pause::resume(access, &args)),
         Command::Cut(args) => with_store(dir, |access| cut::run(access, &args)),
+        Command::Failback(args) => failback::run(dir, &args),
         Command::Resync(args) => resync::run(dir, &args),
         Command::Failover(args) => with_store(dir, |access| failover::run(access, &args)),
         Command::Peer(_) => peer::run(dir),

@@ -397,6 +397,23 @@ impl Access {
         }
     }
 
+    /// Has the receiver of a volume's session become the primary, or a volume that follows.
+    ///
+    /// # Errors
+    /// `Conflict` when nobody serves the primary's store.
+    pub fn hand_over(&self, volume: &str, pause_max_ms: u64, force: bool) -> Result<()> {
+        match self {
+            Self::Local(store) if store.follows(volume) => {
+                failover::ask_for_role(store, volume, pause_max_ms, force)
+            }
+            Self::Local(_) => Err(Error::conflict("the store is not served, so no session runs")
+                .hint("start it with: snapvol serve")),
+            Self::Remote(client) => {
+                client.call(&Call::HandOver { volume: volume.to_owned(), pause_max_ms, force })
+            }
+        }
+    }
+
     /// What the far end of a session asks.
     pub fn ask(&self, request: &FarRequest) -> Result<FarAnswer> {
         match self {

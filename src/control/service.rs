@@ -4,14 +4,17 @@
 use super::wire::{Call, from_texts};
 use crate::engine::Store;
 use crate::engine::api::{Received, SendRequest, Status};
+use crate::engine::roles::{RoleAnswer, RoleRequest};
 use crate::engine::sets::FeedSet;
 use crate::error::{Error, Result};
-use crate::replica::manage::FarRequest;
+use crate::replica::manage::{FarAnswer, FarRequest};
 use crate::replica::{Hub, failover, manage, resync};
 use crate::types::Name;
 use serde_json::Value;
 use std::io::Read;
 use std::sync::Arc;
+use std::time::Duration;
+use uuid::Uuid;
 
 /// Answers requests; called from many threads at once.
 pub trait Service: Send + Sync + 'static {
@@ -52,6 +55,17 @@ impl StoreService {
     #[must_use]
     pub fn new(store: Arc<Store>, listening: Vec<String>, hub: Arc<Hub>) -> Self {
         Self { store, listening, hub }
+    }
+
+    /// A primary hands its role over; a volume that follows asks its primary to.
+    fn hand_over(&self, volume: &str, session: Option<Uuid>, pause_max_ms: u64, force: bool) -> Result<()> {
+        let follows = session.is_none() && self.store.follows(volume);
+        let done = match follows {
+            true => failover::ask_for_role(&self.store, volume, pause_max_ms, force),
+            false => self.hub.hand_over(volume, session, Duration::from_millis(pause_max_ms), force),
+        };
+        self.hub.refresh();
+        done
     }
 
     fn status(&self) -> Result<Status> {
@@ -147,9 +161,18 @@ impl Service for StoreService {
                 json(begun)
             }
             Call::Cut { volume } => json(self.hub.cut(name(&volume)?)),
+            Call::HandOver { volume, pause_max_ms, force } => {
+                json(self.hand_over(name(&volume)?, None, pause_max_ms, force))
+            }
+            Call::Far {
+                request: FarRequest::Role(RoleRequest::HandOver { volume, session, pause_max_ms, force }),
+            } => {
+                let done = self.hand_over(name(&volume)?, Some(session), pause_max_ms, force);
+                json(done.map(|()| FarAnswer::Role(RoleAnswer::Done)))
+            }
             Call::Far { request } => {
                 let answer = manage::ask(store, &request);
-                if matches!(request, FarRequest::Role(_)) {
+                if matches!(request, FarRequest::Role(_) | FarRequest::TakeOver { .. }) {
                     self.hub.refresh();
                 }
                 json(answer)

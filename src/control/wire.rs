@@ -95,6 +95,7 @@ pub enum Call {
     Cut { volume: String },
     Failover { request: failover::Request },
     Resync { request: resync::Request },
+    HandOver { volume: String, pause_max_ms: u64, force: bool },
     Far { request: FarRequest },
 }
 

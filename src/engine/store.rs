@@ -358,6 +358,12 @@ impl Store {
         block_on(self.core.promote(volume, force))
     }
 
+    /// Whether a session feeds the volume.
+    #[must_use]
+    pub fn follows(&self, volume: &str) -> bool {
+        self.core.fed_by(volume).is_some()
+    }
+
     /// Makes a primary a secondary.
     ///
     /// # Errors

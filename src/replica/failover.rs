@@ -27,6 +27,9 @@ use uuid::Uuid;
 /// How long the sender may take to answer.
 const ANSWER_WAIT: Duration = Duration::from_secs(10);
 
+/// How long a handover may take, beside the time in which writers wait: sets are shipped before.
+const HANDOVER_WAIT: Duration = Duration::from_secs(3600);
+
 /// What the owner wants.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Request {
@@ -316,6 +319,26 @@ impl Port for ProcessPort {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         u64::try_from(now.as_micros()).unwrap_or(u64::MAX)
     }
+}
+
+/// Asks the sender of a volume to hand its role over to this one, and waits for the end of that.
+///
+/// # Errors
+/// `Conflict` when the volume follows nobody, and what the sender says; `Interrupted` when it can't
+/// be reached, or it is not known how it ended.
+pub fn ask_for_role(store: &Store, volume: &str, pause_max_ms: u64, force: bool) -> Result<()> {
+    let core = store.core();
+    let Some(session) = core.fed_by(volume) else {
+        return Err(Error::conflict(format!("volume {volume} follows no primary by a session")));
+    };
+    if session.way_back.is_empty() {
+        return Err(Error::conflict(format!("there is no way to ask the primary of volume {volume}"))
+            .hint("run 'snapvol failback' there, or say --way-back when it is replicated"));
+    }
+    let far = session.members.first().map(|member| member.far_volume.clone()).unwrap_or_default();
+    let request = RoleRequest::HandOver { volume: far, session: session.session, pause_max_ms, force };
+    let wait = HANDOVER_WAIT + Duration::from_millis(pause_max_ms);
+    ask_role(core.identity(), &session.way_back, &session.way_back_command, request, wait).map(drop)
 }
 
 /// Runs a failover, for a caller that waits.

@@ -129,11 +129,19 @@ impl<P: Port> Sender<'_, P> {
     }
 
     /// From here on no client's write is let in, also after a crash.
-    async fn hold_writers(&mut self, record: &SessionRecord, member: &MemberRecord, force: bool) -> Result<()> {
+    async fn hold_writers(
+        &mut self,
+        record: &SessionRecord,
+        member: &MemberRecord,
+        force: bool,
+    ) -> Result<()> {
         let volume = &member.volume;
         if record.way_back.is_empty() {
-            return Err(Error::conflict(format!("{} does not know how to reach volume {volume}", record.destination))
-                .hint("say it with 'replicate VOL DEST --way-back ssh://HOST/STORE/VOL', as seen from there"));
+            return Err(Error::conflict(format!(
+                "{} does not know how to reach volume {volume}",
+                record.destination
+            ))
+            .hint("say it with 'replicate VOL DEST --way-back ssh://HOST/STORE/VOL', as seen from there"));
         }
         let others = self.core.sessions_of(volume, Side::Sender).len() - 1;
         if others > 0 && !force {
@@ -239,8 +247,7 @@ impl<P: Port> Sender<'_, P> {
         let ours = self.core.roles(&member.volume).await?.operation;
         if let Some(operation) = ours.filter(|_| ours == feed.operation) {
             let (lineage, restart) = (feed.lineage.clone(), None);
-            let take =
-                TakeOver { operation, lineage, restart, feed: feed_back(record, member, operation) };
+            let take = TakeOver { operation, lineage, restart, feed: feed_back(record, member, operation) };
             return self.take_over(member, epoch, take).await;
         }
         Ok(None)

@@ -369,12 +369,16 @@ impl<P: Port> Sender<'_, P> {
         match feed.relation {
             Relation::Follows if handing_over => {
                 // What the receiver was asked by an earlier opening, it refuses from here on.
-                let why = Error::new(ErrorKind::Interrupted, "the handover was interrupted; the roles are as before");
+                let why = Error::new(
+                    ErrorKind::Interrupted,
+                    "the handover was interrupted; the roles are as before",
+                );
                 self.let_go(&member, why.hint("run the command again")).await?;
             }
             Relation::Follows => self.core.confirm(&member.volume).await?,
             Relation::Fenced => {
-                if handing_over && let Some(left) = self.after_handover(record, &member, epoch, &feed).await? {
+                if handing_over && let Some(left) = self.after_handover(record, &member, epoch, &feed).await?
+                {
                     return Ok(Met::Left(left));
                 }
                 self.show("fenced");
