@@ -17,6 +17,7 @@ use crate::engine::roles::{RoleAnswer, RoleRequest, Seen};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::session::Side;
 use crate::replica::failover::{self, Port};
+use crate::replica::handover::Wish;
 use crate::replica::manage::{PolicyChange, Replicate, replicate_on};
 use crate::replica::sender::{self, Event};
 use crate::replica::wire::{Body, Message, broke, far_failure};
@@ -25,6 +26,7 @@ use crate::snapshot::Who;
 use crate::transport::Destination;
 use crate::types::{OnFull, Role, RoleEpoch, Standing};
 use bytes::Bytes;
+use futures::channel::oneshot;
 use futures::task::{LocalSpawn, LocalSpawnExt};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -154,7 +156,9 @@ async fn seen(process: &Rc<Process>) -> Option<Seen> {
     let seen = core.look(VOLUME).await;
     process.alive().await;
     let seen = seen.expect("a volume");
-    if seen.role == Role::Secondary {
+    if seen.role == Role::Primary {
+        process.shared.roles.borrow_mut().taken[process.index].clone_from(&seen.lineage);
+    } else {
         // Whatever becomes of it, the client's next life does not begin where this one ends.
         while process.writing.get() {
             process.rest().await;
@@ -224,9 +228,10 @@ async fn run_sessions(process: &Rc<Process>, spawner: impl LocalSpawn) {
 /// The client: one write after the other, refused or not.
 async fn write(process: &Rc<Process>) {
     let (core, shared, me) = (process.core(), &process.shared, process.index);
-    while !shared.calm.get() || shared.counts.get().writes < shared.options.writes {
+    loop {
         process.pause().await;
-        if shared.counts.get().writes >= shared.options.writes {
+        let counts = shared.counts.get();
+        if counts.writes >= shared.options.writes || counts.refused >= 4 * shared.options.writes {
             shared.written.set(true);
         }
         if !process.writes.get() || shared.calm.get() {
@@ -255,9 +260,9 @@ async fn write(process: &Rc<Process>) {
         let done = done.await;
         process.alive().await;
         process.writing.set(false);
-        process.count(|counts| counts.writes += 1);
         match done {
             Ok(line) => {
+                process.count(|counts| counts.writes += 1);
                 let late = &shared.roles.borrow().late[me];
                 assert!(
                     late.last() == line.last() || line.last().is_none_or(|last| !late.contains(last)),
@@ -288,6 +293,7 @@ async fn operate(process: &Rc<Process>) {
             continue;
         }
         let Some(seen) = seen(process).await else { continue };
+        admit_writer(process).await;
         let roles = core.roles(VOLUME).await.expect("a volume");
         let unsure = core.is_unconfirmed(VOLUME).await.expect("a volume");
         process.alive().await;
@@ -299,7 +305,8 @@ async fn operate(process: &Rc<Process>) {
             (Role::Secondary, _) if shared.chance(2) => take_place(process).await,
             (Role::Primary, false) if shared.chance(2) => follow_again(process).await,
             (Role::Primary, open) if (!open || unsure) && shared.chance(4) => go_alone(process).await,
-            (Role::Primary, true) if shared.chance(4) => follow_again(process).await,
+            (Role::Primary, true) if shared.chance(6) => follow_again(process).await,
+            (Role::Primary, true) => hand_over(process).await,
             _ => {}
         }
     }
@@ -349,14 +356,50 @@ async fn take_place(process: &Rc<Process>) {
             process.count(|counts| counts.failovers += 1);
         }
     }
-    took_place(process).await;
+    // From here on whoever is behind this machine's line must not begin to write.
+    seen(process).await.expect("a volume");
     admit_writer(process).await;
 }
 
-/// From here on whoever is behind this machine's line must not begin to write.
-async fn took_place(process: &Rc<Process>) {
-    let seen = seen(process).await.expect("a volume");
-    process.shared.roles.borrow_mut().taken[process.index] = seen.lineage;
+/// The other machine's volume becomes the primary, with all that was acknowledged here.
+async fn hand_over(process: &Rc<Process>) {
+    let (core, me) = (process.core(), process.index);
+    let sessions = process.sessions.borrow().clone();
+    let following = sessions.iter().rev().find(|(_, status)| status.borrow().state == "following");
+    let Some((owner, _)) = following else { return };
+    let pause_max = Duration::from_millis(process.shared.rng.borrow_mut().u64(1..20_000));
+    let (answer, mut answered) = oneshot::channel();
+    owner.borrow_mut().push_back(Event::HandOver(Wish { pause_max, force: true, answer }));
+    let done = loop {
+        process.rest().await;
+        match answered.try_recv() {
+            Ok(None) => {}
+            Ok(Some(done)) => break done,
+            // The session ended, or the wish was heard by nobody.
+            Err(_) => return,
+        }
+        if process.shared.calm.get() {
+            return;
+        }
+    };
+    if allowed("handover", done).is_none() {
+        return;
+    }
+    let wrote = process.writes.replace(false);
+    while process.writing.get() {
+        process.rest().await;
+    }
+    let last = core.cuts(VOLUME).await.expect("a volume").pop().expect("a cut").set;
+    let line = core.look(VOLUME).await.expect("a volume").lineage;
+    process.alive().await;
+    // The last set of this machine, unless another one has come from there by now.
+    let of_mine = line.last() != Some(&last.stamp.epoch);
+    if wrote && of_mine {
+        let oracle = process.shared.oracle.borrow();
+        let mine = oracle.last_image(process.shared.roles.borrow().life[me]);
+        assert_eq!(oracle.image(last.target), Some(&mine), "a handover lost something");
+    }
+    process.count(|counts| counts.handovers += 1);
 }
 
 /// A resync here.
@@ -461,6 +504,7 @@ async fn mend(process: &Rc<Process>) {
             begin(process).await;
         }
         let Some(mine) = seen(process).await else { continue };
+        admit_writer(process).await;
         let ask = RoleRequest::Look { volume: VOLUME.to_owned() };
         let theirs = Caller(Rc::clone(process)).ask(&destination(1 - me), "", ask).await;
         let Ok(RoleAnswer::Seen(theirs)) = theirs else { continue };
