@@ -109,7 +109,12 @@ impl Service for StoreService {
             Call::Diff { from, to } => json(store.diff(&from.parse()?, some_name(to.as_ref())?)),
             Call::ReceiveStatus { volume } => json(store.receive_status(name(&volume)?)),
             Call::ReceiveAbort { volume } => json(store.receive_abort(name(&volume)?)),
-            Call::Promote { volume, force } => json(store.promote(name(&volume)?, force)),
+            Call::Promote { volume, force } => {
+                let done = store.promote(name(&volume)?, force);
+                // A session that rests because the volume was fenced tries at once.
+                self.hub.refresh();
+                json(done)
+            }
             Call::Demote { volume, force } => json(store.demote(name(&volume)?, force)),
             Call::Check { repair: true } => {
                 Err(Error::conflict("a store can't be repaired while it is served")

@@ -211,6 +211,17 @@ pub fn unreplicate(store: &Store, volume: &str, destination: Option<&str>) -> Re
         return Ok(None);
     }
     let mut sessions = sessions_to(core, volume, destination);
+    if sessions.is_empty()
+        && destination.is_none()
+        && let Some(turned) = core.turned(volume)
+    {
+        // Nobody comes back for the state from which the volume took its sender's place.
+        block_on(async {
+            core.forget_session(turned.session).await?;
+            core.prune_sent(volume).await
+        })?;
+        return Ok(None);
+    }
     let Some(record) = sessions.pop() else { return Err(no_session(volume, destination)) };
     if !sessions.is_empty() {
         return Err(Error::invalid(format!("volume {volume} has several sessions"))

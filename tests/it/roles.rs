@@ -7,8 +7,10 @@ use std::time::Duration;
 use crate::follow::{more_sets, session};
 use crate::support::pair::Pair;
 use crate::support::server::Server;
+use crate::support::sshd::{Sshd, have_sshd};
 use crate::support::stamper::{Stamper, state};
-use crate::support::{fails, json, ok, wait_for};
+
+use crate::support::{SNAPVOL, fails, json, ok, wait_for};
 use snapvol::nbd::client::{Client, Options};
 use snapvol::nbd::proto::{cmd, flag};
 
@@ -300,4 +302,141 @@ fn a_healthy_pair_is_turned_around_and_back() {
         ok(&store, &["check"]);
         ok(&store, &["scrub"]);
     }
+}
+
+/// Both sides were made primaries. The one at which the owner says so follows the other; what it had
+/// is its snapshot.
+#[test]
+fn a_split_is_resolved_at_the_side_that_is_to_lose() {
+    let (pair, a, b, stamper) = following(None);
+    let written = stamper.end();
+    ok(&pair.a(), &["cut", "v", "--wait"]);
+    ok(&pair.b(), &["failover", "v", "--force"]);
+    becomes(&pair.a(), "primary", "fenced");
+    ok(&pair.a(), &["promote", "v", "--force"]);
+    becomes(&pair.b(), "primary", "split");
+    connect(&pair.a()).write(12 << 20, &[1; 4096], true).unwrap();
+    connect(&pair.b()).write(12 << 20, &[2; 8192], true).unwrap();
+    // B is to lose; it never sent anything, so it is told where to.
+    fails(3, &pair.b(), &["resync", "v"]);
+    let winner = pair.a().join("v");
+    ok(&pair.b(), &["resync", "v", winner.to_str().unwrap()]);
+    let mut there = connect(&pair.b());
+    assert_eq!(there.read(12 << 20, 8192).unwrap()[..4097], [&[1; 4096][..], &[0]].concat());
+    let mut kept = Client::unix(&pair.b().join("nbd.sock"), "v@diverged-1", &Options::default()).unwrap();
+    assert_eq!(kept.read(12 << 20, 8192).unwrap(), [2; 8192]);
+    assert_eq!(state(&pair.b(), "v@diverged-1", BLOCKS), written);
+    drop((there, kept));
+    // One session is left, and it follows.
+    wait_for("one session", Duration::from_secs(20), || {
+        json(&pair.a(), &["status", "--json"])["sessions"].as_array().unwrap().len() == 1
+    });
+    connect(&pair.a()).write(0, &[4; 4096], true).unwrap();
+    ok(&pair.a(), &["cut", "v", "--wait"]);
+    ok(&pair.a(), &["verify", "v", &pair.there()]);
+    assert!(is(&pair.a(), "primary", "ok"));
+    a.stop();
+    b.stop();
+}
+
+/// Whoever is killed while a resync runs, what was here stays readable, and the resync goes on by
+/// itself; given up, everything is as it was before it.
+#[test]
+fn a_resync_that_is_killed_goes_on() {
+    let (pair, a, b, stamper) = following(None);
+    ok(&pair.a(), &["pause", "v"]);
+    stamper.more(100);
+    let own = stamper.end();
+    ok(&pair.b(), &["failover", "v", "--force"]);
+    let shown = state(&pair.b(), "v", BLOCKS);
+    let mut bytes = vec![0; 8 << 20];
+    fastrand::Rng::with_seed(9).fill(&mut bytes);
+    connect(&pair.b()).write(8 << 20, &bytes, true).unwrap();
+    becomes(&pair.a(), "primary", "fenced");
+    // A slow link, so that there is time to kill.
+    let back = pair.a().join("v");
+    let back = back.to_str().unwrap();
+    let (mut a, mut b) = (Some(a), Some(b));
+    let begin = || {
+        let mut command = crate::support::snapvol(&pair.a());
+        command.args(["resync", "v"]).stdout(std::process::Stdio::null());
+        command.spawn().unwrap()
+    };
+    let mut waiting = begin();
+    wait_for("the resync", Duration::from_secs(20), || standing(&pair.a()).0 == "secondary");
+    ok(&pair.b(), &["replicate", "v", back, "--limit", "1M"]);
+    for round in 0..4 {
+        std::thread::sleep(Duration::from_millis(700));
+        match round % 2 {
+            0 => {
+                a.take().unwrap().kill();
+                a = Some(serve(&pair.a()));
+            }
+            _ => {
+                b.take().unwrap().kill();
+                b = Some(serve(&pair.b()));
+            }
+        }
+        if is(&pair.a(), "secondary", "resyncing") {
+            assert_eq!(state(&pair.a(), "v", BLOCKS), own, "round {round}");
+        }
+    }
+    let _ = waiting.kill();
+    let _ = waiting.wait();
+    if is(&pair.a(), "secondary", "resyncing") {
+        ok(&pair.a(), &["resync", "v", "--abort"]);
+        assert!(is(&pair.a(), "primary", "fenced"));
+        assert_eq!(state(&pair.a(), "v", BLOCKS), own);
+        assert_eq!(json(&pair.b(), &["status", "--json"])["sessions"].as_array().unwrap().len(), 1);
+        ok(&pair.a(), &["resync", "v"]);
+    }
+    becomes(&pair.a(), "secondary", "ok");
+    assert_eq!(state(&pair.a(), "v", BLOCKS), shown);
+    assert_eq!(connect(&pair.a()).read(8 << 20, 8 << 20).unwrap(), bytes);
+    assert_eq!(state(&pair.a(), "v@diverged-1", BLOCKS), own);
+    drop((a, b));
+    for store in [pair.a(), pair.b()] {
+        ok(&store, &["check"]);
+        ok(&store, &["scrub"]);
+    }
+}
+
+/// All of it over ssh: the primary is killed, its place is taken, it follows again and takes its role
+/// back.
+#[test]
+fn there_and_back_over_ssh() {
+    if !have_sshd() {
+        return;
+    }
+    let (pair, sshd) = (Pair::new("16M"), Sshd::start());
+    let ssh = sshd.ssh();
+    let start = |store: &Path| Server::start_with(store, &["--create", "other:1M"], &[("SNAPVOL_SSH", &ssh)]);
+    let (a, b) = (start(&pair.a()), start(&pair.b()));
+    let stamper = Stamper::start(&pair.a(), BLOCKS, Duration::from_micros(500));
+    let (there, back) = (sshd.url(&pair.b(), "v"), sshd.url(&pair.a(), "v"));
+    let args = ["replicate", "v", &there, "--timeout", "100ms", "--remote-command", SNAPVOL];
+    let ways = ["--way-back", &back, "--way-back-command", SNAPVOL];
+    ok(&pair.a(), &[&args[..], &ways].concat());
+    more_sets(&pair.a(), 3);
+    let said = fails(3, &pair.b(), &["failover", "v"]);
+    assert!(said.contains("answers"), "{said}");
+    a.kill();
+    let written = stamper.end();
+    // The far program opens the store that nobody serves, and fences the volume in it.
+    ok(&pair.b(), &["failover", "v", "--force"]);
+    let shown = state(&pair.b(), "v", BLOCKS);
+    assert!(shown > 0 && shown <= written + 1);
+    connect(&pair.b()).write(8 << 20, &[8; 65536], true).unwrap();
+    let a = start(&pair.a());
+    assert!(is(&pair.a(), "primary", "fenced"));
+    ok(&pair.a(), &["resync", "v"]);
+    assert_eq!(connect(&pair.a()).read(8 << 20, 65536).unwrap(), [8; 65536]);
+    ok(&pair.b(), &["cut", "v", "--wait"]);
+    ok(&pair.a(), &["failback", "v"]);
+    assert!(is(&pair.a(), "primary", "ok"));
+    connect(&pair.a()).write(0, &[9; 4096], true).unwrap();
+    ok(&pair.a(), &["cut", "v", "--wait"]);
+    assert_eq!(connect(&pair.b()).read(0, 4096).unwrap(), [9; 4096]);
+    a.stop();
+    b.stop();
 }
