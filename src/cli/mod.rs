@@ -17,6 +17,7 @@ mod demote;
 mod detach;
 mod diff;
 mod digests;
+mod drill;
 mod hold;
 mod init;
 mod leases;
@@ -33,6 +34,7 @@ mod release;
 mod replicate;
 mod resize;
 mod rollback;
+mod schedule;
 mod scrub;
 mod send;
 mod serve;
@@ -111,6 +113,8 @@ enum Command {
     Cut(cut::Args),
     #[command(hide = true)]
     Peer(peer::Args),
+    Drill(drill::Args),
+    Schedule(schedule::Args),
     Verify(verify::Args),
     #[command(hide = true)]
     Digests(digests::Args),
@@ -181,6 +185,8 @@ fn run(dir: &Path, command: Command) -> Result<()> {
         Command::Resume(args) => with_store(dir, |access| pause::resume(access, &args)),
         Command::Cut(args) => with_store(dir, |access| cut::run(access, &args)),
         Command::Peer(_) => peer::run(dir),
+        Command::Drill(args) => drill::run(dir, &args),
+        Command::Schedule(args) => with_store(dir, |access| schedule::run(access, &args)),
         Command::Verify(args) => with_store(dir, |access| verify::run(access, &args)),
         Command::Digests(args) => with_store(dir, |access| digests::run(access, &args)),
         Command::Check(args) => check::run(dir, &args),

@@ -12,7 +12,7 @@ use crate::control::access::open_locked;
 use crate::control::service::StoreService;
 use crate::control::{self, require_store};
 use crate::engine::store::OpenOptions;
-use crate::engine::{Store, Watch};
+use crate::engine::{Store, Ticker, Watch};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::DriverKind;
 use crate::nbd::{Limits, Listen, Server};
@@ -30,6 +30,8 @@ use std::time::Duration;
 
 /// How often the space that is left is looked at.
 const WATCH_EVERY: Duration = Duration::from_secs(2);
+/// How often schedules are looked at.
+const TICK_EVERY: Duration = Duration::from_secs(1);
 
 /// Serve all volumes and snapshots over NBD, until SIGTERM or SIGINT
 ///
@@ -205,6 +207,7 @@ fn serve(dir: &Path, args: &Args, descriptors: u64, store: &Arc<Store>, signals:
     let service = StoreService::new(Arc::clone(store), nbd.uris(""), Arc::clone(&hub));
     let mut control = control::Server::start(dir, Arc::new(service))?;
     let watching = watch_space(store);
+    let ticking = run_schedules(store);
     let announced = announce(store, &nbd);
     if announced.is_ok() {
         notify::send("READY=1");
@@ -216,6 +219,7 @@ fn serve(dir: &Path, args: &Args, descriptors: u64, store: &Arc<Store>, signals:
     }
     notify::send("STOPPING=1");
     drop(watching);
+    drop(ticking);
     control.stop();
     hub.stop();
     nbd.stop();
@@ -237,6 +241,25 @@ fn watch_space(store: &Arc<Store>) -> Option<Sender<()>> {
     });
     if let Err(error) = &spawned {
         tracing::warn!("nobody watches the space that is left: {error}");
+    }
+    spawned.is_ok().then_some(stop)
+}
+
+/// Takes and deletes snapshots by schedule, until what it returns is dropped.
+fn run_schedules(store: &Arc<Store>) -> Option<Sender<()>> {
+    let (stop, stopped) = channel();
+    let store = Arc::clone(store);
+    let spawned = std::thread::Builder::new().name("schedule".to_owned()).spawn(move || {
+        let mut ticker = Ticker::default();
+        loop {
+            store.tick(&mut ticker);
+            if stopped.recv_timeout(TICK_EVERY) != Err(RecvTimeoutError::Timeout) {
+                return;
+            }
+        }
+    });
+    if let Err(error) = &spawned {
+        tracing::warn!("no snapshot is taken by schedule: {error}");
     }
     spawned.is_ok().then_some(stop)
 }

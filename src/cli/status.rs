@@ -147,6 +147,9 @@ fn volumes(status: &Status) -> String {
             0 => String::new(),
             dropped => format!(", {dropped} snapshots deleted to make room"),
         };
+        if let Some(error) = volume.schedule.as_ref().and_then(|schedule| schedule.error.as_ref()) {
+            text.push_str(&format!("volume {}: its schedule is tried again: {error}\n", volume.name));
+        }
         if volume.state != "ok" || !dropped.is_empty() {
             text.push_str(&format!("volume {}: {}{waiting}{dropped}\n", volume.name, volume.state));
         }
@@ -158,7 +161,7 @@ fn volumes(status: &Status) -> String {
 mod tests {
     use super::*;
     use crate::engine::api::{
-        ClientInfo, OutstandingSet, SetHistory, SetProgress, TransferInfo, VolumeStatus,
+        ClientInfo, OutstandingSet, ScheduleStatus, SetHistory, SetProgress, TransferInfo, VolumeStatus,
     };
     use crate::types::OnFull;
 
@@ -179,6 +182,10 @@ mod tests {
                 reserved: 20 << 20,
                 waiting_writes: 3,
                 dropped_snapshots: 0,
+                schedule: Some(ScheduleStatus {
+                    error: Some("no space".into()),
+                    ..ScheduleStatus::default()
+                }),
             }],
             clients: vec![ClientInfo { export: "db".into(), peer: "unix".into(), writable: true }],
             transfers: vec![TransferInfo {
@@ -209,6 +216,7 @@ mod tests {
 served as process 7, version 0.1.0, engine plain
 listening on nbd://127.0.0.1:10809
 space is critically low: 0 B of 1.0 GiB are free, 20.0 MiB more are kept back for deletions
+volume db: its schedule is tried again: no space
 volume db: frozen, 3 writes wait for space
 CLIENT OF  PEER  ACCESS
 db         unix  read-write

@@ -4,6 +4,7 @@ use crate::delta::digest::Question;
 use crate::engine::api::CreateOptions;
 use crate::engine::sets::FeedSet;
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::upkeep::Schedule;
 use crate::replica::manage::{FarRequest, Replicate};
 use crate::types::{OnFull, SnapName};
 use serde::{Deserialize, Serialize};
@@ -91,6 +92,10 @@ pub enum Call {
     Pause { volume: String, destination: Option<String>, paused: bool },
     Cut { volume: String },
     Far { request: FarRequest },
+    BeginDrill { volume: String, snapshot: Option<String>, name: Option<String> },
+    SetSchedule { volume: String, schedule: Option<Schedule> },
+    Schedule { volume: String },
+    EndDrill { volume: String, name: Option<String>, force: bool },
 }
 
 impl Call {

@@ -3,6 +3,7 @@
 //!
 //! Sizes are in bytes, times in RFC 3339, snapshots oldest first.
 
+use crate::format::upkeep::Schedule;
 use crate::types::{OnFull, Role};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -67,6 +68,9 @@ pub struct VolumeInfo {
     pub uuid: Uuid,
     /// Who may change it.
     pub role: Role,
+    /// What it shows a copy of, if it is a drill.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drill: Option<DrillInfo>,
     /// `ok`, `receiving`, `rolling-back`, `frozen` (writers wait for space), `read-only (disk
     /// full)` (writes are refused for lack of space), `read-only` (latched after a failed
     /// write), `damaged`.
@@ -85,6 +89,21 @@ pub struct VolumeInfo {
     pub saved: u64,
     /// Oldest first.
     pub snapshots: Vec<SnapshotInfo>,
+}
+
+/// What a drill shows, where nothing was written to it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DrillInfo {
+    /// Its export: `VOL+N`.
+    pub export: String,
+    /// The volume.
+    pub volume: String,
+    /// The snapshot; `null` for a state that a session brought.
+    pub snapshot: Option<String>,
+    /// The identity of that state.
+    pub uuid: Uuid,
+    /// When it was taken, RFC 3339.
+    pub created: String,
 }
 
 /// A snapshot.
@@ -106,6 +125,9 @@ pub struct SnapshotInfo {
     pub freed_by_delete: u64,
     /// Tags that keep it from being deleted.
     pub holds: Vec<String>,
+    /// The number of the set that brought the state which it is a second name of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub set: Option<u64>,
 }
 
 /// What a changed extent is.
@@ -354,6 +376,32 @@ pub struct VolumeStatus {
     pub waiting_writes: usize,
     /// Snapshots deleted to make room, since the volume was opened.
     pub dropped_snapshots: u64,
+    /// Its schedule, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<ScheduleStatus>,
+}
+
+/// A volume's schedule.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScheduleInfo {
+    /// The volume.
+    pub volume: String,
+    /// When it takes snapshots and which it keeps; none: it has no schedule.
+    pub schedule: Option<Schedule>,
+    /// What came of it.
+    #[serde(flatten)]
+    pub status: ScheduleStatus,
+}
+
+/// What a schedule did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScheduleStatus {
+    /// Snapshots that it took and that are there.
+    pub snapshots: usize,
+    /// When the youngest of them was taken, RFC 3339.
+    pub last: Option<String>,
+    /// What keeps it from its work; it is tried again.
+    pub error: Option<String>,
 }
 
 /// A client of an export.

@@ -96,8 +96,8 @@ impl Device for ProductionDevice {
     }
 
     fn allocation(&self, offset: u64, len: u64) -> LocalBoxFuture<'static, Result<Vec<Extent>>> {
-        let runs = self.volume.allocation(offset, len);
-        async move { Ok(allocation_extents(runs?)) }.boxed_local()
+        let volume = Rc::clone(&self.volume);
+        async move { Ok(allocation_extents(volume.shown_allocation(offset, len).await?)) }.boxed_local()
     }
 
     fn pin_delta(&self, snapshot: &str) -> Result<()> {

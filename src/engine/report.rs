@@ -26,7 +26,12 @@ impl Core {
                 Ok(engine) => {
                     let asked = name.clone();
                     match engine.call(move |engine| volumes::describe(engine, asked)).await {
-                        Ok(info) => infos.push(info),
+                        Ok(mut info) => {
+                            for snapshot in &mut info.snapshots {
+                                snapshot.set = self.set_of(snapshot.uuid).map(|set| set.stamp.number);
+                            }
+                            infos.push(info);
+                        }
                         Err(error) if volume.is_none() && error.kind() == ErrorKind::Corrupt => {
                             tracing::error!("{error}");
                             infos.push(damaged(name));
@@ -115,6 +120,9 @@ impl Core {
             status.volumes.extend(volumes);
         }
         status.volumes.sort_by(|a, b| a.name.cmp(&b.name));
+        for volume in &mut status.volumes {
+            volume.schedule = self.schedule_status(&volume.name).await;
+        }
         Ok(status)
     }
 }
@@ -123,6 +131,7 @@ impl Core {
 fn damaged(name: String) -> VolumeInfo {
     VolumeInfo {
         name,
+        drill: None,
         uuid: Uuid::nil(),
         role: Role::Primary,
         state: "damaged".to_owned(),

@@ -22,6 +22,7 @@ mod mend;
 #[cfg(any(test, feature = "simulation"))]
 pub mod model;
 mod open;
+mod origin;
 mod pacing;
 mod punch;
 mod read;
@@ -51,6 +52,7 @@ pub use info::{SnapshotSummary, VolumeSummary};
 pub use inspect::{Found, Verified};
 pub(crate) use mend::is_damage;
 pub use open::Opened;
+pub use origin::is_origin_tag;
 pub use read::Piece;
 pub use reader::SnapshotReader;
 pub use receive::{Incoming, ReceiveStart, Receiving};

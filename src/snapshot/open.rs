@@ -253,6 +253,7 @@ impl Volume {
             busy: Cell::new(false),
             closing: Cell::new(false),
             receiving: Cell::new(false),
+            origin: super::origin::Origin::default(),
             bulk: super::bulk::Bulk::default(),
         })
     }

@@ -27,6 +27,8 @@ mod drivers;
 #[cfg(test)]
 mod full;
 #[cfg(test)]
+mod origins;
+#[cfg(test)]
 mod rules;
 #[cfg(test)]
 mod smoke;

@@ -119,3 +119,37 @@ fn a_receive_needs_its_base_and_leaves_it_usable() {
         assert_eq!(refused.err().map(|e| e.kind()), Some(ErrorKind::Conflict));
     });
 }
+
+/// A snapshot that is taken while a receive begins holds what was there before it, or what it
+/// brought, and nothing between the two.
+#[test]
+fn no_snapshot_is_taken_in_the_middle_of_a_receive() {
+    let mut taken_before = 0;
+    for seed in 0..60 {
+        let disk = machine(seed, 1, Role::Secondary);
+        let found = live(&disk, move |volume| async move {
+            let base = with_base(&volume).await;
+            let io = volume.io();
+            let receive = async {
+                for _ in 0..seed % 7 {
+                    io.step_aside().await;
+                }
+                let start = incoming(Some((base, "base")));
+                let ReceiveStart::Go(receiving, _) = volume.receive_begin(&start).await.unwrap() else {
+                    panic!()
+                };
+                for block in 0..4 {
+                    receiving.data(&[(block * 2 * BLOCK, Bytes::from(vec![2; 2 * BYTES]))]).await.unwrap();
+                }
+                receiving.commit().await.unwrap();
+            };
+            let (_, taken) = join(receive, volume.take(request("second"))).await;
+            if taken.is_ok() { Some(then(&volume, "second").await[..8].to_vec()) } else { None }
+        });
+        if let Some(found) = found.unwrap() {
+            assert!(found == [1; 8] || found == [2; 8], "seed {seed}: {found:?}");
+            taken_before += u32::from(found == [1; 8]);
+        }
+    }
+    assert!(taken_before > 9, "{taken_before}");
+}
