@@ -37,6 +37,12 @@ pub(super) struct Args {
     /// What happens at that bound: the session ends; 'resume' ships the volume whole again
     #[arg(long, value_enum)]
     on_backlog: Option<OnBacklog>,
+    /// Warn, in the log and in status, when the far side is that far behind; 0s: never [default: 5m]
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    warn_lag: Option<u64>,
+    /// Warn when so much waits to be shipped; 0: at half of --backlog, if that is a size
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    warn_backlog: Option<u64>,
     /// The program to run there, as its shell takes it
     #[arg(long, value_name = "COMMAND")]
     remote_command: Option<String>,
@@ -104,6 +110,8 @@ pub(super) fn run(access: &Access, args: Args) -> Result<()> {
             before_cut: args.before_cut,
             after_cut: args.after_cut,
             on_error: args.on_error,
+            warn_lag_ms: args.warn_lag,
+            warn_backlog: args.warn_backlog,
         },
     })?;
     if !access.is_served() {

@@ -103,6 +103,9 @@ fn sessions(all: &[SessionStatus], history: bool) -> String {
                 human(session.rate)
             ));
         }
+        for warning in &session.warnings {
+            text.push_str(&format!("    warning: {warning}\n"));
+        }
         if let Some(error) = &session.last_error {
             text.push_str(&format!("    {} failures in a row, the last: {error}\n", session.failures));
         }
@@ -208,6 +211,7 @@ mod tests {
                 lag_blocks: 3,
                 failures: 2,
                 last_error: Some("no route".into()),
+                warnings: vec!["400 s behind".into()],
                 history: vec![SetHistory { number: 6, whole: true, bytes: 2048, seconds: 0.5 }],
                 ..SessionStatus::default()
             }],
@@ -223,6 +227,7 @@ db         unix  read-write
 send db@a: 1.0 KiB of 2.0 KiB
 db -> /srv/there/db: waiting, set 6 is there, 2.5 s and 3 blocks behind, 1 sets outstanding
     set 7: 1.0 KiB of 4.0 KiB, 512 B/s
+    warning: 400 s behind
     2 failures in a row, the last: no route
 ";
         assert_eq!(text(&status), expected);

@@ -10,6 +10,8 @@
 pub mod access;
 pub mod client;
 pub mod http;
+pub mod metrics;
+pub mod scrape;
 pub mod server;
 pub mod service;
 pub mod wire;

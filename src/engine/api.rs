@@ -314,6 +314,21 @@ pub struct SessionStatus {
     pub lag_seconds: f64,
     /// Blocks by which it is behind, about.
     pub lag_blocks: u64,
+    /// The same in bytes.
+    #[serde(default)]
+    pub lag_bytes: u64,
+    /// Bytes that were sent in this run of the daemon.
+    #[serde(default)]
+    pub shipped_bytes: u64,
+    /// Sets that were applied in this run.
+    #[serde(default)]
+    pub shipped_sets: u64,
+    /// Attempts that failed in this run.
+    #[serde(default)]
+    pub failed_attempts: u64,
+    /// Marks that it has passed, in words.
+    #[serde(default)]
+    pub warnings: Vec<String>,
     /// Failures since something was applied.
     pub failures: u64,
     /// What went wrong last.
@@ -402,6 +417,37 @@ pub struct ScheduleStatus {
     pub last: Option<String>,
     /// What keeps it from its work; it is tried again.
     pub error: Option<String>,
+}
+
+/// A volume in figures that are at hand at any time, for whoever asks every few seconds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VolumeFigures {
+    /// Its name.
+    pub name: String,
+    /// Who may change it.
+    pub role: Role,
+    /// As `list` shows it.
+    pub state: String,
+    /// Bytes that clients see.
+    pub size: u64,
+    /// Bytes in use by production data.
+    pub in_use: u64,
+    /// Bytes of before-images.
+    pub saved: u64,
+    /// Bytes of its journal.
+    pub journal: u64,
+    /// Bytes kept back so that deletions work on a full disk.
+    pub reserved: u64,
+    /// Snapshots that users see.
+    pub snapshots: u64,
+    /// Requests of writers that wait for space.
+    pub waiting_writes: u64,
+    /// Snapshots deleted to make room, since the volume was opened.
+    pub dropped_snapshots: u64,
+    /// Clients that read it or its snapshots, and those that may write.
+    pub clients: (u64, u64),
+    /// Requests by kind: their number, and the bytes that they were about.
+    pub requests: Vec<(&'static str, u64, u64)>,
 }
 
 /// A client of an export.

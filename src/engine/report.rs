@@ -1,10 +1,11 @@
 //! What a store tells of itself: lists, checks, status.
 
-use super::api::{CheckReport, ClientInfo, Status, StoreInfo, VolumeInfo};
+use super::api::{CheckReport, ClientInfo, Status, StoreInfo, VolumeFigures, VolumeInfo};
 use super::core::Core;
-use super::thread::no_volume;
+use super::thread::{Engine, no_volume};
 use super::{check, volumes};
 use crate::error::{ErrorKind, Result};
+use crate::snapshot::Volume;
 use crate::types::{OnFull, Role};
 use uuid::Uuid;
 
@@ -90,6 +91,20 @@ impl Core {
         Ok(())
     }
 
+    /// All open volumes in figures, sorted by name.
+    pub async fn figures(&self) -> Result<Vec<VolumeFigures>> {
+        let mut all = Vec::new();
+        for handle in &self.handles {
+            let told = handle.call(|engine| async move {
+                let volumes = engine.volumes.borrow();
+                Ok(volumes.iter().map(|(name, volume)| figures(&engine, name, volume)).collect::<Vec<_>>())
+            });
+            all.extend(told.await?);
+        }
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(all)
+    }
+
     /// Clients and transfers; what the daemon knows of itself is its to fill in.
     pub async fn status(&self) -> Result<Status> {
         let mut status = Status { version: env!("CARGO_PKG_VERSION").to_owned(), ..Status::default() };
@@ -124,6 +139,30 @@ impl Core {
             volume.schedule = self.schedule_status(&volume.name).await;
         }
         Ok(status)
+    }
+}
+
+/// A volume in figures.
+fn figures(engine: &Engine, name: &str, volume: &Volume) -> VolumeFigures {
+    let (in_use, saved, journal) = volume.figures();
+    let space = volume.space();
+    let clients = engine.clients.of(name, true);
+    let writers = clients.iter().filter(|client| client.writable).count() as u64;
+    let traffic = engine.clients.traffic(name);
+    VolumeFigures {
+        name: name.to_owned(),
+        role: volume.role(),
+        state: volume.state_word().to_owned(),
+        size: volume.geometry().size,
+        in_use,
+        saved,
+        journal,
+        reserved: space.reserved,
+        snapshots: volume.snapshots().len() as u64,
+        waiting_writes: space.waiting as u64,
+        dropped_snapshots: space.dropped,
+        clients: (clients.len() as u64 - writers, writers),
+        requests: traffic.counts().map(|(kind, (count, bytes))| (kind.word(), count, bytes)).collect(),
     }
 }
 

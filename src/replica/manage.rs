@@ -35,6 +35,8 @@ pub struct PolicyChange {
     pub before_cut: Option<String>,
     pub after_cut: Option<String>,
     pub on_error: Option<String>,
+    pub warn_lag_ms: Option<u64>,
+    pub warn_backlog: Option<u64>,
 }
 
 impl PolicyChange {
@@ -52,6 +54,8 @@ impl PolicyChange {
         set(&mut policy.before_cut, self.before_cut);
         set(&mut policy.after_cut, self.after_cut);
         set(&mut policy.on_error, self.on_error);
+        set(&mut policy.warn_lag_ms, self.warn_lag_ms);
+        set(&mut policy.warn_backlog, self.warn_backlog);
         policy.on_backlog = OnBacklog::Terminate;
     }
 }

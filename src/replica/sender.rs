@@ -8,6 +8,8 @@
 //!
 //! It awaits the store and its [`Port`], and nothing else.
 
+mod apart;
+
 use super::plan::{self, Facts, Step, back_off, set_to};
 use super::wire::{Body, Message, WINDOW, far_failure};
 use crate::delta::{FrameMaker, Source};
@@ -118,6 +120,8 @@ struct Sender<'a, P> {
     allowed_at: Duration,
     /// Bytes sent, and when, for the rate.
     sent: Vec<(Duration, u64)>,
+    /// When what piles up was looked at last while nothing is shipped.
+    looked: Option<Duration>,
 }
 
 /// Runs a session until it is stopped or forgotten.
@@ -135,6 +139,7 @@ pub(crate) async fn run<P: Port>(core: &Core, port: &mut P, session: Uuid) {
         under_way: 0,
         allowed_at: now,
         sent: Vec::new(),
+        looked: None,
     };
     sender.live().await;
 }
@@ -188,6 +193,7 @@ impl<P: Port> Sender<'_, P> {
     /// Rests after a failure; true: the session is to end.
     async fn rest_after(&mut self, record: &SessionRecord, error: &Error) -> bool {
         self.status.failures += 1;
+        self.status.failed_attempts += 1;
         self.status.last_error = Some(error.to_string());
         let failures = self.status.failures;
         tracing::warn!("replication of {} to {}: {error}", record.unit, record.destination);
@@ -223,6 +229,7 @@ impl<P: Port> Sender<'_, P> {
     async fn bound_backlog(&mut self, record: &SessionRecord) -> Result<()> {
         let (policy, member) = (&record.policy, only_member(record)?);
         let Some(applied) = member.applied else { return Ok(()) };
+        self.apart(&member.volume, applied.target).await?;
         let age = self.port.now().saturating_sub(self.mark_cut).as_millis();
         let mut passed = policy.backlog_ms > 0 && age > u128::from(policy.backlog_ms);
         if policy.backlog_bytes > 0 && !passed {
@@ -667,6 +674,7 @@ impl<P: Port> Sender<'_, P> {
         self.sent.retain(|(at, _)| now.saturating_sub(*at) < RATE_TIME);
         let recent: u64 = self.sent.iter().map(|(_, bytes)| bytes).sum();
         self.status.rate = recent / RATE_TIME.as_secs();
+        self.status.shipped_bytes += bytes;
         if let Some(progress) = &mut self.status.set {
             progress.sent_bytes += bytes;
         }
@@ -679,6 +687,7 @@ impl<P: Port> Sender<'_, P> {
         let seconds = time.as_secs_f64();
         self.status.history.insert(0, SetHistory { number: set.stamp.number, whole, bytes, seconds });
         self.status.history.truncate(HISTORY_MAX);
+        self.status.shipped_sets += 1;
         let all: u64 = self.status.history.iter().map(|set| set.bytes).sum();
         let time: f64 = self.status.history.iter().map(|set| set.seconds).sum();
         #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
@@ -711,6 +720,7 @@ impl<P: Port> Sender<'_, P> {
             (Some(at), false) => self.core.changed_since(&member.volume, cuts[at].set.target).await?,
             (None, _) => geometry.size,
         };
+        self.status.lag_bytes = behind;
         self.status.lag_blocks = behind.div_ceil(u64::from(geometry.block_size));
         let lag = if behind == 0 { Duration::ZERO } else { now.saturating_sub(self.mark_cut) };
         if behind == 0 {

@@ -127,6 +127,16 @@ impl Volume {
             .collect()
     }
 
+    /// Bytes in use by production, of before-images, and of the journal; nothing is read for it.
+    #[must_use]
+    pub fn figures(&self) -> (u64, u64, u64) {
+        let s = self.s.borrow();
+        let geometry = s.durable.geometry;
+        let granule = u64::from(geometry.block_size) * u64::from(geometry.granularity);
+        let in_use = (s.production.count() * granule).min(geometry.size);
+        (in_use, self.save.live_bytes(), self.journal.len())
+    }
+
     /// What happens when space runs out.
     #[must_use]
     pub fn on_full_policy(&self) -> OnFull {

@@ -15,6 +15,7 @@ mod full;
 mod hostile;
 mod layers;
 mod measuring;
+mod metrics;
 mod power;
 mod readme;
 mod reconnect;
