@@ -92,6 +92,7 @@ mod tests {
                     saved: 4096,
                     freed_by_delete: 4096,
                     holds: vec!["tape".into()],
+                    of: None,
                     set: None,
                 }],
             }],

@@ -18,6 +18,7 @@ mod detach;
 mod diff;
 mod digests;
 mod drill;
+mod forced;
 mod hold;
 mod init;
 mod leases;
@@ -44,6 +45,7 @@ pub mod shipping;
 mod snapshot;
 mod status;
 mod unreplicate;
+mod update;
 mod verify;
 
 use crate::control::Access;
@@ -114,6 +116,7 @@ enum Command {
     #[command(hide = true)]
     Peer(peer::Args),
     Drill(drill::Args),
+    Update(update::Args),
     Schedule(schedule::Args),
     Verify(verify::Args),
     #[command(hide = true)]
@@ -184,8 +187,12 @@ fn run(dir: &Path, command: Command) -> Result<()> {
         Command::Pause(args) => with_store(dir, |access| pause::run(access, &args)),
         Command::Resume(args) => with_store(dir, |access| pause::resume(access, &args)),
         Command::Cut(args) => with_store(dir, |access| cut::run(access, &args)),
-        Command::Peer(_) => peer::run(dir),
+        Command::Peer(args) => match peer::run(dir, &args)? {
+            Some(asked) => run_asked(dir, asked),
+            None => Ok(()),
+        },
         Command::Drill(args) => drill::run(dir, &args),
+        Command::Update(args) => with_store(dir, |access| update::run(access, &args)),
         Command::Schedule(args) => with_store(dir, |access| schedule::run(access, &args)),
         Command::Verify(args) => with_store(dir, |access| verify::run(access, &args)),
         Command::Digests(args) => with_store(dir, |access| digests::run(access, &args)),
@@ -195,6 +202,13 @@ fn run(dir: &Path, command: Command) -> Result<()> {
         Command::Completions(args) => completions::run(&args),
         Command::Man(args) => man::run(&args),
     }
+}
+
+/// Runs what the other side of an ssh connection asked for and may have.
+fn run_asked(dir: &Path, asked: Vec<String>) -> Result<()> {
+    let line = ["snapvol".to_owned()].into_iter().chain(asked);
+    let cli = Cli::try_parse_from(line).map_err(|error| Error::invalid(error.kind().to_string()))?;
+    run(dir, cli.command)
 }
 
 /// Runs a command on the store, whoever has it open, and closes it again.

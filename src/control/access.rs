@@ -12,7 +12,7 @@ use crate::delta::digest::{Answer, BlockOf, Content, Question};
 use crate::engine::Store;
 use crate::engine::api::{
     CheckReport, CreateOptions, Diff, DrillInfo, HalfReceived, Received, ScheduleInfo, SendRequest, Status,
-    StoreInfo,
+    StoreInfo, UpdateSource,
 };
 use crate::engine::sets::{Feed, FeedSet, OpenFeed};
 use crate::engine::store::OpenOptions;
@@ -342,6 +342,22 @@ impl Access {
         }
     }
 
+    /// From where a volume is updated.
+    pub fn update_source(&self, volume: &str) -> Result<UpdateSource> {
+        match self {
+            Self::Local(store) => store.update_source(volume),
+            Self::Remote(client) => client.call(&Call::UpdateSource { volume: volume.to_owned() }),
+        }
+    }
+
+    /// Remembers from where a volume is updated, and when it was asked.
+    pub fn remember_source(&self, volume: &str, source: UpdateSource) -> Result<()> {
+        match self {
+            Self::Local(store) => store.remember_source(volume, source),
+            Self::Remote(client) => client.call(&Call::RememberSource { volume: volume.to_owned(), source }),
+        }
+    }
+
     /// Ends a drill; what is returned is its name.
     pub fn end_drill(&self, volume: &str, name: Option<&str>, force: bool) -> Result<String> {
         match self {
@@ -445,7 +461,7 @@ impl FarDir {
         Self(dir.to_owned())
     }
 
-    fn with<T>(&self, work: impl FnOnce(&Access) -> Result<T>) -> Result<T> {
+    pub(super) fn with<T>(&self, work: impl FnOnce(&Access) -> Result<T>) -> Result<T> {
         let access = Access::open(&self.0)?;
         let done = work(&access);
         let closed = access.close();

@@ -11,6 +11,7 @@ pub mod access;
 pub mod client;
 pub mod http;
 pub mod metrics;
+pub mod only;
 pub mod scrape;
 pub mod server;
 pub mod service;

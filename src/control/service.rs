@@ -139,6 +139,8 @@ impl Service for StoreService {
                 json(store.begin_drill(name(&volume)?, snapshot, drill))
             }
             Call::SetSchedule { volume, schedule } => json(store.set_schedule(&volume, schedule)),
+            Call::UpdateSource { volume } => json(store.update_source(name(&volume)?)),
+            Call::RememberSource { volume, source } => json(store.remember_source(name(&volume)?, source)),
             Call::Schedule { volume } => json(store.schedule(name(&volume)?)),
             Call::EndDrill { volume, name: drill, force } => {
                 json(store.end_drill(name(&volume)?, some_name(drill.as_ref())?, force))

@@ -1,7 +1,7 @@
 //! What travels over the control socket: operations, and failures as JSON.
 
 use crate::delta::digest::{BlockOf, Content, Question};
-use crate::engine::api::CreateOptions;
+use crate::engine::api::{CreateOptions, UpdateSource};
 use crate::engine::sets::FeedSet;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::upkeep::Schedule;
@@ -97,6 +97,8 @@ pub enum Call {
     BeginDrill { volume: String, snapshot: Option<String>, name: Option<String> },
     SetSchedule { volume: String, schedule: Option<Schedule> },
     Schedule { volume: String },
+    UpdateSource { volume: String },
+    RememberSource { volume: String, source: UpdateSource },
     EndDrill { volume: String, name: Option<String>, force: bool },
 }
 

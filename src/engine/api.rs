@@ -125,7 +125,10 @@ pub struct SnapshotInfo {
     pub freed_by_delete: u64,
     /// Tags that keep it from being deleted.
     pub holds: Vec<String>,
-    /// The number of the set that brought the state which it is a second name of.
+    /// The identity of the state that it is a second name of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub of: Option<Uuid>,
+    /// The number of the set that brought that state.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub set: Option<u64>,
 }
@@ -406,6 +409,18 @@ pub struct ScheduleInfo {
     /// What came of it.
     #[serde(flatten)]
     pub status: ScheduleStatus,
+}
+
+/// From where a volume is updated.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpdateSource {
+    /// The volume there, as a destination; empty: nobody said so yet.
+    pub source: String,
+    /// The program to run there, as its shell takes it; empty: `snapvol`.
+    pub remote_command: String,
+    /// When it was asked last whether there is something newer, in microseconds since 1970; 0:
+    /// never.
+    pub checked_us: u64,
 }
 
 /// What a schedule did.

@@ -29,6 +29,7 @@ impl Core {
                     match engine.call(move |engine| volumes::describe(engine, asked)).await {
                         Ok(mut info) => {
                             for snapshot in &mut info.snapshots {
+                                snapshot.of = self.made(snapshot.uuid).and_then(|made| made.of);
                                 snapshot.set = self.set_of(snapshot.uuid).map(|set| set.stamp.number);
                             }
                             infos.push(info);

@@ -4,10 +4,13 @@
 //! while the file can't be read nothing is changed and nothing is done by schedule, since nobody
 //! knows which snapshots a schedule took.
 
+use super::api::UpdateSource;
 use super::core::Core;
+use super::store::Store;
 use crate::error::{Error, Result, ResultExt};
 use crate::format::upkeep::{self, Made, VolumeUpkeep};
 use crate::io::{Io, OpenHow};
+use futures::executor::block_on;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind as OsKind;
 use std::path::{Path, PathBuf};
@@ -145,8 +148,52 @@ impl Core {
         Ok(())
     }
 
+    /// From where a volume is updated.
+    ///
+    /// # Errors
+    /// `NotFound`; `Corrupt` while nobody knows.
+    pub async fn update_source(&self, volume: &str) -> Result<UpdateSource> {
+        let (uuid, ..) = self.unit(volume).await?;
+        if let Some(damage) = &self.upkeep.damage {
+            return Err(damage.duplicate());
+        }
+        let VolumeUpkeep { source, remote_command, checked_us, .. } = self.upkeep_of(uuid);
+        Ok(UpdateSource { source, remote_command, checked_us })
+    }
+
+    /// Remembers from where a volume is updated, and when it was asked.
+    ///
+    /// # Errors
+    /// `NotFound`; `Corrupt` while the file can't be read; `Io`, `Full`.
+    pub async fn remember_source(&self, volume: &str, of: UpdateSource) -> Result<()> {
+        let (uuid, ..) = self.unit(volume).await?;
+        self.change_upkeep(uuid, |known| {
+            (known.source, known.remote_command, known.checked_us) =
+                (of.source, of.remote_command, of.checked_us);
+        })
+        .await
+    }
+
     fn upkeep_all(&self) -> Vec<VolumeUpkeep> {
         let known = self.upkeep.known.read().unwrap_or_else(PoisonError::into_inner);
         known.values().cloned().collect()
+    }
+}
+
+impl Store {
+    /// From where a volume is updated.
+    ///
+    /// # Errors
+    /// `NotFound`, `Corrupt`.
+    pub fn update_source(&self, volume: &str) -> Result<UpdateSource> {
+        block_on(self.core.update_source(volume))
+    }
+
+    /// Remembers from where a volume is updated, and when it was asked.
+    ///
+    /// # Errors
+    /// `NotFound`, `Corrupt`, `Io`, `Full`.
+    pub fn remember_source(&self, volume: &str, of: UpdateSource) -> Result<()> {
+        block_on(self.core.remember_source(volume, of))
     }
 }

@@ -234,6 +234,7 @@ pub(super) async fn describe(engine: Rc<Engine>, name: String) -> Result<VolumeI
             saved: s.saved,
             freed_by_delete: s.freed_by_delete,
             holds: s.record.holds,
+            of: None,
             set: None,
         })
         .collect();

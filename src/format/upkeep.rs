@@ -61,6 +61,9 @@ pub struct VolumeUpkeep {
     pub source: String,
     /// The program to run there, as its shell takes it; empty: `snapvol`.
     pub remote_command: String,
+    /// When it was asked last whether there is something newer, in microseconds since 1970; 0:
+    /// never.
+    pub checked_us: u64,
 }
 
 /// The file's bytes.
@@ -87,6 +90,7 @@ pub fn encode(volumes: &[VolumeUpkeep]) -> Vec<u8> {
         }
         out.text(&volume.source);
         out.text(&volume.remote_command);
+        out.u64(volume.checked_us);
     }
     let crc = crc32c::crc32c(&out.0);
     out.u32(crc);
@@ -113,7 +117,7 @@ pub fn decode(bytes: &[u8]) -> Result<Vec<VolumeUpkeep>> {
         .hint("use the version of snapvol that wrote it, or a newer one"));
     }
     from.u32()?;
-    let volumes = (0..from.count(29)?).map(|_| take_volume(&mut from)).collect::<Result<_>>()?;
+    let volumes = (0..from.count(37)?).map(|_| take_volume(&mut from)).collect::<Result<_>>()?;
     from.end()?;
     Ok(volumes)
 }
@@ -135,6 +139,7 @@ fn take_volume(from: &mut Fields<'_>) -> Result<VolumeUpkeep> {
             .collect::<Result<_>>()?,
         source: from.text()?,
         remote_command: from.text()?,
+        checked_us: from.u64()?,
     })
 }
 
@@ -159,6 +164,7 @@ mod tests {
                 volume: Uuid::from_u128(2),
                 source: "ssh://far/srv/store/db".to_owned(),
                 remote_command: "sudo snapvol".to_owned(),
+                checked_us: 7,
                 ..VolumeUpkeep::default()
             },
         ]

@@ -22,6 +22,7 @@ fn snapshot(name: &str, number: u128) -> SnapshotInfo {
         saved: 0,
         freed_by_delete: 0,
         holds: Vec::new(),
+        of: None,
         set: None,
     }
 }
