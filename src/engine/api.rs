@@ -72,8 +72,8 @@ pub struct VolumeInfo {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drill: Option<DrillInfo>,
     /// `ok`, `receiving`, `rolling-back`, `frozen` (writers wait for space), `read-only (disk
-    /// full)` (writes are refused for lack of space), `read-only` (latched after a failed
-    /// write), `damaged`.
+    /// full)` (writes are refused for lack of space), `frozen (backlog)` and `read-only (backlog)`
+    /// (a session can't keep up), `read-only` (latched after a failed write), `damaged`.
     pub state: String,
     /// What happens when space runs out.
     pub on_full: OnFull,

@@ -15,6 +15,7 @@ use crate::delta::token::ResumeToken;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::session::{Condition, MemberRecord, SessionPolicy, SessionRecord, Side};
 use crate::format::state::LINEAGE_MAX;
+use crate::snapshot::Gate;
 use crate::types::{Geometry, OnFull, Role, RoleEpoch, SetId, SetStamp};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -245,6 +246,18 @@ impl Core {
         });
         let (data, discards) = delta.await?.totals();
         Ok(data + discards)
+    }
+
+    /// Keeps a volume's writers back for the sake of a session, or lets them pass again.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub async fn set_gate(&self, volume: &str, session: Uuid, gate: Option<Gate>) -> Result<()> {
+        let set = self.with(volume, move |volume| async move {
+            volume.set_gate(session, gate);
+            Ok(())
+        });
+        set.await
     }
 
     /// What the stream of a set is made of.

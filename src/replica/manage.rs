@@ -32,6 +32,7 @@ pub struct PolicyChange {
     pub limit: Option<u64>,
     pub backlog_bytes: Option<u64>,
     pub backlog_ms: Option<u64>,
+    pub on_backlog: Option<OnBacklog>,
     pub before_cut: Option<String>,
     pub after_cut: Option<String>,
     pub on_error: Option<String>,
@@ -56,7 +57,7 @@ impl PolicyChange {
         set(&mut policy.on_error, self.on_error);
         set(&mut policy.warn_lag_ms, self.warn_lag_ms);
         set(&mut policy.warn_backlog, self.warn_backlog);
-        policy.on_backlog = OnBacklog::Terminate;
+        set(&mut policy.on_backlog, self.on_backlog);
     }
 }
 

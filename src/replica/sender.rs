@@ -18,7 +18,8 @@ use crate::engine::core::Core;
 use crate::engine::sets::{Feed, HalfSet, OpenFeed, Relation};
 use crate::engine::turns::Turn;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::session::{Condition, MemberRecord, SessionRecord, Side};
+use crate::format::session::{Condition, MemberRecord, OnBacklog, SessionRecord, Side};
+use crate::snapshot::Gate;
 use crate::types::{Role, RoleEpoch, SetId};
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -122,6 +123,8 @@ struct Sender<'a, P> {
     sent: Vec<(Duration, u64)>,
     /// When what piles up was looked at last while nothing is shipped.
     looked: Option<Duration>,
+    /// What becomes of writes for this session's sake, and of which volume.
+    gate: Option<(Gate, String)>,
 }
 
 /// Runs a session until it is stopped or forgotten.
@@ -140,8 +143,10 @@ pub(crate) async fn run<P: Port>(core: &Core, port: &mut P, session: Uuid) {
         allowed_at: now,
         sent: Vec::new(),
         looked: None,
+        gate: None,
     };
     sender.live().await;
+    sender.let_go().await;
 }
 
 fn only_member(record: &SessionRecord) -> Result<&MemberRecord> {
@@ -162,6 +167,9 @@ impl<P: Port> Sender<'_, P> {
                 {
                     tracing::warn!("replication of {}: {error}", record.unit);
                 }
+                if record.condition == Condition::Ended {
+                    let _ = self.hold_writers(&record, false).await;
+                }
                 self.show(if record.condition == Condition::Paused { "paused" } else { "ended" });
                 match self.port.next(IDLE).await {
                     Event::Stop => return,
@@ -170,6 +178,7 @@ impl<P: Port> Sender<'_, P> {
                 }
                 continue;
             }
+            self.guard().await;
             let outcome = self.converse(&record).await;
             self.port.hang_up();
             self.status.set = None;
@@ -228,13 +237,13 @@ impl<P: Port> Sender<'_, P> {
     /// Ends a session for which too much piled up.
     async fn bound_backlog(&mut self, record: &SessionRecord) -> Result<()> {
         let (policy, member) = (&record.policy, only_member(record)?);
-        let Some(applied) = member.applied else { return Ok(()) };
-        self.apart(&member.volume, applied.target).await?;
+        let Some(applied) = member.applied else { return self.hold_writers(record, false).await };
+        let Some(behind) = self.apart(&member.volume, applied.target).await? else { return Ok(()) };
         let age = self.port.now().saturating_sub(self.mark_cut).as_millis();
-        let mut passed = policy.backlog_ms > 0 && age > u128::from(policy.backlog_ms);
-        if policy.backlog_bytes > 0 && !passed {
-            let bytes = self.core.changed_since(&member.volume, applied.target).await?;
-            passed = bytes > policy.backlog_bytes;
+        let passed = (policy.backlog_ms > 0 && age > u128::from(policy.backlog_ms))
+            || (policy.backlog_bytes > 0 && behind > policy.backlog_bytes);
+        if policy.on_backlog != OnBacklog::Terminate || self.gate.is_some() {
+            return self.hold_writers(record, passed).await;
         }
         if !passed {
             return Ok(());
@@ -444,6 +453,7 @@ impl<P: Port> Sender<'_, P> {
         half: Option<&HalfSet>,
     ) -> Result<Step> {
         let volume = &member.volume;
+        self.guard().await;
         let turn = self.core.sets_turn(volume).await;
         let cuts = self.core.cuts(volume).await?;
         let mut queue = self.core.offers(volume).await?;
@@ -655,7 +665,10 @@ impl<P: Port> Sender<'_, P> {
                 self.asked_to_cut(wish);
                 Ok(Heard::Nothing)
             }
-            Event::Timeout => Ok(Heard::Nothing),
+            Event::Timeout => {
+                self.guard().await;
+                Ok(Heard::Nothing)
+            }
         }
     }
 

@@ -1,5 +1,6 @@
 //! What a volume says of itself, and its small settings.
 
+use super::gate::Gate;
 use super::volume::{Volume, Who};
 use crate::error::{Error, Result};
 use crate::format::journal::Record;
@@ -82,6 +83,8 @@ impl Volume {
         let s = self.s.borrow();
         if latched {
             "read-only"
+        } else if let Some(gate) = self.gates.closed() {
+            if gate == Gate::Wait { "frozen (backlog)" } else { "read-only (backlog)" }
         } else if self.space().waiting > 0 {
             "frozen"
         } else if self.space().refused {

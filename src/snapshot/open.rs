@@ -254,6 +254,7 @@ impl Volume {
             closing: Cell::new(false),
             receiving: Cell::new(false),
             origin: super::origin::Origin::default(),
+            gates: super::gate::Gates::default(),
             bulk: super::bulk::Bulk::default(),
         })
     }
