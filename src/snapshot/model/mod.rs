@@ -12,6 +12,7 @@ mod exhaustive;
 mod kinds;
 mod lives;
 mod oracle;
+mod origins;
 mod receive;
 mod run;
 mod script;
@@ -26,8 +27,6 @@ mod damage;
 mod drivers;
 #[cfg(test)]
 mod full;
-#[cfg(test)]
-mod origins;
 #[cfg(test)]
 mod rules;
 #[cfg(test)]
