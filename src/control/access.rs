@@ -11,11 +11,13 @@ use super::wire::{Call, to_texts};
 use crate::delta::digest::{Answer, BlockOf, Content, Question};
 use crate::engine::Store;
 use crate::engine::api::{
-    CheckReport, CreateOptions, Diff, HalfReceived, Received, SendRequest, Status, StoreInfo,
+    CheckReport, CreateOptions, Diff, DrillInfo, HalfReceived, Received, ScheduleInfo, SendRequest, Status,
+    StoreInfo, UpdateSource,
 };
 use crate::engine::sets::{Feed, FeedSet, OpenFeed};
 use crate::engine::store::OpenOptions;
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::upkeep::Schedule;
 use crate::replica::manage::{self, FarAnswer, FarRequest, Replicate};
 use crate::replica::receiver::FarStore;
 use crate::types::{OnFull, SnapName};
@@ -312,6 +314,62 @@ impl Access {
         }
     }
 
+    /// Begins a drill.
+    pub fn begin_drill(&self, volume: &str, snapshot: Option<&str>, name: Option<&str>) -> Result<DrillInfo> {
+        match self {
+            Self::Local(store) => store.begin_drill(volume, snapshot, name),
+            Self::Remote(client) => client.call(&Call::BeginDrill {
+                volume: volume.to_owned(),
+                snapshot: snapshot.map(str::to_owned),
+                name: name.map(str::to_owned),
+            }),
+        }
+    }
+
+    /// Sets a volume's schedule, or ends it.
+    pub fn set_schedule(&self, volume: &str, schedule: Option<Schedule>) -> Result<()> {
+        match self {
+            Self::Local(store) => store.set_schedule(volume, schedule),
+            Self::Remote(client) => client.call(&Call::SetSchedule { volume: volume.to_owned(), schedule }),
+        }
+    }
+
+    /// A volume's schedule and what it took.
+    pub fn schedule(&self, volume: &str) -> Result<ScheduleInfo> {
+        match self {
+            Self::Local(store) => store.schedule(volume),
+            Self::Remote(client) => client.call(&Call::Schedule { volume: volume.to_owned() }),
+        }
+    }
+
+    /// From where a volume is updated.
+    pub fn update_source(&self, volume: &str) -> Result<UpdateSource> {
+        match self {
+            Self::Local(store) => store.update_source(volume),
+            Self::Remote(client) => client.call(&Call::UpdateSource { volume: volume.to_owned() }),
+        }
+    }
+
+    /// Remembers from where a volume is updated, and when it was asked.
+    pub fn remember_source(&self, volume: &str, source: UpdateSource) -> Result<()> {
+        match self {
+            Self::Local(store) => store.remember_source(volume, source),
+            Self::Remote(client) => client.call(&Call::RememberSource { volume: volume.to_owned(), source }),
+        }
+    }
+
+    /// Ends a drill; what is returned is its name.
+    pub fn end_drill(&self, volume: &str, name: Option<&str>, force: bool) -> Result<String> {
+        match self {
+            Self::Local(store) => store.end_drill(volume, name, force),
+            Self::Remote(client) => client.call(&Call::EndDrill {
+                volume: volume.to_owned(),
+                name: name.map(str::to_owned),
+                force,
+            }),
+        }
+    }
+
     /// The daemon and its clients.
     pub fn status(&self) -> Result<Status> {
         match self {
@@ -403,7 +461,7 @@ impl FarDir {
         Self(dir.to_owned())
     }
 
-    fn with<T>(&self, work: impl FnOnce(&Access) -> Result<T>) -> Result<T> {
+    pub(super) fn with<T>(&self, work: impl FnOnce(&Access) -> Result<T>) -> Result<T> {
         let access = Access::open(&self.0)?;
         let done = work(&access);
         let closed = access.close();

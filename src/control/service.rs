@@ -134,6 +134,17 @@ impl Service for StoreService {
                 json(done)
             }
             Call::Cut { volume } => json(self.hub.cut(name(&volume)?)),
+            Call::BeginDrill { volume, snapshot, name: drill } => {
+                let (snapshot, drill) = (some_name(snapshot.as_ref())?, some_name(drill.as_ref())?);
+                json(store.begin_drill(name(&volume)?, snapshot, drill))
+            }
+            Call::SetSchedule { volume, schedule } => json(store.set_schedule(&volume, schedule)),
+            Call::UpdateSource { volume } => json(store.update_source(name(&volume)?)),
+            Call::RememberSource { volume, source } => json(store.remember_source(name(&volume)?, source)),
+            Call::Schedule { volume } => json(store.schedule(name(&volume)?)),
+            Call::EndDrill { volume, name: drill, force } => {
+                json(store.end_drill(name(&volume)?, some_name(drill.as_ref())?, force))
+            }
             Call::Far { request } => json(manage::ask(store, &request)),
         }
     }

@@ -1,9 +1,10 @@
 //! What travels over the control socket: operations, and failures as JSON.
 
 use crate::delta::digest::{BlockOf, Content, Question};
-use crate::engine::api::CreateOptions;
+use crate::engine::api::{CreateOptions, UpdateSource};
 use crate::engine::sets::FeedSet;
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::upkeep::Schedule;
 use crate::replica::manage::{FarRequest, Replicate};
 use crate::types::{OnFull, SnapName};
 use serde::{Deserialize, Serialize};
@@ -93,6 +94,12 @@ pub enum Call {
     Pause { volume: String, destination: Option<String>, paused: bool },
     Cut { volume: String },
     Far { request: FarRequest },
+    BeginDrill { volume: String, snapshot: Option<String>, name: Option<String> },
+    SetSchedule { volume: String, schedule: Option<Schedule> },
+    Schedule { volume: String },
+    UpdateSource { volume: String },
+    RememberSource { volume: String, source: UpdateSource },
+    EndDrill { volume: String, name: Option<String>, force: bool },
 }
 
 impl Call {

@@ -6,6 +6,7 @@
 
 use super::api::{CreateOptions, Received};
 use super::core::Core;
+use super::drill::is_drill;
 use super::receive::EngineTarget;
 use super::send::{self, EngineSource};
 use super::turns::Turn;
@@ -14,6 +15,7 @@ use crate::delta::token::ResumeToken;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::session::{Condition, MemberRecord, SessionPolicy, SessionRecord, Side};
 use crate::format::state::LINEAGE_MAX;
+use crate::snapshot::Gate;
 use crate::types::{Geometry, OnFull, Role, RoleEpoch, SetId, SetStamp};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -162,9 +164,11 @@ impl Core {
         self.with(volume, |volume| async move { Ok(volume.last_cut()) }).await
     }
 
-    /// The names of all volumes, sorted.
+    /// The names of all volumes that are no drills, sorted.
     pub fn volume_names(&self) -> Vec<String> {
-        self.names()
+        let mut names = self.names();
+        names.retain(|name| !is_drill(name));
+        names
     }
 
     /// An identity that nothing else has.
@@ -242,6 +246,18 @@ impl Core {
         });
         let (data, discards) = delta.await?.totals();
         Ok(data + discards)
+    }
+
+    /// Keeps a volume's writers back for the sake of a session, or lets them pass again.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub async fn set_gate(&self, volume: &str, session: Uuid, gate: Option<Gate>) -> Result<()> {
+        let set = self.with(volume, move |volume| async move {
+            volume.set_gate(session, gate);
+            Ok(())
+        });
+        set.await
     }
 
     /// What the stream of a set is made of.
@@ -418,13 +434,14 @@ impl Core {
     ///
     /// # Errors
     /// `NotFound`.
-    async fn feed(&self, volume: &str) -> Result<Feed> {
+    pub(super) async fn feed(&self, volume: &str) -> Result<Feed> {
         let (cuts, held) = (self.cuts(volume).await?, self.offers(volume).await?);
         let found = self.with(volume, |volume| async move {
             let newest = volume.newest_state().map(|record| record.uuid);
             Ok((newest, volume.half_received()))
         });
         let (newest, half) = found.await?;
+        let newest = newest.map(|newest| self.original(newest));
         let half = half.map(|(record, _)| HalfSet {
             set: record.set.map(|stamp| SetId { stamp, target: record.target }),
             durable: record.durable,
@@ -453,6 +470,7 @@ impl Core {
         let outcome = receiver::receive(input, &mut target).await;
         target.end().await;
         let outcome = outcome?;
+        self.take_what_is_due(&feed.volume).await;
         if let Some(keep) = feed.keep {
             self.keep_states(feed.session, &feed.volume, keep).await?;
         }

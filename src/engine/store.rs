@@ -5,7 +5,9 @@
 //! command does is decided in `Core`; here are the threads it runs on, the lock, and
 //! the waiting.
 
-use super::api::{CheckReport, CreateOptions, Diff, HalfReceived, Received, SendRequest, Status, StoreInfo};
+use super::api::{
+    CheckReport, CreateOptions, Diff, HalfReceived, Received, SendRequest, Status, StoreInfo, VolumeFigures,
+};
 use super::check;
 use super::core::Core;
 use super::export::Export;
@@ -388,6 +390,14 @@ impl Store {
     /// `NotFound`, or what keeps it from looking.
     pub fn scrub(&self, volume: Option<&str>) -> Result<CheckReport> {
         block_on(self.core.verify(volume, true))
+    }
+
+    /// All open volumes in figures, sorted by name.
+    ///
+    /// # Errors
+    /// `Interrupted` when the store is closing.
+    pub fn figures(&self) -> Result<Vec<VolumeFigures>> {
+        block_on(self.core.figures())
     }
 
     /// Clients and transfers; what the daemon knows of itself is its to fill in.

@@ -15,6 +15,7 @@ pub mod peer;
 pub mod plan;
 pub mod receiver;
 pub mod sender;
+pub mod warnings;
 pub mod wire;
 
 mod link;

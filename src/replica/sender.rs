@@ -8,6 +8,8 @@
 //!
 //! It awaits the store and its [`Port`], and nothing else.
 
+mod apart;
+
 use super::plan::{self, Facts, Step, back_off, set_to};
 use super::wire::{Body, Message, WINDOW, far_failure};
 use crate::delta::{FrameMaker, Source};
@@ -16,7 +18,8 @@ use crate::engine::core::Core;
 use crate::engine::sets::{Feed, HalfSet, OpenFeed, Relation};
 use crate::engine::turns::Turn;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::session::{Condition, MemberRecord, SessionRecord, Side};
+use crate::format::session::{Condition, MemberRecord, OnBacklog, SessionRecord, Side};
+use crate::snapshot::Gate;
 use crate::types::{Role, RoleEpoch, SetId};
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -118,6 +121,10 @@ struct Sender<'a, P> {
     allowed_at: Duration,
     /// Bytes sent, and when, for the rate.
     sent: Vec<(Duration, u64)>,
+    /// When what piles up was looked at last while nothing is shipped.
+    looked: Option<Duration>,
+    /// What becomes of writes for this session's sake, and of which volume.
+    gate: Option<(Gate, String)>,
 }
 
 /// Runs a session until it is stopped or forgotten.
@@ -135,8 +142,11 @@ pub(crate) async fn run<P: Port>(core: &Core, port: &mut P, session: Uuid) {
         under_way: 0,
         allowed_at: now,
         sent: Vec::new(),
+        looked: None,
+        gate: None,
     };
     sender.live().await;
+    sender.let_go().await;
 }
 
 fn only_member(record: &SessionRecord) -> Result<&MemberRecord> {
@@ -157,6 +167,9 @@ impl<P: Port> Sender<'_, P> {
                 {
                     tracing::warn!("replication of {}: {error}", record.unit);
                 }
+                if record.condition == Condition::Ended {
+                    let _ = self.hold_writers(&record, false).await;
+                }
                 self.show(if record.condition == Condition::Paused { "paused" } else { "ended" });
                 match self.port.next(IDLE).await {
                     Event::Stop => return,
@@ -165,6 +178,7 @@ impl<P: Port> Sender<'_, P> {
                 }
                 continue;
             }
+            self.guard().await;
             let outcome = self.converse(&record).await;
             self.port.hang_up();
             self.status.set = None;
@@ -188,6 +202,7 @@ impl<P: Port> Sender<'_, P> {
     /// Rests after a failure; true: the session is to end.
     async fn rest_after(&mut self, record: &SessionRecord, error: &Error) -> bool {
         self.status.failures += 1;
+        self.status.failed_attempts += 1;
         self.status.last_error = Some(error.to_string());
         let failures = self.status.failures;
         tracing::warn!("replication of {} to {}: {error}", record.unit, record.destination);
@@ -222,12 +237,13 @@ impl<P: Port> Sender<'_, P> {
     /// Ends a session for which too much piled up.
     async fn bound_backlog(&mut self, record: &SessionRecord) -> Result<()> {
         let (policy, member) = (&record.policy, only_member(record)?);
-        let Some(applied) = member.applied else { return Ok(()) };
+        let Some(applied) = member.applied else { return self.hold_writers(record, false).await };
+        let Some(behind) = self.apart(&member.volume, applied.target).await? else { return Ok(()) };
         let age = self.port.now().saturating_sub(self.mark_cut).as_millis();
-        let mut passed = policy.backlog_ms > 0 && age > u128::from(policy.backlog_ms);
-        if policy.backlog_bytes > 0 && !passed {
-            let bytes = self.core.changed_since(&member.volume, applied.target).await?;
-            passed = bytes > policy.backlog_bytes;
+        let passed = (policy.backlog_ms > 0 && age > u128::from(policy.backlog_ms))
+            || (policy.backlog_bytes > 0 && behind > policy.backlog_bytes);
+        if policy.on_backlog != OnBacklog::Terminate || self.gate.is_some() {
+            return self.hold_writers(record, passed).await;
         }
         if !passed {
             return Ok(());
@@ -437,6 +453,7 @@ impl<P: Port> Sender<'_, P> {
         half: Option<&HalfSet>,
     ) -> Result<Step> {
         let volume = &member.volume;
+        self.guard().await;
         let turn = self.core.sets_turn(volume).await;
         let cuts = self.core.cuts(volume).await?;
         let mut queue = self.core.offers(volume).await?;
@@ -648,7 +665,10 @@ impl<P: Port> Sender<'_, P> {
                 self.asked_to_cut(wish);
                 Ok(Heard::Nothing)
             }
-            Event::Timeout => Ok(Heard::Nothing),
+            Event::Timeout => {
+                self.guard().await;
+                Ok(Heard::Nothing)
+            }
         }
     }
 
@@ -667,6 +687,7 @@ impl<P: Port> Sender<'_, P> {
         self.sent.retain(|(at, _)| now.saturating_sub(*at) < RATE_TIME);
         let recent: u64 = self.sent.iter().map(|(_, bytes)| bytes).sum();
         self.status.rate = recent / RATE_TIME.as_secs();
+        self.status.shipped_bytes += bytes;
         if let Some(progress) = &mut self.status.set {
             progress.sent_bytes += bytes;
         }
@@ -679,6 +700,7 @@ impl<P: Port> Sender<'_, P> {
         let seconds = time.as_secs_f64();
         self.status.history.insert(0, SetHistory { number: set.stamp.number, whole, bytes, seconds });
         self.status.history.truncate(HISTORY_MAX);
+        self.status.shipped_sets += 1;
         let all: u64 = self.status.history.iter().map(|set| set.bytes).sum();
         let time: f64 = self.status.history.iter().map(|set| set.seconds).sum();
         #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
@@ -711,6 +733,7 @@ impl<P: Port> Sender<'_, P> {
             (Some(at), false) => self.core.changed_since(&member.volume, cuts[at].set.target).await?,
             (None, _) => geometry.size,
         };
+        self.status.lag_bytes = behind;
         self.status.lag_blocks = behind.div_ceil(u64::from(geometry.block_size));
         let lag = if behind == 0 { Duration::ZERO } else { now.saturating_sub(self.mark_cut) };
         if behind == 0 {

@@ -10,6 +10,7 @@
 //! All of it is done in steps, beside the writers: what is decided stays right meanwhile,
 //! since the layers are sealed and nobody else changes the queue.
 
+use super::origin::is_origin_tag;
 use super::volume::{State, Volume, Who};
 use crate::error::{Error, Result};
 use crate::format::journal::{Record, frame_size};
@@ -525,6 +526,17 @@ pub(super) fn refusal(volume: &str, snapshot: &str, check: &DeleteCheck) -> Opti
     let name = format!("{volume}@{snapshot}");
     match check {
         DeleteCheck::Free => None,
+        DeleteCheck::Held(tags) if tags.iter().any(|tag| is_origin_tag(tag)) => {
+            let drills: Vec<String> = tags
+                .iter()
+                .filter_map(|tag| tag.strip_prefix('+'))
+                .map(|n| format!("{volume}+{n}"))
+                .collect();
+            Some(
+                Error::conflict(format!("snapshot {name} is what a drill shows: {}", drills.join(", ")))
+                    .hint(format!("'snapvol drill {volume} --end N' ends drill N")),
+            )
+        }
         DeleteCheck::Held(tags) => Some(
             Error::conflict(format!("snapshot {name} is held: {}", tags.join(", ")))
                 .hint(format!("'snapvol release {name} TAG' lets go of it")),

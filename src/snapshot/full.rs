@@ -17,7 +17,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 /// How long a writer that waits for space sleeps before it looks again.
-const RETRY: Duration = Duration::from_millis(200);
+pub(super) const RETRY: Duration = Duration::from_millis(200);
 
 /// How long nobody may have waited before the log says so.
 const QUIET: Duration = Duration::from_secs(5);

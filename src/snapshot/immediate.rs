@@ -90,7 +90,7 @@ impl Volume {
         let s = self.s.borrow();
         let granules = s.granules(blocks);
         let range = s.blocks(&granules);
-        let paused = s.paused > 0 && who == Who::Client;
+        let paused = (s.paused > 0 || self.gates.closed().is_some()) && who == Who::Client;
         let in_use = s.production.runs(granules.clone()).next() == Some((granules, true));
         if paused || !in_use || !self.locks.is_free(&range) || s.retained.unknown_in(&range).is_some() {
             return None;

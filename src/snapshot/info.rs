@@ -1,5 +1,6 @@
 //! What a volume says of itself, and its small settings.
 
+use super::gate::Gate;
 use super::volume::{Volume, Who};
 use crate::error::{Error, Result};
 use crate::format::journal::Record;
@@ -82,6 +83,8 @@ impl Volume {
         let s = self.s.borrow();
         if latched {
             "read-only"
+        } else if let Some(gate) = self.gates.closed() {
+            if gate == Gate::Wait { "frozen (backlog)" } else { "read-only (backlog)" }
         } else if self.space().waiting > 0 {
             "frozen"
         } else if self.space().refused {
@@ -125,6 +128,16 @@ impl Volume {
             .filter(|r| !r.is_internal() && !s.hidden.contains(&r.uuid))
             .cloned()
             .collect()
+    }
+
+    /// Bytes in use by production, of before-images, and of the journal; nothing is read for it.
+    #[must_use]
+    pub fn figures(&self) -> (u64, u64, u64) {
+        let s = self.s.borrow();
+        let geometry = s.durable.geometry;
+        let granule = u64::from(geometry.block_size) * u64::from(geometry.granularity);
+        let in_use = (s.production.count() * granule).min(geometry.size);
+        (in_use, self.save.live_bytes(), self.journal.len())
     }
 
     /// What happens when space runs out.

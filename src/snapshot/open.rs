@@ -253,6 +253,8 @@ impl Volume {
             busy: Cell::new(false),
             closing: Cell::new(false),
             receiving: Cell::new(false),
+            origin: super::origin::Origin::default(),
+            gates: super::gate::Gates::default(),
             bulk: super::bulk::Bulk::default(),
         })
     }

@@ -119,7 +119,10 @@ impl Volume {
             aborting: false,
             set: incoming.set,
         };
+        // A take that found no receive under way has its instant before this one begins.
+        let exclusive = self.exclusive().await;
         self.record_durably(Record::Receive(Some(record.clone()))).await?;
+        drop(exclusive);
         self.make_room(&record).await?;
         Ok(ReceiveStart::Go(receiving, 0))
     }

@@ -43,6 +43,25 @@ impl Volume {
         fua: bool,
     ) -> Result<()> {
         self.in_range(offset, len).map_err(|e| self.named(e))?;
+        self.pass_gate(who, wanted).await?;
+        match self.origin.get() {
+            Some(origin) => self.trim_over(&origin, who, wanted, offset..offset + len).await?,
+            None => self.trim_own(who, wanted, offset, len).await?,
+        }
+        if fua {
+            self.flush().await?;
+        }
+        Ok(())
+    }
+
+    /// Takes whole granules of a range out of use and writes zeros over the rest.
+    pub(super) async fn trim_own(
+        self: &Rc<Self>,
+        who: Who,
+        wanted: Wanted<'_>,
+        offset: u64,
+        len: u64,
+    ) -> Result<()> {
         let (unit, size) = {
             let s = self.s.borrow();
             let geometry = s.durable.geometry;
@@ -72,9 +91,6 @@ impl Volume {
             self.zero_used(who, wanted, last * unit, end).await?;
         } else {
             self.zero_used(who, wanted, offset, end).await?;
-        }
-        if fua {
-            self.flush().await?;
         }
         Ok(())
     }

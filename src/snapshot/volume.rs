@@ -68,6 +68,10 @@ pub struct Volume {
     pub(super) closing: Cell<bool>,
     /// A stream is being applied at this moment.
     pub(super) receiving: Cell<bool>,
+    /// What it shows where nothing was written to it.
+    pub(super) origin: super::origin::Origin,
+    /// What keeps writers back.
+    pub(super) gates: super::gate::Gates,
     pub(super) bulk: super::bulk::Bulk,
 }
 

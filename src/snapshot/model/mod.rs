@@ -12,6 +12,7 @@ mod exhaustive;
 mod kinds;
 mod lives;
 mod oracle;
+mod origins;
 mod receive;
 mod run;
 mod script;
