@@ -37,6 +37,7 @@ mod sets;
 mod settle;
 mod slots;
 mod take;
+mod touched;
 mod trim;
 mod verify;
 mod volume;
