@@ -7,9 +7,9 @@
 
 use super::codec::{Fields, Put};
 use super::state::{
-    BookmarkRecord, LayerRecord, ReceiveRecord, SegmentRecord, SnapshotRecord, VolumeState, on_full_code, on_full_from,
-    put_layer, put_lineage, put_ranges, put_receive, put_snapshot, role_code, role_from, take_layer,
-    take_lineage, take_ranges, take_receive, take_snapshot,
+    BookmarkRecord, LayerRecord, ReceiveRecord, SegmentRecord, SnapshotRecord, VolumeState, on_full_code,
+    on_full_from, put_layer, put_lineage, put_ranges, put_receive, put_snapshot, role_code, role_from,
+    take_layer, take_lineage, take_ranges, take_receive, take_snapshot,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::types::{Block, Epoch, OnFull, Role, RoleEpoch, Seq};
@@ -529,9 +529,7 @@ fn take_record(payload: &Bytes) -> Result<Record> {
         23 => Record::Role(role_from(from.u8()?)?),
         24 => Record::Policy(on_full_from(from.u8()?)?),
         25 => Record::Lineage(take_lineage(&mut from)?),
-        27 => Record::Forget {
-            bookmarks: (0..from.count(16)?).map(|_| from.uuid()).collect::<Result<_>>()?,
-        },
+        27 => Record::Forget { bookmarks: (0..from.count(16)?).map(|_| from.uuid()).collect::<Result<_>>()? },
         28 => Record::Active { ranges: take_ranges(&mut from)? },
         other => return Err(Error::corrupt(format!("record kind {other} is unknown"))),
     };

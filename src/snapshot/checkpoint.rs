@@ -140,7 +140,11 @@ impl Volume {
         let (written, maps) = (usize::from(new.file - 1), (cut.production.clone(), cut.stale.clone()));
         let (state, other) = (cut.state.clone(), 3 - new.file);
         if let Err(error) = self.publish_checkpoint(&mut cut).await {
-            self.s.borrow_mut().written[written] = None;
+            {
+                let mut s = self.s.borrow_mut();
+                s.written[written] = None;
+                s.touched.uncut(&cut.touched);
+            }
             self.journal.uncut();
             return Err(error);
         }

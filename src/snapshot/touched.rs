@@ -7,8 +7,8 @@
 //!
 //! Why that holds after a crash at any point: a map is stored with each checkpoint, as of its
 //! cut. What is touched after that lies in an *active* region. A region is active once a record
-//! says so, which is durable before anything of the region is overwritten, and in the journal
-//! before the record of a trim. So what was touched since the cut is in regions that the journal
+//! says so, which is durable before anything of the region is overwritten or punched, and in the
+//! journal before the record of a trim. So what was touched since the cut is in regions that the journal
 //! names, and all of these count as touched. Noting a change and the look whether its regions
 //! are active are one step: a cut comes before both, and forgets the region, or after both, and
 //! stores the note.
@@ -62,6 +62,8 @@ pub(super) struct TouchedCut {
     fresh: Vec<(Epoch, BitMap)>,
     /// Regions that stay active: first block and count.
     pub active: Vec<(u64, u64)>,
+    /// What was active, announced and touched before, should there be no new journal.
+    before: [BitMap; 3],
 }
 
 /// Blocks in a region of a volume of that size, as a power of two.
@@ -200,6 +202,13 @@ impl Touched {
         }
     }
 
+    /// The parts of a range whose record is pushed and may not be durable.
+    fn under_way(&self, blocks: &Range<u64>) -> Vec<Range<u64>> {
+        let announced = self.announced.runs(self.regions(blocks)).filter(|(_, known)| *known);
+        let waiting = announced.flat_map(|(run, _)| self.active.runs(run)).filter(|(_, active)| !active);
+        waiting.map(|(run, _)| run.start << self.shift..run.end << self.shift).collect()
+    }
+
     /// The blocks touched from one mark's epoch on up to another epoch.
     pub fn between(&self, epochs: Range<Epoch>) -> BitMap {
         let mut all = BitMap::new();
@@ -213,11 +222,6 @@ impl Touched {
         all
     }
 
-    /// Pages that the maps take.
-    pub fn pages(&self) -> u64 {
-        self.maps.values().map(BitMap::page_count).sum()
-    }
-
     /// Whether the next open would count more as touched than what was.
     fn is_unsaved(&self) -> bool {
         !self.maps.is_empty() && (!self.announced.is_empty() || self.maps.keys().ne(self.files.keys()))
@@ -227,6 +231,7 @@ impl Touched {
     /// one are active no longer; with `ends`, none is.
     pub fn cut(&mut self, number: Seq, ends: bool) -> TouchedCut {
         let recent = std::mem::take(&mut self.recent);
+        let before = [self.active.clone(), self.announced.clone(), recent.clone()];
         let keep = if ends || self.maps.is_empty() { BitMap::new() } else { recent };
         // A region whose record is on its way is in the state that follows, and not durable yet.
         self.active = common(&self.active, &keep);
@@ -247,7 +252,15 @@ impl Touched {
         let runs = self.announced.runs(0..end).filter(|(_, active)| *active);
         let active =
             runs.map(|(run, _)| (run.start << self.shift, (run.end - run.start) << self.shift)).collect();
-        TouchedCut { records, fresh, active }
+        TouchedCut { records, fresh, active, before }
+    }
+
+    /// There is no checkpoint with that cut: the journal before it stays in force.
+    pub fn uncut(&mut self, cut: &TouchedCut) {
+        let [active, announced, recent] = &cut.before;
+        unite(&mut self.active, active);
+        unite(&mut self.announced, announced);
+        unite(&mut self.recent, recent);
     }
 
     /// The checkpoint with that cut is in force.
@@ -343,12 +356,7 @@ pub(super) async fn load_map(
 impl Volume {
     /// Notes that blocks are about to change, once it is durably known that something in their
     /// regions may. `held` are the ranges that are locked, `blocks` what will change in them.
-    pub(super) async fn touch(
-        &self,
-        held: &[Range<u64>],
-        blocks: &[Range<u64>],
-        epoch: Epoch,
-    ) -> Result<()> {
+    pub(super) async fn touch(&self, held: &[Range<u64>], blocks: &[Range<u64>], epoch: Epoch) -> Result<()> {
         loop {
             if self.s.borrow_mut().touched.note(held, blocks, epoch) {
                 return Ok(());
@@ -365,6 +373,21 @@ impl Volume {
             drop(room);
             self.journal_synced().await?;
             self.s.borrow_mut().touched.confirm(held, round);
+        }
+    }
+
+    /// Waits until every record that names a region of the range is durable.
+    pub(super) async fn announced_durably(&self, range: &Range<u64>) -> Result<()> {
+        loop {
+            let (waiting, round) = {
+                let s = self.s.borrow();
+                (s.touched.under_way(range), s.touched.round)
+            };
+            if waiting.is_empty() {
+                return Ok(());
+            }
+            self.journal_synced().await?;
+            self.s.borrow_mut().touched.confirm(&waiting, round);
         }
     }
 

@@ -606,8 +606,8 @@ impl Script {
             let younger: Vec<(Uuid, Vec<u8>)> = {
                 let oracle = self.oracle.borrow();
                 let whole = oracle.snaps.iter().filter(|s| s.open.is_empty() && !s.busy);
-                let behind = whole
-                    .filter(|s| records.iter().any(|r| r.uuid == s.uuid && r.epoch > bookmark.epoch));
+                let behind =
+                    whole.filter(|s| records.iter().any(|r| r.uuid == s.uuid && r.epoch > bookmark.epoch));
                 behind.map(|s| (s.uuid, s.image.clone())).collect()
             };
             let chosen = self.rng.borrow_mut().usize(0..younger.len() + 1);
