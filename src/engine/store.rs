@@ -306,7 +306,7 @@ impl Store {
     /// # Errors
     /// `NotFound`.
     pub fn offers(&self, volume: &str) -> Result<Vec<Uuid>> {
-        block_on(self.core.offers(volume))
+        block_on(self.core.states(volume))
     }
 
     /// Applies a stream; the answer comes when all of it is durable.

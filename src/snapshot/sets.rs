@@ -59,6 +59,12 @@ impl Volume {
         self.s.borrow().durable.bookmarks.clone()
     }
 
+    /// The bookmark of that identity.
+    #[must_use]
+    pub fn bookmark(&self, uuid: Uuid) -> Option<BookmarkRecord> {
+        self.s.borrow().durable.bookmark(uuid).cloned()
+    }
+
     /// Lets the before-images of a cut go: it becomes a bookmark, which can't be read, and can
     /// be the base of a delta.
     ///
@@ -97,9 +103,8 @@ impl Volume {
         if known.is_empty() {
             return Ok(());
         }
-        self.journal.ensure_for_command().await?;
-        // It need not be durable: one that a crash brings back is forgotten again.
-        self.record(Record::Forget { bookmarks: known });
+        // Until it is durable a power cut brings them back, so what is touched is noted as long.
+        self.record_durably(Record::Forget { bookmarks: known }).await?;
         self.marks_changed();
         Ok(())
     }

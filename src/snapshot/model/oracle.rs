@@ -82,8 +82,7 @@ pub(super) struct Mark {
     /// The content that it had.
     pub image: Vec<u8>,
     pub since: Since,
-    /// Whether it is there; it may be while it comes or goes, and a crash may bring back one
-    /// that was forgotten.
+    /// Whether it is there for certain; while it comes or goes it may be.
     pub must: bool,
     pub busy: bool,
 }

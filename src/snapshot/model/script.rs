@@ -286,7 +286,7 @@ impl Script {
         self.count();
     }
 
-    /// A bookmark goes; a crash may bring it back.
+    /// A bookmark goes.
     pub async fn forget_mark(&self, uuid: Uuid) {
         {
             let mut oracle = self.oracle.borrow_mut();
@@ -296,6 +296,7 @@ impl Script {
         let done = self.volume.forget_bookmarks(&[uuid]).await;
         if self.is_done(&done) {
             assert!(self.volume.bookmarks().iter().all(|bookmark| bookmark.uuid != uuid));
+            self.oracle.borrow_mut().marks.retain(|mark| mark.uuid != uuid);
             self.count();
         }
     }
