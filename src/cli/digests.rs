@@ -5,13 +5,18 @@
 //!     near: hello          far: hello | failed
 //!     near: ask            far: answer | failed      any number of times
 //!
+//! and, to repair,
+//!
+//!     near: content        far: content | failed
+//!     near: restore        far: restored | failed
+//!
 //! The near end may ask once more before it has read the answer. At the end of its input the
 //! far end is done.
 
 use super::shipping::{hear, say};
 use crate::control::Access;
 use crate::control::wire::WireError;
-use crate::delta::digest::{Answer, Grain, Question};
+use crate::delta::digest::{Answer, BlockOf, Content, Grain, Question};
 use crate::error::{Error, ErrorKind, Result};
 use crate::types::Name;
 use serde::{Deserialize, Serialize};
@@ -29,6 +34,10 @@ pub(super) enum ToFar {
     Hello { version: u32, comparison: Uuid, wanted: Vec<Uuid> },
     /// Asks for the digests of a range, in bytes.
     Ask { from: u64, to: u64, by: Grain },
+    /// Asks for the block that begins at that byte.
+    Content { at: u64 },
+    /// That block, damaged at the far end, has this content.
+    Restore { at: u64, content: Content },
 }
 
 /// From the far end to the near one.
@@ -40,6 +49,10 @@ pub(super) enum FromFar {
     Hello { version: u32, held: Option<Uuid> },
     /// The answer to `ask`.
     Answer(Answer),
+    /// The answer to `content`; none: the block is damaged.
+    Content(Option<Content>),
+    /// The answer to `restore`; false: nothing proves that this was the block's content.
+    Restored(bool),
     /// It failed, and why.
     Failed(WireError),
 }
@@ -65,6 +78,10 @@ pub(super) fn run(store: &Access, args: &Args) -> Result<()> {
 trait Digests {
     /// As [`Store::digests`](crate::engine::Store::digests).
     fn digests(&self, question: &Question) -> Result<Answer>;
+    /// As [`Store::content`](crate::engine::Store::content).
+    fn content(&self, of: &BlockOf) -> Result<Option<Content>>;
+    /// As [`Store::restore_content`](crate::engine::Store::restore_content).
+    fn restore(&self, of: &BlockOf, content: &Content) -> Result<bool>;
     /// As [`Store::end_digests`](crate::engine::Store::end_digests).
     fn end(&self, volume: &str, comparison: Uuid) -> Result<()>;
 }
@@ -72,6 +89,12 @@ trait Digests {
 impl Digests for Access {
     fn digests(&self, question: &Question) -> Result<Answer> {
         Self::digests(self, question)
+    }
+    fn content(&self, of: &BlockOf) -> Result<Option<Content>> {
+        Self::content(self, of)
+    }
+    fn restore(&self, of: &BlockOf, content: &Content) -> Result<bool> {
+        self.restore_content(of, content)
     }
     fn end(&self, volume: &str, comparison: Uuid) -> Result<()> {
         self.end_digests(volume, comparison)
@@ -123,15 +146,27 @@ fn converse(
                 }
                 FromFar::Hello { version: VERSION, held: about.map(|(_, snapshot)| snapshot) }
             }
+            ToFar::Content { at } => FromFar::Content(store.content(&block_of(volume, about, at)?)?),
+            ToFar::Restore { at, content } => {
+                FromFar::Restored(store.restore(&block_of(volume, about, at)?, &content)?)
+            }
             ToFar::Ask { from, to, by } => {
-                let (comparison, snapshot) =
-                    about.ok_or_else(|| Error::invalid("the other side asks before it says hello"))?;
+                let (comparison, snapshot) = about.ok_or_else(no_hello)?;
                 FromFar::Answer(store.digests(&ask(volume, comparison, snapshot, from, to, by))?)
             }
         };
         say(output, &answer).map_err(gone)?;
     }
     Ok(())
+}
+
+fn no_hello() -> Error {
+    Error::invalid("the other side asks before it says hello")
+}
+
+fn block_of(volume: &str, about: Option<(Uuid, Uuid)>, at: u64) -> Result<BlockOf> {
+    let (comparison, snapshot) = about.ok_or_else(no_hello)?;
+    Ok(BlockOf { comparison, volume: volume.to_owned(), snapshot, at })
 }
 
 fn ask(volume: &str, comparison: Uuid, snapshot: Uuid, from: u64, to: u64, by: Grain) -> Question {
@@ -153,6 +188,12 @@ mod tests {
                 2 => Err(Error::corrupt("a bad map")),
                 _ => Err(Error::not_found("no snapshot")),
             }
+        }
+        fn content(&self, of: &BlockOf) -> Result<Option<Content>> {
+            Ok((of.at == 0).then(|| Content(bytes::Bytes::from_static(b"a"))))
+        }
+        fn restore(&self, of: &BlockOf, content: &Content) -> Result<bool> {
+            Ok(of.at == 4096 && &content.0[..] == b"a")
         }
         fn end(&self, _: &str, comparison: Uuid) -> Result<()> {
             self.0.borrow_mut().push(comparison);
@@ -190,6 +231,15 @@ mod tests {
         done.unwrap();
         assert_eq!(said, "{\"hello\":{\"version\":1,\"held\":null}}\n".repeat(2));
         talk("").0.unwrap();
+        let repair = "{\"content\":{\"at\":0}}\n{\"content\":{\"at\":4096}}\n\
+                      {\"restore\":{\"at\":4096,\"content\":\"YQ==\"}}\n{\"restore\":{\"at\":0,\"content\":\"YQ==\"}}\n";
+        let (done, said) = talk(&(hello(&[1]) + repair));
+        done.unwrap();
+        let answers: Vec<&str> = said.lines().skip(1).collect();
+        let expected =
+            ["{\"content\":\"YQ==\"}", "{\"content\":null}", "{\"restored\":true}", "{\"restored\":false}"];
+        assert_eq!(answers, expected);
+        assert!(talk(repair).0.is_err(), "before hello");
     }
 
     #[test]

@@ -96,7 +96,7 @@ pub(super) fn run(dir: &Path, args: &Args) -> Result<()> {
     // Before anything is opened, so that no signal finds the process without a plan.
     let mut signals = signals()?;
     let descriptors = raise_descriptors();
-    let store = open(&dir, args)?;
+    let store = open(&dir, args, &mut || signals.pending().next().is_some())?;
     let served = serve(&dir, args, descriptors, &store, &mut signals);
     let closed = store.close();
     if served.is_ok() && closed.is_ok() {
@@ -117,7 +117,7 @@ fn signals() -> Result<Signals> {
     Signals::new([SIGTERM, SIGINT]).map_err(failed)
 }
 
-fn open(dir: &Path, args: &Args) -> Result<Arc<Store>> {
+fn open(dir: &Path, args: &Args, stop: &mut dyn FnMut() -> bool) -> Result<Arc<Store>> {
     match require_store(dir) {
         Err(error) if error.kind() == ErrorKind::NotFound => {
             Store::init(dir)?;
@@ -130,7 +130,7 @@ fn open(dir: &Path, args: &Args) -> Result<Arc<Store>> {
         IoKind::Uring => DriverKind::Uring,
         IoKind::Plain => DriverKind::Plain,
     };
-    let store = open_locked(dir, OpenOptions { driver, threads: args.threads })?;
+    let store = open_locked(dir, OpenOptions { driver, threads: args.threads }, stop)?;
     for volume in &args.create {
         if let Err(error) = ensure_volume(&store, volume) {
             // The first error is the one to tell.

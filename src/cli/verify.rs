@@ -9,10 +9,10 @@ use super::output::{self, human};
 use super::progress::Progress;
 use super::shipping::{hear, say};
 use crate::control::Access;
-use crate::delta::digest::{Answer, Grain, Question};
+use crate::delta::digest::{Answer, BlockOf, Content, Grain, Question};
 use crate::engine::api::SnapshotInfo;
 use crate::error::{Error, ErrorKind, Result};
-use crate::replica::compare::{Comparison, Side, bytes_in, compare};
+use crate::replica::compare::{Comparison, Side, add, bytes_in, compare};
 use crate::transport::{Destination, Peer, one_line};
 use serde::Serialize;
 use std::collections::VecDeque;
@@ -30,6 +30,10 @@ const ATTEMPTS: usize = 5;
 /// there by its identity, whatever its name; without @SNAP it is the youngest one that both
 /// sides have, and those that replication made count, too. Exit code 0: every byte is the same;
 /// 4: some differ, or can't be read because they are damaged; 3: the snapshot is not there.
+///
+/// With --repair, a block that is damaged on one side gets the other side's content, on either
+/// side, if that has the checksum that the block had when it was saved. Nothing else is ever
+/// changed: a snapshot that differs stays as it is.
 #[derive(clap::Args)]
 pub(super) struct Args {
     /// The snapshot to verify; VOL alone: the youngest one that both sides have
@@ -41,6 +45,9 @@ pub(super) struct Args {
     /// Print JSON, offsets and lengths in bytes
     #[arg(long)]
     json: bool,
+    /// Repair blocks whose checksum tells that they are damaged, with the other side's content
+    #[arg(long)]
+    repair: bool,
     /// The program to run there, as its shell takes it
     #[arg(long, value_name = "COMMAND")]
     remote_command: Option<String>,
@@ -70,10 +77,12 @@ pub(super) fn run(store: &Access, args: &Args) -> Result<()> {
     let done = agree(&mut near, &mut far, named).and_then(|name| {
         let known = snapshots.iter().find(|snapshot| snapshot.uuid == near.snapshot);
         let bar = Progress::bytes(&format!("{volume}@{name}"), known.map(|snapshot| snapshot.in_use));
-        Ok((compare(&mut near, &mut far, &mut |bytes| bar.add(bytes))?, name))
+        let mut found = compare(&mut near, &mut far, &mut |bytes| bar.add(bytes))?;
+        let repaired = if args.repair { repair(&mut near, &mut far, &mut found)? } else { 0 };
+        Ok((found, repaired, name))
     });
     drop((near, far));
-    let (found, name) = match done {
+    let (found, repaired, name) = match done {
         Ok(done) => done,
         // A failure without a hint is a connection that ended without a word.
         Err(error) if error.kind() == ErrorKind::Interrupted && error.hint_text().is_none() => {
@@ -82,7 +91,7 @@ pub(super) fn run(store: &Access, args: &Args) -> Result<()> {
         Err(error) => return Err(error),
     };
     peer.finish()?;
-    let report = Report::new(volume, &name, there, &found);
+    let report = Report::new(volume, &name, there, &found, repaired);
     if args.json {
         output::print_json(&report)?
     } else {
@@ -96,7 +105,11 @@ pub(super) fn run(store: &Access, args: &Args) -> Result<()> {
         human(report.differing_bytes),
         human(report.damaged_bytes)
     ))
-    .hint("a delta does not mend it: delete the copy there and ship the volume whole; 'snapvol scrub' says which files are damaged"))
+    .hint(if bytes_in(&found.differs) == 0 && !args.repair {
+        "'snapvol verify --repair' mends what the other side has whole; 'snapvol scrub' says which files are damaged"
+    } else {
+        "a delta does not mend it: delete the copy there and ship the volume whole; 'snapvol scrub' says which files are damaged"
+    }))
 }
 
 fn snapshots_of(store: &Access, volume: &str) -> Result<Vec<SnapshotInfo>> {
@@ -139,19 +152,67 @@ fn agree<W: Write, R: BufRead>(
     Err(Error::conflict("no snapshot stays on both sides for long enough").hint("run the same command again"))
 }
 
+/// Has each side put right what it has damaged and the other side has whole. What was put right
+/// is damaged no more; returns how many bytes that is.
+fn repair<W: Write, R: BufRead>(
+    near: &mut Near<'_>,
+    far: &mut Far<W, R>,
+    found: &mut Comparison,
+) -> Result<u64> {
+    let block = u64::from(near.block_size);
+    let before = bytes_in(&found.damaged_here) + bytes_in(&found.damaged_there);
+    let here = unmended(&found.damaged_here, block, |at| match far.content(at)? {
+        Some(content) => near.store.restore_content(&near.block(at), &content),
+        None => Ok(false),
+    })?;
+    let there = unmended(&found.damaged_there, block, |at| match near.store.content(&near.block(at))? {
+        Some(content) => far.restore(at, content),
+        None => Ok(false),
+    })?;
+    (found.damaged_here, found.damaged_there) = (here, there);
+    Ok(before - bytes_in(&found.damaged_here) - bytes_in(&found.damaged_there))
+}
+
+/// The blocks of those ranges that `mend` does not put right.
+fn unmended(
+    ranges: &[Range<u64>],
+    block: u64,
+    mut mend: impl FnMut(u64) -> Result<bool>,
+) -> Result<Vec<Range<u64>>> {
+    let mut left = Vec::new();
+    for range in ranges {
+        let mut at = range.start;
+        while at < range.end {
+            let end = (at + block).min(range.end);
+            if !mend(at)? {
+                add(&mut left, at..end);
+            }
+            at = end;
+        }
+    }
+    Ok(left)
+}
+
 /// This side: the store is asked when its answer is wanted.
 struct Near<'a> {
     store: &'a Access,
     volume: String,
     comparison: Uuid,
     snapshot: Uuid,
+    /// Bytes in a block, once something was answered.
+    block_size: u32,
     asked: VecDeque<(Range<u64>, Grain)>,
 }
 
 impl<'a> Near<'a> {
     fn new(store: &'a Access, volume: &str) -> Self {
         let (comparison, snapshot) = (Uuid::new_v4(), Uuid::nil());
-        Self { store, volume: volume.to_owned(), comparison, snapshot, asked: VecDeque::new() }
+        let volume = volume.to_owned();
+        Self { store, volume, comparison, snapshot, block_size: 0, asked: VecDeque::new() }
+    }
+
+    fn block(&self, at: u64) -> BlockOf {
+        BlockOf { comparison: self.comparison, volume: self.volume.clone(), snapshot: self.snapshot, at }
     }
 }
 
@@ -173,7 +234,9 @@ impl Side for Near<'_> {
         let (bytes, by) = asked.ok_or_else(|| Error::invalid("nothing was asked"))?;
         let (from, to) = (bytes.start, bytes.end);
         let (volume, comparison, snapshot) = (self.volume.clone(), self.comparison, self.snapshot);
-        self.store.digests(&Question { comparison, volume, snapshot, from, to, by })
+        let answer = self.store.digests(&Question { comparison, volume, snapshot, from, to, by })?;
+        self.block_size = answer.block_size;
+        Ok(answer)
     }
 }
 
@@ -210,6 +273,24 @@ impl<W: Write, R: BufRead> Far<W, R> {
 
     fn out_of_order(&self) -> Error {
         Error::invalid(format!("{}: an answer out of order", self.place))
+    }
+
+    /// The content of a block there, if it is whole.
+    fn content(&mut self, at: u64) -> Result<Option<Content>> {
+        self.say(&ToFar::Content { at })?;
+        match self.hear()? {
+            FromFar::Content(content) => Ok(content),
+            _ => Err(self.out_of_order()),
+        }
+    }
+
+    /// Has the far side put a block right.
+    fn restore(&mut self, at: u64, content: Content) -> Result<bool> {
+        self.say(&ToFar::Restore { at, content })?;
+        match self.hear()? {
+            FromFar::Restored(done) => Ok(done),
+            _ => Err(self.out_of_order()),
+        }
     }
 
     /// Says hello; returns the first of the snapshots that the far side holds.
@@ -255,6 +336,7 @@ struct Report {
     in_use_there: u64,
     differing_bytes: u64,
     damaged_bytes: u64,
+    repaired_bytes: u64,
     differs: Vec<Extent>,
     damaged: Vec<Damage>,
 }
@@ -279,7 +361,7 @@ struct Damage {
 }
 
 impl Report {
-    fn new(volume: &str, snapshot: &str, there: &Destination, found: &Comparison) -> Self {
+    fn new(volume: &str, snapshot: &str, there: &Destination, found: &Comparison, repaired: u64) -> Self {
         let damaged = |side, ranges: &[Range<u64>]| -> Vec<Damage> {
             ranges.iter().map(|range| Damage { side, extent: range.into() }).collect()
         };
@@ -295,6 +377,7 @@ impl Report {
             in_use_there: found.in_use.1,
             differing_bytes: bytes_in(&found.differs),
             damaged_bytes: bytes_in(&found.damaged_here) + bytes_in(&found.damaged_there),
+            repaired_bytes: repaired,
             differs: found.differs.iter().map(Extent::from).collect(),
             damaged: all,
         }
@@ -316,6 +399,9 @@ impl Report {
         } else {
             write!(text, "{} differ, {} damaged", human(self.differing_bytes), human(self.damaged_bytes))
         };
+        if self.repaired_bytes > 0 {
+            let _ = write!(text, "; {} repaired", human(self.repaired_bytes));
+        }
         let _ = writeln!(text, "; {} in use here, {} there", human(self.in_use), human(self.in_use_there));
         text
     }
@@ -327,7 +413,7 @@ mod tests {
     use std::io::Cursor;
 
     fn report(found: &Comparison) -> Report {
-        Report::new("db", "a", &"/s/db".parse().unwrap(), found)
+        Report::new("db", "a", &"/s/db".parse().unwrap(), found, 0)
     }
 
     fn far(lines: &str) -> Far<Vec<u8>, Cursor<Vec<u8>>> {

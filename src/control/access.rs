@@ -8,7 +8,7 @@
 use super::client::Client;
 use super::require_store;
 use super::wire::{Call, to_texts};
-use crate::delta::digest::{Answer, Question};
+use crate::delta::digest::{Answer, BlockOf, Content, Question};
 use crate::engine::Store;
 use crate::engine::api::{
     CheckReport, CreateOptions, Diff, HalfReceived, Received, SendRequest, Status, StoreInfo,
@@ -27,6 +27,9 @@ use uuid::Uuid;
 
 /// How long a store that somebody else has locked is waited for.
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+/// How long a daemon waits for one that is locked by no daemon: a far program may be applying
+/// a set, which ends by itself.
+const DAEMON_PATIENCE: Duration = Duration::from_secs(60);
 /// How often it is tried in that time.
 const LOCK_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -38,16 +41,32 @@ pub enum Access {
     Remote(Client),
 }
 
-/// Opens the store itself, waiting a little for whoever holds the lock to go.
+/// Opens the store itself, for a daemon, waiting for whoever holds the lock to go, unless that
+/// is another daemon.
 ///
 /// # Errors
-/// `NotFound` without a store; `Conflict` if the lock stays held.
-pub fn open_locked(dir: &Path, options: OpenOptions) -> Result<Arc<Store>> {
+/// `NotFound` without a store; `Conflict` if the lock stays held; `Interrupted` when it was to
+/// `stop` meanwhile.
+pub fn open_locked(dir: &Path, options: OpenOptions, stop: &mut dyn FnMut() -> bool) -> Result<Arc<Store>> {
     require_store(dir)?;
-    let until = Instant::now() + LOCK_PATIENCE;
+    let begun = Instant::now();
+    let mut said = false;
     loop {
         match Store::open(dir, options) {
-            Err(error) if error.kind() == ErrorKind::Conflict && Instant::now() < until => {
+            Err(error) if error.kind() == ErrorKind::Conflict => {
+                let waited = begun.elapsed();
+                let another = || Ok::<_, Error>(Client::probe(dir)?.is_some());
+                if waited > DAEMON_PATIENCE || waited > LOCK_PATIENCE && another()? {
+                    return Err(error);
+                }
+                if stop() {
+                    let why = "it was told to stop while another command was at work in the store";
+                    return Err(Error::new(ErrorKind::Interrupted, why));
+                }
+                if waited > LOCK_PATIENCE && !said {
+                    said = true;
+                    tracing::warn!("another command is at work in {}; waiting for its end", dir.display());
+                }
                 std::thread::sleep(LOCK_INTERVAL);
             }
             done => return done,
@@ -216,6 +235,24 @@ impl Access {
         match self {
             Self::Local(store) => store.digests(question),
             Self::Remote(client) => client.call(&Call::Digests { question: question.clone() }),
+        }
+    }
+
+    /// The content of a block of the snapshot that a comparison is about; none: it is damaged.
+    pub fn content(&self, of: &BlockOf) -> Result<Option<Content>> {
+        match self {
+            Self::Local(store) => store.content(of),
+            Self::Remote(client) => client.call(&Call::Content { of: of.clone() }),
+        }
+    }
+
+    /// Puts a damaged block of that snapshot right; false: nothing proves that it had this content.
+    pub fn restore_content(&self, of: &BlockOf, content: &Content) -> Result<bool> {
+        match self {
+            Self::Local(store) => store.restore_content(of, content),
+            Self::Remote(client) => {
+                client.call(&Call::RestoreContent { of: of.clone(), content: content.clone() })
+            }
         }
     }
 

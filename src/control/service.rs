@@ -106,6 +106,14 @@ impl Service for StoreService {
                 name(&question.volume)?;
                 json(store.digests(&question))
             }
+            Call::Content { of } => {
+                name(&of.volume)?;
+                json(store.content(&of))
+            }
+            Call::RestoreContent { of, content } => {
+                name(&of.volume)?;
+                json(store.restore_content(&of, &content))
+            }
             Call::EndDigests { volume, comparison } => json(store.end_digests(name(&volume)?, comparison)),
             Call::Offers { volume } => json(store.offers(name(&volume)?)),
             Call::Status {} => json(self.status()),

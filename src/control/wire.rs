@@ -1,6 +1,6 @@
 //! What travels over the control socket: operations, and failures as JSON.
 
-use crate::delta::digest::Question;
+use crate::delta::digest::{BlockOf, Content, Question};
 use crate::engine::api::CreateOptions;
 use crate::engine::sets::FeedSet;
 use crate::error::{Error, ErrorKind, Result};
@@ -83,6 +83,8 @@ pub enum Call {
     Check { repair: bool },
     Scrub { volume: Option<String> },
     Digests { question: Question },
+    Content { of: BlockOf },
+    RestoreContent { of: BlockOf, content: Content },
     EndDigests { volume: String, comparison: Uuid },
     Offers { volume: String },
     Status {},

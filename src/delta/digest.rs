@@ -8,6 +8,8 @@
 //! digest: it is damaged, which is neither equal nor different.
 
 use crate::error::{Error, Result};
+use base64::display::Base64Display;
+use base64::engine::{Engine as _, general_purpose::STANDARD};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -115,6 +117,46 @@ impl<'de> Deserialize<'de> for Digest {
     fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         let text = String::deserialize(from)?;
         text.parse().map_err(|_| serde::de::Error::custom("a digest is malformed"))
+    }
+}
+
+/// A block of the snapshot that a comparison is about.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockOf {
+    /// The comparison.
+    pub comparison: Uuid,
+    /// The volume's name in the store that is asked.
+    pub volume: String,
+    /// The snapshot's identity.
+    pub snapshot: Uuid,
+    /// The block's first byte.
+    pub at: u64,
+}
+
+/// The bytes of a block; Base64 in JSON.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Content(pub Bytes);
+
+impl fmt::Debug for Content {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "Content({} bytes)", self.0.len())
+    }
+}
+
+impl Serialize for Content {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(&Base64Display::new(&self.0, &STANDARD))
+    }
+}
+
+impl<'de> Deserialize<'de> for Content {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(from)?;
+        let bytes = STANDARD.decode(text).map_err(serde::de::Error::custom)?;
+        if bytes.len() > ZEROS.len() {
+            return Err(serde::de::Error::custom("that is more than a block has"));
+        }
+        Ok(Self(bytes.into()))
     }
 }
 
@@ -254,6 +296,17 @@ mod tests {
         let seen: Vec<_> = blocks.iter().map(|span| (span.at, span.digest.is_some())).collect();
         assert_eq!(seen, [(0, true), (1024, false), (1536, true)]);
         assert_ne!(blocks[0].digest, blocks[2].digest);
+    }
+
+    #[test]
+    fn the_bytes_of_a_block_are_text_in_json() {
+        let content = Content(Bytes::from_static(b"any\0bytes"));
+        let json = serde_json::to_string(&content).unwrap();
+        assert_eq!(json, "\"YW55AGJ5dGVz\"");
+        assert_eq!(serde_json::from_str::<Content>(&json).unwrap(), content);
+        for bad in ["\"YW55AGJ5dGVz!\"".to_owned(), format!("\"{}\"", "A".repeat(90_000))] {
+            assert!(serde_json::from_str::<Content>(&bad).is_err());
+        }
     }
 
     #[test]

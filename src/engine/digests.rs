@@ -6,9 +6,10 @@
 
 use super::core::Core;
 use super::thread::Engine;
-use crate::delta::digest::{Answer, CHUNK, Found, Grain, Question, Span, spans_of};
+use crate::delta::digest::{Answer, BlockOf, CHUNK, Content, Found, Grain, Question, Span, spans_of};
 use crate::error::{Error, Result};
 use crate::snapshot::{Piece, SnapshotReader, is_damage};
+use bytes::BytesMut;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -39,22 +40,21 @@ struct Open {
 }
 
 impl Comparisons {
-    /// The snapshot that a question is about, open from now on.
-    fn open(&self, engine: &Rc<Engine>, question: &Question) -> Result<Rc<Open>> {
-        let volume = engine.volume(&question.volume)?;
-        let known = self.0.borrow().get(&question.comparison).cloned();
-        let is_it = |open: &Rc<Open>| {
-            open.reader.uuid() == question.snapshot && Rc::ptr_eq(open.reader.volume(), &volume)
-        };
+    /// The snapshot that a comparison is about, open from now on.
+    fn open(&self, engine: &Rc<Engine>, comparison: Uuid, volume: &str, snapshot: Uuid) -> Result<Rc<Open>> {
+        let volume = engine.volume(volume)?;
+        let known = self.0.borrow().get(&comparison).cloned();
+        let is_it =
+            |open: &Rc<Open>| open.reader.uuid() == snapshot && Rc::ptr_eq(open.reader.volume(), &volume);
         if let Some(open) = known.as_ref().filter(|open| is_it(open)) {
             open.asked.set(true);
             return Ok(Rc::clone(open));
         }
-        let reader = volume.open_snapshot_by_id(question.snapshot)?;
+        let reader = volume.open_snapshot_by_id(snapshot)?;
         let open = Rc::new(Open { reader, asked: Cell::new(true) });
-        self.0.borrow_mut().insert(question.comparison, Rc::clone(&open));
+        self.0.borrow_mut().insert(comparison, Rc::clone(&open));
         if known.is_none() {
-            let (io, comparison) = (engine.io.clone(), question.comparison);
+            let io = engine.io.clone();
             let engine = Rc::downgrade(engine);
             io.clone().spawn(async move {
                 loop {
@@ -82,6 +82,23 @@ impl Core {
         .await
     }
 
+    /// The content of a block of the snapshot that a comparison is about; none: it is damaged.
+    pub async fn content(&self, of: BlockOf) -> Result<Option<Content>> {
+        let volume = of.volume.clone();
+        self.on_engine(&volume, move |engine, _| async move { content(&engine, &of).await }).await
+    }
+
+    /// Puts a damaged block of that snapshot right; false: nothing proves that it had this
+    /// content.
+    pub async fn restore(&self, of: BlockOf, content: Content) -> Result<bool> {
+        let volume = of.volume.clone();
+        self.on_engine(&volume, move |engine, _| async move {
+            let open = engine.comparisons.open(&engine, of.comparison, &of.volume, of.snapshot)?;
+            open.reader.restore_block(of.at, &content.0).await
+        })
+        .await
+    }
+
     /// The digests of a range of a snapshot, or of as much of it as one answer has.
     pub async fn digests(&self, question: &Question) -> Result<Answer> {
         let asked = question.clone();
@@ -89,11 +106,30 @@ impl Core {
     }
 }
 
+/// The content of a block; none: it is damaged.
+async fn content(engine: &Rc<Engine>, of: &BlockOf) -> Result<Option<Content>> {
+    let open = engine.comparisons.open(engine, of.comparison, &of.volume, of.snapshot)?;
+    let size = u64::from(open.reader.volume().geometry().block_size);
+    let len = size.min(open.reader.size().saturating_sub(of.at));
+    let pieces = match open.reader.read(of.at, len).await {
+        Err(error) if is_damage(&error) => return Ok(None),
+        pieces => pieces?,
+    };
+    let mut bytes = BytesMut::new();
+    for piece in pieces {
+        match piece {
+            Piece::Data(data) => bytes.extend_from_slice(&data),
+            Piece::Hole(len) => bytes.resize(bytes.len() + usize::try_from(len).unwrap_or(0), 0),
+        }
+    }
+    Ok(Some(Content(bytes.freeze())))
+}
+
 async fn answer(engine: &Rc<Engine>, question: &Question) -> Result<Answer> {
     if !question.from.is_multiple_of(CHUNK) {
         return Err(Error::invalid("digests are of whole chunks"));
     }
-    let open = engine.comparisons.open(engine, question)?;
+    let open = engine.comparisons.open(engine, question.comparison, &question.volume, question.snapshot)?;
     let reader = &open.reader;
     let block_size = reader.volume().geometry().block_size;
     let end = question.to.min(reader.size());

@@ -10,7 +10,7 @@ use super::check;
 use super::core::Core;
 use super::export::Export;
 use super::thread::{EngineThread, Handle};
-use crate::delta::digest::{Answer, Question};
+use crate::delta::digest::{Answer, BlockOf, Content, Question};
 use crate::delta::sender::SendStream;
 use crate::error::{Error, Result};
 use crate::format::store::StoreHeader;
@@ -290,6 +290,23 @@ impl Store {
     /// maps can be read.
     pub fn digests(&self, question: &Question) -> Result<Answer> {
         block_on(self.core.digests(question))
+    }
+
+    /// The content of a block of the snapshot that a comparison is about; none: it is damaged.
+    ///
+    /// # Errors
+    /// As [`Self::digests`]; `OutOfRange`.
+    pub fn content(&self, of: &BlockOf) -> Result<Option<Content>> {
+        block_on(self.core.content(of.clone()))
+    }
+
+    /// Puts a damaged block of that snapshot right, durably. False: nothing proves that it had
+    /// this content, and nothing was done.
+    ///
+    /// # Errors
+    /// As [`Self::digests`]; `OutOfRange`.
+    pub fn restore_content(&self, of: &BlockOf, content: &Content) -> Result<bool> {
+        block_on(self.core.restore(of.clone(), content.clone()))
     }
 
     /// A comparison is done with a volume: its snapshot is closed.

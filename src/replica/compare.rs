@@ -53,7 +53,7 @@ pub fn bytes_in(ranges: &[Range<u64>]) -> u64 {
 }
 
 /// Adds a range behind the others, to the last one if that ends where it begins.
-fn add(ranges: &mut Vec<Range<u64>>, range: Range<u64>) {
+pub fn add(ranges: &mut Vec<Range<u64>>, range: Range<u64>) {
     match ranges.last_mut() {
         Some(last) if last.end == range.start => last.end = range.end,
         _ if range.is_empty() => {}
@@ -85,7 +85,8 @@ pub fn compare(
     let mut found = Comparison { size: (near.size, far.size), ..Comparison::default() };
     let common = near.size.min(far.size);
     let mut suspect = Vec::new();
-    walk(here, there, 0..common, Grain::Chunk, &mut |at, near, far| {
+    let block = u64::from(near.block_size);
+    walk(here, there, 0..common, (Grain::Chunk, CHUNK), &mut |at, near, far| {
         found.in_use.0 += near.map_or(0, |span| span.in_use);
         found.in_use.1 += far.map_or(0, |span| span.in_use);
         progress(near.map_or(0, |span| span.in_use));
@@ -93,9 +94,8 @@ pub fn compare(
             add(&mut suspect, at..(at + CHUNK).min(common));
         }
     })?;
-    let block = u64::from(near.block_size);
     for range in suspect {
-        walk(here, there, range, Grain::Block, &mut |at, near, far| {
+        walk(here, there, range, (Grain::Block, block), &mut |at, near, far| {
             let range = at..(at + block).min(common);
             let (near, far) = (digest(near), digest(far));
             if near.is_none() {
@@ -121,13 +121,13 @@ fn digest(span: Option<&Span>) -> Option<Digest> {
 /// What [`walk`] meets: the first byte of a span, and the span here and there.
 type Met<'a> = dyn FnMut(u64, Option<&Span>, Option<&Span>) + 'a;
 
-/// Goes through the spans that either side names, in order. The far side works on the next
-/// part while this one reads its own.
+/// Goes through the spans that either side names, in order; `by` says which, and how many bytes
+/// one has. The far side works on the next part while this one reads its own.
 fn walk(
     here: &mut dyn Side,
     there: &mut dyn Side,
     bytes: Range<u64>,
-    by: Grain,
+    (by, span): (Grain, u64),
     met: &mut Met<'_>,
 ) -> Result<()> {
     if bytes.is_empty() {
@@ -137,7 +137,7 @@ fn walk(
     there.ask(bytes.clone(), by)?;
     while from < bytes.end {
         let far = there.answer()?;
-        check(&far, &(from..bytes.end))?;
+        check(&far, &(from..bytes.end), span)?;
         let reached = far.reached;
         if reached < bytes.end {
             there.ask(reached..bytes.end, by)?;
@@ -147,7 +147,7 @@ fn walk(
         while at < reached {
             here.ask(at..reached, by)?;
             let answer = here.answer()?;
-            check(&answer, &(at..reached))?;
+            check(&answer, &(at..reached), span)?;
             at = answer.reached;
             near.extend(answer.spans);
         }
@@ -165,11 +165,13 @@ fn walk(
     Ok(())
 }
 
-/// Checks that an answer is about the first part of `bytes`, and its spans about that.
-fn check(answer: &Answer, bytes: &Range<u64>) -> Result<()> {
+/// Checks that an answer is about the first part of `bytes`, and its spans, of so many bytes each,
+/// about that.
+fn check(answer: &Answer, bytes: &Range<u64>, span: u64) -> Result<()> {
+    let is_span = |at: &Span| at.at.is_multiple_of(span) && at.in_use <= span;
     let goes_on = bytes.start < answer.reached && answer.reached <= bytes.end;
     let ascend = answer.spans.windows(2).all(|pair| pair[0].at < pair[1].at);
-    let lie_in = answer.spans.iter().all(|span| (bytes.start..answer.reached).contains(&span.at));
+    let lie_in = answer.spans.iter().all(|at| (bytes.start..answer.reached).contains(&at.at) && is_span(at));
     if goes_on && ascend && lie_in {
         return Ok(());
     }
@@ -351,7 +353,9 @@ mod tests {
             spans: spans.iter().map(|at| span(*at)).collect(),
         };
         let bytes = CHUNK..3 * CHUNK;
-        check(&answer(3 * CHUNK, &[CHUNK, 2 * CHUNK]), &bytes).unwrap();
+        check(&answer(3 * CHUNK, &[CHUNK, 2 * CHUNK]), &bytes, CHUNK).unwrap();
+        let mut boasts = answer(3 * CHUNK, &[CHUNK]);
+        boasts.spans[0].in_use = CHUNK + 1;
         for bad in [
             answer(CHUNK, &[]),
             answer(0, &[]),
@@ -360,8 +364,10 @@ mod tests {
             answer(3 * CHUNK, &[CHUNK, CHUNK]),
             answer(3 * CHUNK, &[0]),
             answer(2 * CHUNK, &[2 * CHUNK]),
+            answer(3 * CHUNK, &[CHUNK + 4096]),
+            boasts,
         ] {
-            assert!(check(&bad, &bytes).is_err(), "{bad:?}");
+            assert!(check(&bad, &bytes, CHUNK).is_err(), "{bad:?}");
         }
     }
 }

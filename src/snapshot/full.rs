@@ -22,6 +22,9 @@ const RETRY: Duration = Duration::from_millis(200);
 /// How long nobody may have waited before the log says so.
 const QUIET: Duration = Duration::from_secs(5);
 
+/// The share of the stage that may be taken before space is made ahead of it.
+const AHEAD: u64 = 16;
+
 /// Bytes that must be free before space is taken ahead of need.
 const PLENTY_BYTES: u64 = 512 << 20;
 
@@ -129,14 +132,26 @@ impl Volume {
     /// Sees to it that the save volume has space before writers need it: all of them would
     /// wait for the syncs that a new segment takes.
     pub(super) fn kick_space(self: &Rc<Self>) {
+        let fill = self.s.borrow().slots.fill();
+        if fill.taken * AHEAD > fill.slots {
+            self.make_space_ahead(fill.slots / 2);
+        }
+    }
+
+    /// The same before a take: from then on every write needs some. It is enough until more is
+    /// made behind the first writes.
+    pub(super) async fn space_for_take(self: &Rc<Self>) {
+        let slots = self.s.borrow().slots.fill().slots;
+        self.make_space_ahead(slots / AHEAD);
+        while self.space.preparing.get() {
+            self.changed.wait().await;
+        }
+    }
+
+    /// Makes it, beside writers, for what is staged and for so many blocks more.
+    fn make_space_ahead(self: &Rc<Self>, ahead: u64) {
         let space = &self.space;
-        let blocks = {
-            let s = self.s.borrow();
-            let fill = s.slots.fill();
-            let ahead = usize::try_from(fill.slots / 2).unwrap_or(usize::MAX);
-            (fill.taken * 16 > fill.slots).then(|| s.slots.unsettled() + ahead)
-        };
-        let Some(blocks) = blocks else { return };
+        let blocks = self.s.borrow().slots.unsettled() + usize::try_from(ahead).unwrap_or(usize::MAX);
         if space.preparing.get() || space.scarce.get() || self.closing.get() {
             return;
         }

@@ -30,6 +30,7 @@ mod receive;
 mod recover;
 mod repair;
 mod resize;
+mod restore_image;
 mod retained;
 mod rollback;
 mod seal;

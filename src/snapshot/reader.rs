@@ -96,6 +96,10 @@ impl SnapshotReader {
         self.created_us
     }
 
+    pub(super) fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
     /// Its identity.
     #[must_use]
     pub fn uuid(&self) -> Uuid {
@@ -121,7 +125,7 @@ impl SnapshotReader {
         &self.volume
     }
 
-    fn check_range(&self, offset: u64, len: u64) -> Result<()> {
+    pub(super) fn check_range(&self, offset: u64, len: u64) -> Result<()> {
         match offset.checked_add(len) {
             Some(end) if end <= self.size => Ok(()),
             _ => Err(Error::new(

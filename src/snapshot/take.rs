@@ -93,6 +93,7 @@ impl Volume {
             }
         };
         self.map_stage().await?;
+        self.space_for_take().await;
         let room = self.journal.reserve(TAKE_BYTES).await?;
         let volume = Rc::clone(self);
         let undecided = false;

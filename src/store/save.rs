@@ -281,6 +281,21 @@ impl SaveVolume {
         Ok(image)
     }
 
+    /// Writes a before-image again where it lies, durably.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub async fn restore(&self, addr: SaveAddr, image: Bytes) -> Result<()> {
+        let what = || format!("segment {:08}, offset {}", addr.segment, addr.offset());
+        let written = async {
+            let file = self.open_file(addr.segment).await?;
+            self.io.write(file.file, addr.offset(), image).await?;
+            file.syncer.wrote();
+            file.syncer.sync().await
+        };
+        written.await.map_err(|e| e.context(what()))
+    }
+
     /// Makes sure that `blocks` more before-images have space, however they are grouped.
     ///
     /// # Errors

@@ -1,136 +1,17 @@
 //! Replication with real processes: a secondary follows under write load, whoever is killed,
 //! stopped or cut off meanwhile, and shows a state that the primary had, always.
-//!
-//! One writer stamps blocks in turn, each write after the one before was acknowledged. So a
-//! state is one that the primary had if and only if it is what the stamps up to some number
-//! leave; that number is the state's.
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::JoinHandle;
+use std::path::Path;
 use std::time::Duration;
 
+use crate::support::pair::Pair;
 use crate::support::server::Server;
 use crate::support::sshd::{Relay, Sshd, have_sshd, sent};
+use crate::support::stamper::{Stamper, state};
 use crate::support::{SNAPVOL, fails, json, number, ok, scratch, wait_for};
 use snapvol::nbd::client::{Client, Options};
 
-const BLOCK: u64 = 4096;
 const MIB: u64 = 1 << 20;
-
-/// Stamps a volume until it is dropped, through every restart of its server.
-struct Stamper {
-    stop: Arc<AtomicBool>,
-    acknowledged: Arc<AtomicU64>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Stamper {
-    /// Stamps the first `blocks` blocks of `v` in the store, from stamp 1 on.
-    fn start(store: &Path, blocks: u64, pause: Duration) -> Self {
-        let (stop, acknowledged) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
-        let (flag, count, socket) = (stop.clone(), acknowledged.clone(), store.join("nbd.sock"));
-        let thread = std::thread::spawn(move || {
-            let mut stamp = 1u64;
-            while !flag.load(Ordering::SeqCst) {
-                let Ok(mut client) = Client::unix(&socket, "v", &Options::default()) else {
-                    std::thread::sleep(Duration::from_millis(20));
-                    continue;
-                };
-                while !flag.load(Ordering::SeqCst) {
-                    let data = stamp.to_le_bytes().repeat(512);
-                    if client.write(stamp % blocks * BLOCK, &data, false).is_err() {
-                        // Whether it was done or not: it is done again.
-                        break;
-                    }
-                    count.store(stamp, Ordering::SeqCst);
-                    stamp += 1;
-                    std::thread::sleep(pause);
-                }
-            }
-        });
-        Self { stop, acknowledged, thread: Some(thread) }
-    }
-
-    fn acknowledged(&self) -> u64 {
-        self.acknowledged.load(Ordering::SeqCst)
-    }
-
-    /// Waits until it has written so many more.
-    #[track_caller]
-    fn more(&self, count: u64) {
-        let before = self.acknowledged();
-        wait_for("more stamps", Duration::from_secs(60), || self.acknowledged() >= before + count);
-    }
-
-    /// Ends it; returns the last stamp.
-    fn end(mut self) -> u64 {
-        self.stop.store(true, Ordering::SeqCst);
-        self.thread.take().unwrap().join().unwrap();
-        self.acknowledged()
-    }
-}
-
-impl Drop for Stamper {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::SeqCst);
-    }
-}
-
-/// The number of the state that an export shows; it must be one that the primary had.
-#[track_caller]
-fn state(store: &Path, export: &str, blocks: u64) -> u64 {
-    let mut client = Client::unix(&store.join("nbd.sock"), export, &Options::default()).unwrap();
-    let mut bytes = Vec::new();
-    while (bytes.len() as u64) < blocks * BLOCK {
-        let left = blocks * BLOCK - bytes.len() as u64;
-        let at = bytes.len() as u64;
-        bytes.extend(client.read(at, u32::try_from(left.min(MIB)).unwrap()).unwrap());
-    }
-    let stamps: Vec<u64> = bytes
-        .chunks(usize::try_from(BLOCK).unwrap())
-        .map(|block| {
-            let stamp = u64::from_le_bytes(block[..8].try_into().unwrap());
-            assert!(block == stamp.to_le_bytes().repeat(512), "a block of several stamps");
-            stamp
-        })
-        .collect();
-    let last = stamps.iter().copied().max().unwrap();
-    for (block, stamp) in (0..).zip(stamps) {
-        // The largest number up to the last that stamps this block; 0 where there is none.
-        let expected = if block > last { 0 } else { last - (last - block) % blocks };
-        assert_eq!(stamp, expected, "block {block} in a state of stamp {last}");
-    }
-    last
-}
-
-/// Two stores; A has the volume `v`.
-struct Pair {
-    dir: tempfile::TempDir,
-}
-
-impl Pair {
-    fn new(size: &str) -> Self {
-        let pair = Self { dir: scratch() };
-        ok(&pair.a(), &["init"]);
-        ok(&pair.a(), &["create", "v", "--size", size]);
-        ok(&pair.b(), &["init"]);
-        pair
-    }
-
-    fn a(&self) -> PathBuf {
-        self.dir.path().join("a")
-    }
-
-    fn b(&self) -> PathBuf {
-        self.dir.path().join("b")
-    }
-
-    fn there(&self) -> String {
-        self.b().join("v").to_str().unwrap().to_owned()
-    }
-}
 
 /// The status of the only session of a store.
 #[track_caller]
@@ -557,4 +438,21 @@ fn hooks_errors_and_the_bound_of_a_backlog() {
     let mut there = Client::unix(&pair.b().join("nbd.sock"), "v", &Options::default()).unwrap();
     assert!(there.read(MIB, 1 << 20).unwrap().iter().all(|byte| *byte == 3));
     assert!(there.read(3 * MIB, 1 << 20).unwrap().iter().all(|byte| *byte == 1));
+}
+
+/// A far program that opens the store itself has it for as long as a set takes.
+#[test]
+fn a_daemon_waits_for_whoever_is_at_work_but_not_for_another_daemon() {
+    let pair = Pair::new("16M");
+    let lock = std::fs::OpenOptions::new().read(true).write(true).open(pair.a().join("lock")).unwrap();
+    lock.lock().unwrap();
+    let freed = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_secs(2));
+        lock.unlock().unwrap();
+    });
+    let a = Server::start(&pair.a(), &[]);
+    assert!(freed.is_finished(), "it serves what somebody else has");
+    let text = fails(3, &pair.a(), &["serve"]);
+    assert!(text.contains("hint: "), "{text}");
+    a.stop();
 }

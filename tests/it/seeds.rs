@@ -2,15 +2,19 @@
 //! `SNAPVOL_WRITE_FIXTURES=1 cargo test --test it seeds` writes them anew.
 
 use bytes::Bytes;
+use snapvol::delta::digest::{Answer, CHUNK, Digest, Span};
 use snapvol::delta::{Encoder, PlainChunk, SnapshotId, StreamHeader};
+use snapvol::engine::sets::OpenFeed;
 use snapvol::format::checkpoint as stored;
 use snapvol::format::journal::{FileHeader, Frame, Record, encode_frame};
 use snapvol::format::segment::{GroupEntry, GroupHeader, SegmentHeader};
+use snapvol::format::session::{Condition, MemberRecord, SessionPolicy, SessionRecord, Side};
 use snapvol::format::slot::{SlotHeader, StageHeader};
 use snapvol::format::state::{SnapshotRecord, VolumeState};
 use snapvol::format::store::StoreHeader;
 use snapvol::map::{BitMap, BlockMap, LayerContents, SavedImage, layer};
-use snapvol::types::{Block, Epoch, Geometry, OnFull, Role, SaveAddr, Seq};
+use snapvol::replica::wire::{Body, Frame as WireFrame, Greet, Message};
+use snapvol::types::{Block, Epoch, Geometry, OnFull, Role, RoleEpoch, SaveAddr, Seq, SetId, SetStamp};
 use std::path::Path;
 use uuid::Uuid;
 
@@ -238,6 +242,90 @@ fn answers() -> Seeds {
     ]
 }
 
+/// The frames of a connection, and the bodies of some.
+fn connection() -> Seeds {
+    let epoch = RoleEpoch { counter: 1, identity: Uuid::from_u128(5) };
+    let set = SetId { stamp: SetStamp { epoch, number: 3, base: Some(VOLUME) }, target: Uuid::from_u128(6) };
+    let open = OpenFeed {
+        session: Uuid::from_u128(2),
+        store: Uuid::from_u128(3),
+        opening: Uuid::from_u128(4),
+        volume: "v".to_owned(),
+        origin: "w".to_owned(),
+        size: 1 << 20,
+        block_size: 4096,
+        granularity: 1,
+        lineage: vec![epoch],
+        offers: vec![VOLUME],
+    };
+    let greet = Greet { program: "1".to_owned(), ..Greet::of(VOLUME) };
+    let messages = [
+        Message::Greet(greet),
+        Message::Open { members: vec![open] },
+        Message::Set { volume: "v".to_owned(), set, keep: Some(2) },
+        Message::Marks { volume: "v".to_owned(), durable: Some(set), applied: Some(set) },
+    ];
+    let frames = messages.map(|message| {
+        let frame =
+            WireFrame { channel: Uuid::from_u128(7), epoch: epoch.identity, body: Body::Message(message) };
+        frame.encode().unwrap()
+    });
+    let whole: Vec<u8> = frames.iter().flat_map(|(head, body)| [&head[..], body].concat()).collect();
+    let mut all = vec![("as-is".to_owned(), [&[0], &whole[..]].concat())];
+    for (name, (_, body)) in ["greet", "open", "set", "marks"].into_iter().zip(&frames) {
+        all.push((format!("{name}-framed"), [&[1], &body[..]].concat()));
+    }
+    all
+}
+
+/// The files of a session, on both sides.
+fn session_files() -> Seeds {
+    let mut record = SessionRecord {
+        session: Uuid::from_u128(2),
+        side: Side::Sender,
+        unit: "v".to_owned(),
+        peer_store: Some(Uuid::from_u128(3)),
+        destination: "ssh://there/store/v".to_owned(),
+        remote_command: String::new(),
+        opening: None,
+        condition: Condition::Running,
+        policy: SessionPolicy::default(),
+        members: vec![MemberRecord {
+            volume: "v".to_owned(),
+            uuid: VOLUME,
+            far_volume: "v".to_owned(),
+            durable: None,
+            applied: None,
+            target: None,
+        }],
+    };
+    let mut all = Vec::new();
+    for side in [Side::Sender, Side::Receiver] {
+        record.side = side;
+        let bytes = record.encode();
+        all.push((format!("{side:?}-as-is").to_lowercase(), [&[0], &bytes[..]].concat()));
+        all.push((format!("{side:?}-mended").to_lowercase(), [&[1], &bytes[..bytes.len() - 4]].concat()));
+    }
+    all
+}
+
+/// What another store answers when it is compared with this one.
+fn digests() -> Seeds {
+    let answer = |reached: u64, spans: &[u64]| {
+        let span = |at: &u64| Span { at: *at, in_use: 4096, digest: Some(Digest::of_zeros()) };
+        let spans = spans.iter().map(span).collect();
+        let answer = Answer { name: "s".to_owned(), size: 3 * CHUNK, block_size: 4096, reached, spans };
+        serde_json::to_string(&answer).unwrap()
+    };
+    let equal = [answer(0, &[]), answer(3 * CHUNK, &[CHUNK])];
+    let differs = answer(CHUNK * 3, &[0, CHUNK]).replacen(char::is_numeric, "1", 1);
+    let other = [answer(0, &[]), answer(CHUNK, &[0]), differs, answer(CHUNK, &[4096])];
+    vec![
+        ("equal".to_owned(), equal.join("\n").into_bytes()),
+        ("in-parts".to_owned(), other.join("\n").into_bytes()),
+    ]
+}
+
 fn texts(list: &[(&str, &str)]) -> Seeds {
     list.iter().map(|(name, text)| ((*name).to_owned(), text.as_bytes().to_vec())).collect()
 }
@@ -278,6 +366,9 @@ fn all() -> Vec<(&'static str, Seeds)> {
         ("receive", streams()),
         ("talk", talk()),
         ("server", answers()),
+        ("frames", connection()),
+        ("sessions", session_files()),
+        ("compare", digests()),
     ]
 }
 

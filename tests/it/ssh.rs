@@ -1,41 +1,38 @@
 //! `copy` through a real ssh server: whole, by delta, interrupted, refused, out of space.
 
 use std::fs;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use crate::support::pair::Pair;
 use crate::support::server::Server;
 use crate::support::sshd::{Relay, Sshd, have_sshd, sent};
 use crate::support::{
-    SNAPVOL, available, describe, fails, find, have, json, ok, random_file, run, scratch, snapvol, tool,
-    wait_for,
+    SNAPVOL, available, describe, fails, find, have, json, ok, random_file, run, snapvol, tool, wait_for,
 };
 
 const MIB: u64 = 1 << 20;
 
 /// Two stores, A here and B "there", and what lies between them.
-struct Pair {
+struct Linked {
     sshd: Sshd,
-    dir: tempfile::TempDir,
+    pair: Pair,
 }
 
-impl Pair {
+impl Deref for Linked {
+    type Target = Pair;
+
+    fn deref(&self) -> &Pair {
+        &self.pair
+    }
+}
+
+impl Linked {
     /// A holds a volume `v` of 64 MiB, B is empty.
     fn new() -> Self {
-        let pair = Self { sshd: Sshd::start(), dir: scratch() };
-        ok(&pair.a(), &["init"]);
-        ok(&pair.a(), &["create", "v", "--size", "64M"]);
-        ok(&pair.b(), &["init"]);
-        pair
-    }
-
-    fn a(&self) -> PathBuf {
-        self.dir.path().join("a")
-    }
-
-    fn b(&self) -> PathBuf {
-        self.dir.path().join("b")
+        Self { sshd: Sshd::start(), pair: Pair::new("64M") }
     }
 
     /// `copy` of a snapshot to `v` in B through `ssh`.
@@ -101,7 +98,7 @@ fn a_copy_ships_the_whole_then_only_what_changed() {
     if !have_sshd() || !have(&["qemu-io", "qemu-img"]) {
         return;
     }
-    let pair = Pair::new();
+    let pair = Linked::new();
     let a = Server::start(&pair.a(), &[]);
     pair.write(&a, 3 * MIB + 4096, 16 * MIB, 1);
     ok(&pair.a(), &["snapshot", "v@s1"]);
@@ -153,7 +150,7 @@ fn an_interrupted_copy_resumes_where_it_stopped() {
     if !have_sshd() || !have(&["qemu-io", "qemu-img"]) {
         return;
     }
-    let pair = Pair::new();
+    let pair = Linked::new();
     {
         let a = Server::start(&pair.a(), &[]);
         pair.write(&a, 0, 48 * MIB, 3);
@@ -212,7 +209,7 @@ fn a_base_that_does_not_match_is_refused() {
     if !have_sshd() || !have(&["qemu-io", "qemu-img"]) {
         return;
     }
-    let pair = Pair::new();
+    let pair = Linked::new();
     let a = Server::start(&pair.a(), &[]);
     for (seed, name) in [(1, "v@s1"), (2, "v@s2"), (3, "v@s3")] {
         pair.write(&a, seed * MIB, MIB, seed);
@@ -247,7 +244,7 @@ fn bad_destinations_are_refused() {
     if !have_sshd() {
         return;
     }
-    let pair = Pair::new();
+    let pair = Linked::new();
     ok(&pair.a(), &["snapshot", "v@s1"]);
     let marker = pair.dir.path().join("marker");
     let command = format!("-oProxyCommand=touch {}", marker.display());
@@ -279,7 +276,7 @@ fn a_full_disk_at_the_far_end_says_so_and_keeps_what_was_there() {
     if !have_sshd() || !have(&["qemu-io", "qemu-img", "mount", "umount"]) {
         return;
     }
-    let pair = Pair::new();
+    let pair = Linked::new();
     let disk = pair.dir.path().join("disk");
     fs::create_dir(&disk).unwrap();
     let Some(mount) = Tmpfs::mount(&disk, "size=96M") else { return };
@@ -345,7 +342,7 @@ fn of_two_senders_one_is_refused() {
     if !have_sshd() || !have(&["qemu-io", "qemu-img"]) {
         return;
     }
-    let pair = Pair::new();
+    let pair = Linked::new();
     let a = Server::start(&pair.a(), &[]);
     pair.write(&a, 0, 24 * MIB, 5);
     ok(&pair.a(), &["snapshot", "v@s1"]);

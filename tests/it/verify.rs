@@ -3,13 +3,14 @@
 
 use std::fs;
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use crate::support::pair::Pair;
 use crate::support::server::Server;
 use crate::support::sshd::{Sshd, have_sshd};
-use crate::support::{SNAPVOL, describe, fails, json, ok, scratch, snapvol, wait_for};
+use crate::support::{SNAPVOL, describe, fails, json, ok, snapvol, wait_for};
 use snapvol::control::Access;
 use snapvol::delta::digest::{Digest, Grain, Question};
 use snapvol::nbd::client::{Client, Options};
@@ -18,62 +19,43 @@ use uuid::Uuid;
 const BLOCK: u64 = 4096;
 const MIB: u64 = 1 << 20;
 
-/// Two stores; A has the volume `v`, and B a copy of its snapshots `s` and `t`.
-struct Pair {
-    dir: tempfile::TempDir,
+/// A has the volume `v`, and B a copy of its snapshots `s` and `t`. In `t`, the blocks 4 to 8 of
+/// `s` were written again, and one beyond was trimmed.
+fn copied() -> Pair {
+    let pair = Pair::without_a();
+    let a = Server::start(&pair.a(), &["--create", "v:4G"]);
+    let mut client = client(&a);
+    for at in [0, MIB, 37 * MIB, 3 << 30] {
+        for block in 0..16 {
+            client.write(at + block * BLOCK, &block_of(at / MIB + block + 1), false).unwrap();
+        }
+    }
+    // In use, and zeros.
+    client.write(MIB + 32 * BLOCK, &[0; 8192], false).unwrap();
+    ok(&pair.a(), &["snapshot", "v@s"]);
+    for block in 4..8 {
+        client.write(block * BLOCK, &block_of(200 + block), false).unwrap();
+    }
+    client.trim(MIB, 4096).unwrap();
+    client.flush().unwrap();
+    ok(&pair.a(), &["snapshot", "v@t"]);
+    client.write(9 * BLOCK, &block_of(250), true).unwrap();
+    client.disconnect().unwrap();
+    a.stop();
+    ok(&pair.a(), &["copy", "v@s", &pair.there()]);
+    ok(&pair.a(), &["copy", "v@t", &pair.there()]);
+    pair
 }
 
-impl Pair {
-    /// In `t`, the blocks 4 to 8 of `s` were written again, and one beyond was trimmed.
-    fn new() -> Self {
-        let pair = Self { dir: scratch() };
-        ok(&pair.b(), &["init"]);
-        let a = Server::start(&pair.a(), &["--create", "v:4G"]);
-        let mut client = client(&a);
-        for at in [0, MIB, 37 * MIB, 3 << 30] {
-            for block in 0..16 {
-                client.write(at + block * BLOCK, &block_of(at / MIB + block + 1), false).unwrap();
-            }
-        }
-        // In use, and zeros.
-        client.write(MIB + 32 * BLOCK, &[0; 8192], false).unwrap();
-        ok(&pair.a(), &["snapshot", "v@s"]);
-        for block in 4..8 {
-            client.write(block * BLOCK, &block_of(200 + block), false).unwrap();
-        }
-        client.trim(MIB, 4096).unwrap();
-        client.flush().unwrap();
-        ok(&pair.a(), &["snapshot", "v@t"]);
-        client.write(9 * BLOCK, &block_of(250), true).unwrap();
-        client.disconnect().unwrap();
-        a.stop();
-        ok(&pair.a(), &["copy", "v@s", &pair.there()]);
-        ok(&pair.a(), &["copy", "v@t", &pair.there()]);
-        pair
-    }
-
-    fn a(&self) -> PathBuf {
-        self.dir.path().join("a")
-    }
-
-    fn b(&self) -> PathBuf {
-        self.dir.path().join("b")
-    }
-
-    fn there(&self) -> String {
-        self.b().join("v").to_str().unwrap().to_owned()
-    }
-
-    /// The report on a snapshot, which must come with that exit code.
-    #[track_caller]
-    fn verify(&self, snapshot: &str, code: i32) -> serde_json::Value {
-        let args = ["verify", snapshot, &self.there(), "--json"];
-        let output = snapvol(&self.a()).args(args).output().unwrap();
-        assert_eq!(output.status.code(), Some(code), "{}", describe(&output));
-        let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-        assert_eq!(report["equal"], code == 0, "{report}");
-        report
-    }
+/// The report on a snapshot, which must come with that exit code.
+#[track_caller]
+fn verify(pair: &Pair, snapshot: &str, code: i32) -> serde_json::Value {
+    let args = ["verify", snapshot, &pair.there(), "--json"];
+    let output = snapvol(&pair.a()).args(args).output().unwrap();
+    assert_eq!(output.status.code(), Some(code), "{}", describe(&output));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["equal"], code == 0, "{report}");
+    report
 }
 
 fn client(server: &Server) -> Client {
@@ -120,19 +102,19 @@ fn range(offset: u64, length: u64) -> serde_json::Value {
 
 #[test]
 fn copies_are_equal_served_or_not() {
-    let pair = Pair::new();
-    let report = pair.verify("v@s", 0);
+    let pair = copied();
+    let report = verify(&pair, "v@s", 0);
     assert_eq!((&report["size"], &report["differing_bytes"]), (&(4u64 << 30).into(), &0.into()), "{report}");
     assert_eq!(report["in_use"], 66 * BLOCK, "{report}");
-    pair.verify("v@t", 0);
+    verify(&pair, "v@t", 0);
     let text = ok(&pair.a(), &["verify", "v@s", &pair.there()]);
     assert!(text.starts_with("v@s: equal; 264.0 KiB in use here"), "{text}");
     let b = Server::start(&pair.b(), &[]);
-    pair.verify("v@t", 0);
+    verify(&pair, "v@t", 0);
     let a = Server::start(&pair.a(), &[]);
-    pair.verify("v@s", 0);
+    verify(&pair, "v@s", 0);
     b.stop();
-    pair.verify("v@t", 0);
+    verify(&pair, "v@t", 0);
     a.stop();
 }
 
@@ -148,7 +130,7 @@ impl Drop for Ended<'_> {
 /// Clients write all over what is compared meanwhile.
 #[test]
 fn a_snapshot_is_equal_while_production_changes() {
-    let pair = Pair::new();
+    let pair = copied();
     let a = Server::start(&pair.a(), &[]);
     let stop = AtomicBool::new(false);
     let mut client = client(&a);
@@ -165,8 +147,8 @@ fn a_snapshot_is_equal_while_production_changes() {
         // Also when one of these fails.
         let ended = Ended(&stop);
         for _ in 0..5 {
-            pair.verify("v@s", 0);
-            pair.verify("v@t", 0);
+            verify(&pair, "v@s", 0);
+            verify(&pair, "v@t", 0);
         }
         drop(ended);
         assert!(writer.join().unwrap() > 100);
@@ -175,7 +157,7 @@ fn a_snapshot_is_equal_while_production_changes() {
 
 #[test]
 fn altered_bytes_are_found_and_named() {
-    let pair = Pair::new();
+    let pair = copied();
     // The clone volume has no checksums: what is altered there is a difference.
     let there = pair.b().join("volumes/v/clone");
     flip(&there, 37 * MIB + 3 * BLOCK + 7);
@@ -184,7 +166,7 @@ fn altered_bytes_are_found_and_named() {
     for served in [false, true] {
         let _b = served.then(|| Server::start(&pair.b(), &[]));
         for snapshot in ["v@s", "v@t"] {
-            let report = pair.verify(snapshot, 4);
+            let report = verify(&pair, snapshot, 4);
             let expected = [range(37 * MIB + 3 * BLOCK, 2 * BLOCK), range(3 << 30, BLOCK)];
             assert_eq!(report["differs"], serde_json::json!(expected), "{report}");
             assert_eq!(report["damaged"], serde_json::json!([]), "{report}");
@@ -197,24 +179,24 @@ fn altered_bytes_are_found_and_named() {
     let here = pair.a().join("volumes/v/clone");
     flip(&here, 37 * MIB + 3 * BLOCK + 7);
     flip(&here, 37 * MIB + 4 * BLOCK);
-    assert_eq!(pair.verify("v@s", 4)["differs"], serde_json::json!([range(3 << 30, BLOCK)]));
+    assert_eq!(verify(&pair, "v@s", 4)["differs"], serde_json::json!([range(3 << 30, BLOCK)]));
     flip(&here, (3 << 30) + 4095);
-    pair.verify("v@s", 0);
+    verify(&pair, "v@s", 0);
 }
 
 #[test]
 fn damage_is_told_apart_from_a_difference() {
-    let pair = Pair::new();
+    let pair = copied();
     // `s` has the images of what `t` overwrote; there by the copy, here by the client.
     flip_image(&pair.b(), &block_of(5 + 1));
-    let report = pair.verify("v@s", 4);
+    let report = verify(&pair, "v@s", 4);
     let there = serde_json::json!([{"side": "there", "offset": 5 * BLOCK, "length": BLOCK}]);
     assert_eq!((&report["damaged"], &report["differs"]), (&there, &serde_json::json!([])), "{report}");
-    pair.verify("v@t", 0);
+    verify(&pair, "v@t", 0);
     // One beside it differs, and one here is damaged.
     flip_image(&pair.a(), &block_of(7 + 1));
     flip(&pair.b().join("volumes/v/clone"), 3 * BLOCK);
-    let report = pair.verify("v@s", 4);
+    let report = verify(&pair, "v@s", 4);
     assert_eq!(report["differs"], serde_json::json!([range(3 * BLOCK, BLOCK)]), "{report}");
     let both = serde_json::json!([
         {"side": "here", "offset": 7 * BLOCK, "length": BLOCK},
@@ -223,14 +205,77 @@ fn damage_is_told_apart_from_a_difference() {
     assert_eq!(report["damaged"], both, "{report}");
     // The same with the daemons reading.
     let (_a, _b) = (Server::start(&pair.a(), &[]), Server::start(&pair.b(), &[]));
-    assert_eq!(pair.verify("v@s", 4), report);
+    assert_eq!(verify(&pair, "v@s", 4), report);
     let text = ok(&pair.a(), &["verify", "--help"]);
     assert!(text.contains("3: the snapshot is not there"), "{text}");
 }
 
+/// `verify --repair` with that exit code: the report.
+#[track_caller]
+fn repair(pair: &Pair, snapshot: &str, code: i32) -> serde_json::Value {
+    let args = ["verify", snapshot, &pair.there(), "--repair", "--json"];
+    let output = snapvol(&pair.a()).args(args).output().unwrap();
+    assert_eq!(output.status.code(), Some(code), "{}", describe(&output));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+fn damage_is_repaired_from_the_other_side() {
+    for served in [false, true] {
+        let pair = copied();
+        flip_image(&pair.b(), &block_of(5 + 1));
+        flip_image(&pair.a(), &block_of(7 + 1));
+        let servers = served.then(|| [Server::start(&pair.a(), &[]), Server::start(&pair.b(), &[])]);
+        let text = fails(4, &pair.a(), &["verify", "v@s", &pair.there()]);
+        assert!(text.contains("--repair"), "{text}");
+        let report = repair(&pair, "v@s", 0);
+        assert_eq!(
+            (&report["equal"], &report["repaired_bytes"]),
+            (&true.into(), &(2 * BLOCK).into()),
+            "{report}"
+        );
+        assert_eq!(report["damaged"], serde_json::json!([]), "{report}");
+        verify(&pair, "v@s", 0);
+        assert_eq!(repair(&pair, "v@s", 0)["repaired_bytes"], 0);
+        drop(servers);
+        ok(&pair.a(), &["scrub"]);
+        ok(&pair.b(), &["scrub"]);
+    }
+}
+
+/// Nothing but the bytes that were saved is ever taken for a repair.
+#[test]
+fn what_nothing_proves_is_not_repaired() {
+    let pair = copied();
+    let image = block_of(9 + 1);
+    // Damaged here, and altered there, where no checksum tells; damaged on both sides.
+    flip_image(&pair.a(), &image);
+    let there = pair.b().join("volumes/v/clone");
+    flip(&there, 9 * BLOCK + 40);
+    for store in [pair.a(), pair.b()] {
+        flip_image(&store, &block_of(6 + 1));
+    }
+    let report = repair(&pair, "v@s", 4);
+    let both = serde_json::json!([
+        {"side": "here", "offset": 6 * BLOCK, "length": BLOCK},
+        {"side": "here", "offset": 9 * BLOCK, "length": BLOCK},
+        {"side": "there", "offset": 6 * BLOCK, "length": BLOCK},
+    ]);
+    assert_eq!((&report["damaged"], &report["repaired_bytes"]), (&both, &0.into()), "{report}");
+    // It is as it was altered: this alters it back.
+    flip(&there, 9 * BLOCK + 40);
+    let report = repair(&pair, "v@s", 4);
+    assert_eq!(
+        (&report["damaged_bytes"], &report["repaired_bytes"]),
+        (&(2 * BLOCK).into(), &BLOCK.into()),
+        "{report}"
+    );
+    verify(&pair, "v@t", 0);
+}
+
 #[test]
 fn what_is_not_there_is_no_difference() {
-    let pair = Pair::new();
+    let pair = copied();
     let there = pair.there();
     fails(5, &pair.a(), &["verify", "v@nobody", &there]);
     fails(5, &pair.a(), &["verify", "nobody@s", &there]);
@@ -243,13 +288,13 @@ fn what_is_not_there_is_no_difference() {
     ok(&pair.b(), &["promote", "v"]);
     ok(&pair.b(), &["snapshot", "v@u"]);
     fails(3, &pair.a(), &["verify", "v@u", &there]);
-    pair.verify("v@t", 0);
+    verify(&pair, "v@t", 0);
 }
 
 /// Between two questions the snapshot is open, by whoever asks and through the daemon too.
 #[test]
 fn what_is_compared_stays() {
-    let pair = Pair::new();
+    let pair = copied();
     let snapshot = identity(&pair.a(), "s");
     let a = Server::start(&pair.a(), &[]);
     let access = Access::open(&pair.a()).unwrap();
@@ -286,7 +331,7 @@ fn over_ssh_digests_travel_and_nothing_else() {
     if !have_sshd() {
         return;
     }
-    let pair = Pair::new();
+    let pair = copied();
     {
         let a = Server::start(&pair.a(), &[]);
         let mut client = client(&a);
@@ -333,11 +378,11 @@ fn over_ssh_digests_travel_and_nothing_else() {
 /// Without a name it is the youngest state that both sides have, whatever sets come and go.
 #[test]
 fn a_replica_is_verified_while_it_follows() {
-    let pair = Pair::new();
+    let pair = copied();
     let there = pair.there();
     // No session yet: it is the youngest snapshot that both have.
     ok(&pair.a(), &["snapshot", "v@here"]);
-    assert_eq!(pair.verify("v", 0)["snapshot"], "t");
+    assert_eq!(verify(&pair, "v", 0)["snapshot"], "t");
     let (a, b) = (Server::start(&pair.a(), &[]), Server::start(&pair.b(), &[]));
     ok(&pair.a(), &["replicate", "v", &there, "--timeout", "50ms"]);
     let stop = AtomicBool::new(false);
@@ -353,7 +398,7 @@ fn a_replica_is_verified_while_it_follows() {
         let ended = Ended(&stop);
         let mut seen = std::collections::BTreeSet::new();
         wait_for("three sets that were verified", Duration::from_secs(90), || {
-            let report = pair.verify("v", 0);
+            let report = verify(&pair, "v", 0);
             let name = report["snapshot"].as_str().unwrap().to_owned();
             if name.starts_with("_set-") {
                 seen.insert(name);
@@ -366,7 +411,7 @@ fn a_replica_is_verified_while_it_follows() {
     client.disconnect().unwrap();
     ok(&pair.a(), &["cut", "v", "--wait"]);
     flip(&pair.b().join("volumes/v/clone"), (3 << 30) + 5 * BLOCK);
-    let report = pair.verify("v", 4);
+    let report = verify(&pair, "v", 4);
     assert_eq!(report["differs"], serde_json::json!([range((3 << 30) + 5 * BLOCK, BLOCK)]), "{report}");
     // Nothing stays open behind a comparison.
     ok(&pair.a(), &["delete", "v@here"]);

@@ -6,8 +6,10 @@ pub mod ledger;
 pub mod lossy;
 pub mod mount;
 pub mod oracle;
+pub mod pair;
 pub mod server;
 pub mod sshd;
+pub mod stamper;
 pub mod vm;
 pub mod writers;
 
