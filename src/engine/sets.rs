@@ -325,7 +325,8 @@ impl Core {
     /// Deletes the cuts of a volume that none of its sessions needs: neither as the state that
     /// its receiver has nor as the one that it is to get. What every receiver has, or has passed,
     /// is the base of deltas and nothing else: of that a bookmark stays. A cut that some
-    /// receiver has yet to reach stays as it is, for that one must not pass it.
+    /// receiver has yet to reach stays as it is, for that one must not pass it; and so does every
+    /// one while somebody compares.
     ///
     /// # Errors
     /// `NotFound`, `Io`.
@@ -355,7 +356,7 @@ impl Core {
                     Ok(())
                 } else if !needed.marks.contains(&cut.uuid) {
                     volume.delete(&[cut.uuid]).await
-                } else if needed.passed.is_some_and(|passed| number <= passed) {
+                } else if needed.passed.is_some_and(|passed| number <= passed) && !volume.is_kept_readable() {
                     volume.shrink(cut.uuid).await
                 } else {
                     Ok(())

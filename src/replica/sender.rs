@@ -447,8 +447,10 @@ impl<P: Port> Sender<'_, P> {
             Some((newest, _)) => self.core.changed_since(volume, newest).await?,
             None => u64::MAX,
         };
-        // A bookmark can't be shipped: who is behind it needs a cut of what is here now.
-        let passed = newest.is_some_and(|(newest, is_bookmark)| is_bookmark && shown != Some(newest));
+        // A bookmark can't be shipped: who is behind it needs a cut of what is here now. So does who
+        // compares what is here with what is there.
+        let bookmark = newest.filter(|(_, is_bookmark)| *is_bookmark).map(|(newest, _)| newest);
+        let passed = bookmark.is_some() && (bookmark != shown || self.core.is_kept_readable(volume).await?);
         let now = self.port.now();
         let timeout = Duration::from_millis(record.policy.timeout_ms);
         let waited = self.last.is_none_or(|last| now.saturating_sub(last) >= timeout);

@@ -58,6 +58,6 @@ pub use reader::SnapshotReader;
 pub use receive::{Incoming, ReceiveStart, Receiving};
 pub use recover::undecided_takes;
 pub use repair::give_up_stage;
-pub use sets::cut_name;
+pub use sets::{Readable, cut_name};
 pub use take::{TakeRequest, TakeTicket};
 pub use volume::{Volume, Who};

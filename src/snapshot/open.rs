@@ -253,6 +253,7 @@ impl Volume {
             resting: Cell::new(false),
             busy: Cell::new(false),
             closing: Cell::new(false),
+            readable: Cell::new(0),
             receiving: Cell::new(false),
             bulk: super::bulk::Bulk::default(),
         })

@@ -21,7 +21,29 @@ pub fn cut_name(number: u64, uuid: Uuid) -> String {
     format!("_set-{number}-{start:08x}")
 }
 
+/// As long as it is kept, cuts of the volume are not to become bookmarks.
+pub struct Readable(Rc<Volume>);
+
+impl Drop for Readable {
+    fn drop(&mut self) {
+        self.0.readable.set(self.0.readable.get() - 1);
+    }
+}
+
 impl Volume {
+    /// Has cuts stay readable. Those that are bookmarks already stay so.
+    #[must_use]
+    pub fn keep_readable(self: &Rc<Self>) -> Readable {
+        self.readable.set(self.readable.get() + 1);
+        Readable(Rc::clone(self))
+    }
+
+    /// Whether somebody wants cuts to stay readable.
+    #[must_use]
+    pub fn is_kept_readable(&self) -> bool {
+        self.readable.get() > 0
+    }
+
     /// The role epochs that led to the present one, oldest first.
     #[must_use]
     pub fn lineage(&self) -> Vec<RoleEpoch> {

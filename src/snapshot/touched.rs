@@ -222,6 +222,16 @@ impl Touched {
         all
     }
 
+    /// The file of a mark is damaged: the next checkpoint writes another one.
+    pub fn distrust(&mut self, mark: Epoch) {
+        self.files.remove(&mark);
+    }
+
+    /// Pages in all maps.
+    pub fn page_count(&self) -> u64 {
+        self.maps.values().map(BitMap::page_count).sum()
+    }
+
     /// Whether the next open would count more as touched than what was.
     fn is_unsaved(&self) -> bool {
         !self.maps.is_empty() && (!self.announced.is_empty() || self.maps.keys().ne(self.files.keys()))

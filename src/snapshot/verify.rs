@@ -116,6 +116,12 @@ impl Volume {
         look.clean = self.s.borrow().written.iter().all(Option::is_some);
         let before = look.out.found.len();
         look.checkpoint(first).await?;
+        for record in &first.touched {
+            let path = self.paths.touched(record.mark, record.file);
+            if look.out.found[before..].iter().any(|found| found.file == path) {
+                self.s.borrow_mut().touched.distrust(record.mark);
+            }
+        }
         for file in 1..=2 {
             let path = self.paths.checkpoint(file);
             if look.out.found[before..].iter().any(|found| found.file == path) {

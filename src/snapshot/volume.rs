@@ -67,6 +67,8 @@ pub struct Volume {
     /// Takes, deletions, roll-backs and receives' ends exclude each other.
     pub(super) busy: Cell<bool>,
     pub(super) closing: Cell<bool>,
+    /// So many want cuts to stay readable.
+    pub(super) readable: Cell<usize>,
     /// A stream is being applied at this moment.
     pub(super) receiving: Cell<bool>,
     pub(super) bulk: super::bulk::Bulk,
