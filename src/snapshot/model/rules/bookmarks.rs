@@ -113,6 +113,30 @@ fn a_hole_outlives_its_trim() {
     }
 }
 
+/// A write that was let in before a cut is in the cut, also if it is noted after it.
+#[test]
+fn a_cut_has_the_writes_it_waits_for() {
+    for seed in 0..10 {
+        let (disk, (uuid, image)) = marked(seed);
+        live(&disk, move |volume| async move {
+            let request = TakeRequest { set: Some(stamp()), ..request("b") };
+            let target = request.uuid;
+            let mut ticket = volume.prepare_take(request).await.unwrap();
+            // Its region is not active yet, so it waits for a record.
+            join(put(&volume, 5 * BLOCK, BLOCK, 2), async {
+                ticket.raise();
+                ticket.finish().await.unwrap();
+                ticket.publish();
+            })
+            .await;
+            assert_eq!(then(&volume, "b").await[5], 2);
+            let delta = volume.delta_between(Some(uuid), Some(target)).await.unwrap();
+            let there = snapshot(&volume, "b").await;
+            assert!(apply_delta(&image, &there, delta.runs(0..delta.size)) == there);
+        });
+    }
+}
+
 /// What was touched for a cut that never came to be belongs to the bookmark before it.
 #[test]
 fn an_undone_cut_leaves_its_map_to_the_one_before() {
