@@ -266,11 +266,23 @@ impl Access {
         }
     }
 
-    /// Identities of a volume's snapshots, youngest first.
-    pub fn offers(&self, volume: &str) -> Result<Vec<Uuid>> {
+    /// For a comparison, or until it is silent for a while, what a volume's receivers have stays
+    /// readable here.
+    pub fn keep_readable(&self, volume: &str, comparison: Uuid) -> Result<()> {
         match self {
-            Self::Local(store) => store.offers(volume),
-            Self::Remote(client) => client.call(&Call::Offers { volume: volume.to_owned() }),
+            Self::Local(store) => store.keep_readable(volume, comparison),
+            Self::Remote(client) => {
+                client.call(&Call::KeepReadable { volume: volume.to_owned(), comparison })
+            }
+        }
+    }
+
+    /// Identities of a volume's snapshots, youngest first; with the `bookmarks` of replication,
+    /// which can't be read.
+    pub fn offers(&self, volume: &str, bookmarks: bool) -> Result<Vec<Uuid>> {
+        match self {
+            Self::Local(store) => store.offers(volume, bookmarks),
+            Self::Remote(client) => client.call(&Call::Offers { volume: volume.to_owned(), bookmarks }),
         }
     }
 

@@ -115,7 +115,10 @@ impl Service for StoreService {
                 json(store.restore_content(&of, &content))
             }
             Call::EndDigests { volume, comparison } => json(store.end_digests(name(&volume)?, comparison)),
-            Call::Offers { volume } => json(store.offers(name(&volume)?)),
+            Call::KeepReadable { volume, comparison } => {
+                json(store.keep_readable(name(&volume)?, comparison))
+            }
+            Call::Offers { volume, bookmarks } => json(store.offers(name(&volume)?, bookmarks)),
             Call::Status {} => json(self.status()),
             Call::Replicate { request } => {
                 let done = manage::replicate(store, request);

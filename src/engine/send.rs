@@ -8,6 +8,7 @@ use crate::delta::sender::Source;
 use crate::delta::token::ResumeToken;
 use crate::delta::{Extent, ExtentKind, SnapshotId, StreamHeader};
 use crate::error::{Error, Result};
+use crate::format::state::BookmarkRecord;
 use crate::snapshot::{Delta, DeltaRun, Piece, SnapshotReader, Volume};
 use crate::types::Geometry;
 use bytes::{Bytes, BytesMut};
@@ -23,13 +24,45 @@ const BATCH_BYTES: u64 = 2 << 20;
 /// Extents in one batch, at most.
 const BATCH_EXTENTS: usize = 4096;
 
+/// What a delta starts from.
+enum Base {
+    /// A snapshot, which stays as long as this does.
+    Snapshot(SnapshotReader),
+    /// What is left of one; nothing of it is needed once the delta is computed.
+    Bookmark(BookmarkRecord),
+}
+
+impl Base {
+    fn uuid(&self) -> Uuid {
+        match self {
+            Self::Snapshot(reader) => reader.uuid(),
+            Self::Bookmark(record) => record.uuid,
+        }
+    }
+
+    fn size(&self) -> u64 {
+        match self {
+            Self::Snapshot(reader) => reader.size(),
+            Self::Bookmark(record) => record.size,
+        }
+    }
+
+    fn id(&self) -> SnapshotId {
+        let name = match self {
+            Self::Snapshot(reader) => reader.name().to_owned(),
+            Self::Bookmark(record) => record.name.clone(),
+        };
+        SnapshotId { uuid: self.uuid(), name }
+    }
+}
+
 /// The sends under way on an engine.
 #[derive(Default)]
 pub(super) struct Sends(RefCell<Slab<Rc<Sending>>>);
 
 struct Sending {
     target: SnapshotReader,
-    _base: Option<SnapshotReader>,
+    _base: Option<Base>,
     delta: Delta,
     volume: String,
     sent: RefCell<u64>,
@@ -77,7 +110,7 @@ pub(super) async fn open(engine: Handle, request: &SendRequest) -> Result<Engine
     Ok(EngineSource { engine, number, cursor: header.resume_from, header })
 }
 
-/// The same of snapshots by identity, internal ones too; not compressed.
+/// The same of snapshots by identity, internal ones too, and from bookmarks; not compressed.
 pub(super) async fn open_by_id(
     engine: Handle,
     volume: &str,
@@ -89,7 +122,11 @@ pub(super) async fn open_by_id(
     let begun = engine.call(move |engine| async move {
         let volume = engine.volume(&volume)?;
         let target = volume.open_snapshot_by_id(target)?;
-        let base = base.map(|base| volume.open_snapshot_by_id(base)).transpose()?;
+        let base = match base.map(|base| (base, volume.bookmark(base))) {
+            None => None,
+            Some((_, Some(bookmark))) => Some(Base::Bookmark(bookmark)),
+            Some((base, None)) => Some(Base::Snapshot(volume.open_snapshot_by_id(base)?)),
+        };
         begin_between(&engine, &volume, base, target, resume.as_deref(), false).await
     });
     let (number, header) = begun.await?;
@@ -100,18 +137,19 @@ async fn begin(engine: &Engine, request: &SendRequest) -> Result<(usize, StreamH
     let volume = engine.volume(&request.volume)?;
     let target = volume.open_snapshot(&request.snapshot)?;
     let base = request.from.as_ref().map(|name| volume.open_snapshot(name)).transpose()?;
+    let base = base.map(Base::Snapshot);
     begin_between(engine, &volume, base, target, request.resume.as_deref(), request.compress).await
 }
 
 async fn begin_between(
     engine: &Engine,
     volume: &Rc<Volume>,
-    base: Option<SnapshotReader>,
+    base: Option<Base>,
     target: SnapshotReader,
     resume: Option<&str>,
     compressed: bool,
 ) -> Result<(usize, StreamHeader)> {
-    let base_uuid = base.as_ref().map(SnapshotReader::uuid);
+    let base_uuid = base.as_ref().map(Base::uuid);
     let resume_from = match resume {
         Some(text) => {
             let token: ResumeToken = text.parse()?;
@@ -132,15 +170,13 @@ async fn begin_between(
     }
     let created = rfc3339(target.created_us());
     let geometry = volume.geometry();
-    let name_of =
-        |reader: &SnapshotReader| SnapshotId { uuid: reader.uuid(), name: reader.name().to_owned() };
     let header = StreamHeader {
         stream: engine.io.identity(),
         volume: volume.uuid(),
         volume_name: volume.name(),
-        base: base.as_ref().map(name_of),
-        base_size: base.as_ref().map_or(0, SnapshotReader::size),
-        target: name_of(&target),
+        base: base.as_ref().map(Base::id),
+        base_size: base.as_ref().map_or(0, Base::size),
+        target: SnapshotId { uuid: target.uuid(), name: target.name().to_owned() },
         created,
         geometry: Geometry { size: target.size(), ..geometry },
         resume_from,

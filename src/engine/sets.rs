@@ -14,7 +14,7 @@ use crate::delta::receiver;
 use crate::delta::token::ResumeToken;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::session::{Condition, MemberRecord, SessionPolicy, SessionRecord, Side};
-use crate::format::state::LINEAGE_MAX;
+use crate::format::state::{BookmarkRecord, LINEAGE_MAX, SnapshotRecord};
 use crate::snapshot::Gate;
 use crate::types::{Geometry, OnFull, Role, RoleEpoch, SetId, SetStamp};
 use serde::{Deserialize, Serialize};
@@ -29,6 +29,26 @@ pub struct Cut {
     pub set: SetId,
     /// When it was taken, in microseconds since 1970, by this host's clock.
     pub created_us: u64,
+}
+
+/// A cut, or what is left of one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// It.
+    pub cut: Cut,
+    /// It can't be read or shipped any more, and a delta can start from it.
+    pub is_bookmark: bool,
+}
+
+/// Which cuts of a volume are needed, and as what.
+#[derive(Default)]
+struct Needed {
+    /// As states that can be read.
+    states: BTreeSet<Uuid>,
+    /// As bases of deltas.
+    marks: BTreeSet<Uuid>,
+    /// The number of the cut that every receiver has, or has passed.
+    passed: Option<u64>,
 }
 
 /// What a sender asks a receiver to take part in.
@@ -198,21 +218,62 @@ impl Core {
     /// `NotFound`.
     pub async fn cuts(&self, volume: &str) -> Result<Vec<Cut>> {
         let records = self.with(volume, |volume| async move { Ok(volume.cuts()) }).await?;
-        let cut = |record: crate::format::state::SnapshotRecord| {
+        let cut = |record: SnapshotRecord| {
             let set = SetId { stamp: record.set?, target: record.uuid };
             Some(Cut { set, created_us: record.created_us })
         };
         Ok(records.into_iter().filter_map(cut).collect())
     }
 
-    /// Identities of the snapshots of a volume, cuts among them, youngest first.
+    /// What deltas can start from besides users' snapshots, oldest first: the cuts, and what is
+    /// left of earlier ones.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub async fn marks(&self, volume: &str) -> Result<Vec<Mark>> {
+        let marks = self.with(volume, |volume| async move {
+            let cut = |record: SnapshotRecord| {
+                let set = SetId { stamp: record.set?, target: record.uuid };
+                let cut = Cut { set, created_us: record.created_us };
+                Some((record.epoch, Mark { cut, is_bookmark: false }))
+            };
+            let bookmark = |record: BookmarkRecord| {
+                let set = SetId { stamp: record.set, target: record.uuid };
+                let cut = Cut { set, created_us: record.created_us };
+                (record.epoch, Mark { cut, is_bookmark: true })
+            };
+            let cuts = volume.cuts().into_iter().filter_map(cut);
+            let mut all: Vec<_> = cuts.chain(volume.bookmarks().into_iter().map(bookmark)).collect();
+            all.sort_unstable_by_key(|(epoch, _)| *epoch);
+            Ok(all.into_iter().map(|(_, mark)| mark).collect())
+        });
+        marks.await
+    }
+
+    /// Identities of the snapshots of a volume, cuts among them, youngest first: what can be
+    /// read.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub async fn states(&self, volume: &str) -> Result<Vec<Uuid>> {
+        self.known(volume, false).await
+    }
+
+    /// The same with the bookmarks: what a delta can start from.
     ///
     /// # Errors
     /// `NotFound`.
     pub async fn offers(&self, volume: &str) -> Result<Vec<Uuid>> {
-        let held = self.with(volume, |volume| async move {
+        self.known(volume, true).await
+    }
+
+    async fn known(&self, volume: &str, bookmarks: bool) -> Result<Vec<Uuid>> {
+        let held = self.with(volume, move |volume| async move {
             let (snapshots, cuts) = (volume.snapshots(), volume.cuts());
             let mut all: Vec<_> = snapshots.into_iter().chain(cuts).map(|r| (r.epoch, r.uuid)).collect();
+            if bookmarks {
+                all.extend(volume.bookmarks().into_iter().map(|b| (b.epoch, b.uuid)));
+            }
             all.sort_unstable();
             all.dedup();
             Ok(all.into_iter().rev().map(|(_, uuid)| uuid).take(OFFERS_MAX).collect())
@@ -234,15 +295,18 @@ impl Core {
         self.with(volume, |volume| async move { volume.take_cut().await }).await
     }
 
-    /// Bytes written or discarded since a snapshot, as far as the maps tell.
+    /// Bytes written or discarded since a snapshot or a bookmark, as far as the maps tell.
     ///
     /// # Errors
     /// `NotFound`, `Corrupt`, `Io`.
-    pub async fn changed_since(&self, volume: &str, snapshot: Uuid) -> Result<u64> {
+    pub async fn changed_since(&self, volume: &str, state: Uuid) -> Result<u64> {
         let delta = self.with(volume, move |volume| async move {
-            // Nobody deletes it meanwhile.
-            let reader = volume.open_snapshot_by_id(snapshot)?;
-            volume.delta_between(Some(reader.uuid()), None).await
+            // Nobody deletes it meanwhile; of a bookmark all is asked at once.
+            let _open = match volume.bookmark(state) {
+                Some(_) => None,
+                None => Some(volume.open_snapshot_by_id(state)?),
+            };
+            volume.delta_between(Some(state), None).await
         });
         let (data, discards) = delta.await?.totals();
         Ok(data + discards)
@@ -260,7 +324,7 @@ impl Core {
         set.await
     }
 
-    /// What the stream of a set is made of.
+    /// What the stream of a set is made of; the base may be a bookmark.
     ///
     /// # Errors
     /// `NotFound`, `Invalid`.
@@ -275,34 +339,52 @@ impl Core {
     }
 
     /// Deletes the cuts of a volume that none of its sessions needs: neither as the state that
-    /// its receiver has nor as the one that it is to get.
+    /// its receiver has nor as the one that it is to get. What every receiver has, or has passed,
+    /// is the base of deltas and nothing else: of that a bookmark stays. A cut that some
+    /// receiver has yet to reach stays as it is, for that one must not pass it; and so does every
+    /// one while somebody compares.
     ///
     /// # Errors
     /// `NotFound`, `Io`.
     pub async fn prune_sent(&self, volume: &str) -> Result<()> {
         let _turn = self.sets_turn(volume).await;
         let sessions = self.sessions_of(volume, Side::Sender);
-        let needed = sessions.iter().filter_map(|session| session.member(volume));
-        let needed = needed.flat_map(|member| [member.durable, member.applied, member.target]);
-        self.prune_cuts(volume, needed.flatten().map(|set| set.target).collect()).await
+        let members: Vec<_> = sessions.iter().filter_map(|session| session.member(volume)).collect();
+        let targets: BTreeSet<Uuid> = members.iter().filter_map(|m| m.target).map(|set| set.target).collect();
+        let marks = members.iter().flat_map(|member| [member.durable, member.applied]).flatten();
+        let mut needed = Needed { marks: marks.map(|set| set.target).collect(), ..Needed::default() };
+        // A first set may have arrived, though nobody here has heard of it yet.
+        let slowest = members.iter().filter_map(|member| member.applied.or(member.target));
+        needed.passed = slowest.map(|set| set.stamp.number).min();
+        needed.states = targets;
+        self.prune_cuts(volume, needed).await
     }
 
-    /// Deletes the cuts that are not `needed`. What is open stays until the next time.
-    async fn prune_cuts(&self, volume: &str, needed: BTreeSet<Uuid>) -> Result<()> {
+    /// Deletes or shrinks cuts, and forgets bookmarks. What is open stays until the next time.
+    async fn prune_cuts(&self, volume: &str, needed: Needed) -> Result<()> {
         if !self.sessions.damaged.is_empty() {
             return Ok(());
         }
         let pruned = self.with(volume, move |volume| async move {
             for cut in volume.cuts() {
-                if needed.contains(&cut.uuid) {
-                    continue;
-                }
-                match volume.delete(&[cut.uuid]).await {
+                let number = cut.set.map_or(0, |set| set.number);
+                let done = if needed.states.contains(&cut.uuid) {
+                    Ok(())
+                } else if !needed.marks.contains(&cut.uuid) {
+                    volume.delete(&[cut.uuid]).await
+                } else if needed.passed.is_some_and(|passed| number <= passed) && !volume.is_kept_readable() {
+                    volume.shrink(cut.uuid).await
+                } else {
+                    Ok(())
+                };
+                match done {
                     Err(error) if error.kind() != ErrorKind::Conflict => return Err(error),
                     _ => {}
                 }
             }
-            Ok(())
+            let bookmarks = volume.bookmarks().into_iter().map(|bookmark| bookmark.uuid);
+            let gone: Vec<Uuid> = bookmarks.filter(|uuid| !needed.marks.contains(uuid)).collect();
+            volume.forget_bookmarks(&gone).await
         });
         pruned.await
     }
@@ -435,7 +517,7 @@ impl Core {
     /// # Errors
     /// `NotFound`.
     pub(super) async fn feed(&self, volume: &str) -> Result<Feed> {
-        let (cuts, held) = (self.cuts(volume).await?, self.offers(volume).await?);
+        let (cuts, held) = (self.cuts(volume).await?, self.states(volume).await?);
         let found = self.with(volume, |volume| async move {
             let newest = volume.newest_state().map(|record| record.uuid);
             Ok((newest, volume.half_received()))
@@ -512,8 +594,8 @@ impl Core {
         self.check_feed(session, volume)?;
         let mut cuts = self.cuts(volume).await?;
         let from = cuts.iter().rposition(|cut| cut.set.stamp.number <= keep).unwrap_or(0);
-        let needed = cuts.split_off(from).into_iter().map(|cut| cut.set.target).collect();
-        self.prune_cuts(volume, needed).await
+        let states = cuts.split_off(from).into_iter().map(|cut| cut.set.target).collect();
+        self.prune_cuts(volume, Needed { states, ..Needed::default() }).await
     }
 
     /// Drops what is half received.

@@ -319,13 +319,24 @@ impl Store {
         block_on(self.core.end_digests(volume, comparison))
     }
 
-    /// Identities of a volume's snapshots, those of replication among them, youngest first;
-    /// of very many the youngest.
+    /// For a comparison, or until it is silent for a while, what every receiver of a volume has
+    /// stays readable here.
     ///
     /// # Errors
     /// `NotFound`.
-    pub fn offers(&self, volume: &str) -> Result<Vec<Uuid>> {
-        block_on(self.core.offers(volume))
+    pub fn keep_readable(&self, volume: &str, comparison: Uuid) -> Result<()> {
+        block_on(self.core.keep_readable(volume, comparison))
+    }
+
+    /// Identities of a volume's snapshots, those of replication among them, youngest first; with
+    /// `bookmarks`, also of what is left of earlier ones.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn offers(&self, volume: &str, bookmarks: bool) -> Result<Vec<Uuid>> {
+        block_on(async {
+            if bookmarks { self.core.offers(volume).await } else { self.core.states(volume).await }
+        })
     }
 
     /// Applies a stream; the answer comes when all of it is durable.

@@ -3,7 +3,8 @@
 //! Invariants:
 //! - what is shipped is durable here: a set is read only after its take has returned;
 //! - the record names a set as target before its first byte leaves, and a mark before the cut
-//!   that it replaces is deleted, so whatever crash comes, base and target are there;
+//!   that it replaces is deleted, so whatever crash comes, base and target are there: the target
+//!   as a snapshot, the base as one or as a bookmark;
 //! - a mark is recorded when the receiver has told it, and never from anything else.
 //!
 //! It awaits the store and its [`Port`], and nothing else.
@@ -15,7 +16,7 @@ use super::wire::{Body, Message, WINDOW, far_failure};
 use crate::delta::{FrameMaker, Source};
 use crate::engine::api::{OutstandingSet, SessionStatus, SetHistory, SetProgress};
 use crate::engine::core::Core;
-use crate::engine::sets::{Feed, HalfSet, OpenFeed, Relation};
+use crate::engine::sets::{Feed, HalfSet, Mark, OpenFeed, Relation};
 use crate::engine::turns::Turn;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::session::{Condition, MemberRecord, OnBacklog, SessionRecord, Side};
@@ -455,13 +456,18 @@ impl<P: Port> Sender<'_, P> {
         let volume = &member.volume;
         self.guard().await;
         let turn = self.core.sets_turn(volume).await;
-        let cuts = self.core.cuts(volume).await?;
+        let (cuts, marks) = (self.core.cuts(volume).await?, self.core.marks(volume).await?);
         let mut queue = self.core.offers(volume).await?;
         queue.reverse();
-        let changed = match cuts.last() {
-            Some(cut) => self.core.changed_since(volume, cut.set.target).await?,
+        let newest = marks.last().map(|mark| (mark.cut.set.target, mark.is_bookmark));
+        let changed = match newest {
+            Some((newest, _)) => self.core.changed_since(volume, newest).await?,
             None => u64::MAX,
         };
+        // A bookmark can't be shipped: who is behind it needs a cut of what is here now. So does who
+        // compares what is here with what is there.
+        let bookmark = newest.filter(|(_, is_bookmark)| *is_bookmark).map(|(newest, _)| newest);
+        let passed = bookmark.is_some() && (bookmark != shown || self.core.is_kept_readable(volume).await?);
         let now = self.port.now();
         let timeout = Duration::from_millis(record.policy.timeout_ms);
         let waited = self.last.is_none_or(|last| now.saturating_sub(last) >= timeout);
@@ -475,18 +481,18 @@ impl<P: Port> Sender<'_, P> {
             due: self.status.cuts_asked > self.status.cuts_done
                 || waited
                 || changed >= record.policy.high_water,
-            changed: changed > 0,
+            changed: changed > 0 || passed,
         };
         let mut step = plan::next(&facts);
-        self.outline(&cuts, shown, changed, now).await?;
+        self.outline(&marks, shown, changed, now).await?;
         self.covers = matches!(step, Step::Cut { .. });
         if let Step::Cut { base } = step {
             let cut = self.cut(record, &turn, volume).await?;
             step = Step::Ship { set: set_to(&cut, base), resume: None };
         }
         if let Step::Ship { set, resume } = &step {
-            let newest = cuts.last().is_some_and(|cut| cut.set.target == set.target);
-            self.covers |= newest && changed == 0;
+            let is_newest = newest.is_some_and(|(newest, _)| newest == set.target);
+            self.covers |= is_newest && changed == 0;
             if resume.is_none() {
                 self.last = Some(now);
             }
@@ -543,7 +549,8 @@ impl<P: Port> Sender<'_, P> {
         changed.await.map(drop)
     }
 
-    /// Records what the receiver told; then cuts that nobody needs go, on both sides.
+    /// Records what the receiver told; then cuts that nobody needs go, on both sides, and what
+    /// every receiver has shrinks to a bookmark here.
     async fn mark(
         &mut self,
         member: &MemberRecord,
@@ -712,16 +719,16 @@ impl<P: Port> Sender<'_, P> {
     /// What the owner is told: sets that are not applied, and how far behind that is.
     async fn outline(
         &mut self,
-        cuts: &[crate::engine::sets::Cut],
+        marks: &[Mark],
         shown: Option<Uuid>,
         changed: u64,
         now: Duration,
     ) -> Result<()> {
-        let after = shown.and_then(|shown| cuts.iter().position(|cut| cut.set.target == shown));
-        let ahead = &cuts[after.map_or(0, |at| at + 1)..];
-        self.status.outstanding = ahead
-            .iter()
-            .map(|cut| OutstandingSet {
+        let after = shown.and_then(|shown| marks.iter().position(|mark| mark.cut.set.target == shown));
+        let ahead = &marks[after.map_or(0, |at| at + 1)..];
+        let shippable = ahead.iter().filter(|mark| !mark.is_bookmark);
+        self.status.outstanding = shippable
+            .map(|Mark { cut, .. }| OutstandingSet {
                 number: cut.set.stamp.number,
                 created: crate::engine::rfc3339(cut.created_us),
             })
@@ -730,7 +737,7 @@ impl<P: Port> Sender<'_, P> {
         let (_, _, geometry) = self.core.unit(&member.volume).await?;
         let behind = match (after, ahead.is_empty()) {
             (Some(_), true) => changed,
-            (Some(at), false) => self.core.changed_since(&member.volume, cuts[at].set.target).await?,
+            (Some(at), false) => self.core.changed_since(&member.volume, marks[at].cut.set.target).await?,
             (None, _) => geometry.size,
         };
         self.status.lag_bytes = behind;

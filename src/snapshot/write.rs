@@ -102,6 +102,8 @@ impl Volume {
         self.in_range(offset, data.len() as u64)?;
         self.know_retained(&range).await?;
         let parts = self.whole_blocks(offset, data).await?;
+        let asked: Vec<Range<u64>> = parts.iter().map(|part| self.blocks_of(part)).collect();
+        self.touch(std::slice::from_ref(&range), &asked, admitted.epoch).await?;
         self.write_parts(&admitted, &range, parts).await
     }
 

@@ -4,6 +4,7 @@
 
 mod backlog;
 mod badargs;
+mod bookmarks;
 mod cli;
 mod clients;
 mod copies;

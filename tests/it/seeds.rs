@@ -61,7 +61,10 @@ fn records() -> Vec<Record> {
             removed: vec![],
             added: vec![],
             ends_receive: false,
+            remembered: true,
         },
+        Record::Active { ranges: vec![(0, 1024)] },
+        Record::Forget { bookmarks: vec![Uuid::from_u128(6)] },
         Record::Close,
     ]
 }

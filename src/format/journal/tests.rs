@@ -1,4 +1,4 @@
-use super::super::state::{CheckpointRecord, SegmentRecord};
+use super::super::state::{CheckpointRecord, SegmentRecord, TouchedRecord};
 use super::*;
 use crate::format::page_test::{compare, text};
 use crate::types::{Geometry, SetStamp};
@@ -44,6 +44,17 @@ fn layer() -> LayerRecord {
     }
 }
 
+fn bookmark() -> BookmarkRecord {
+    BookmarkRecord {
+        uuid: id(4),
+        name: "_set-5".into(),
+        created_us: 6,
+        epoch: Epoch(2),
+        size: 1 << 30,
+        set: stamp(),
+    }
+}
+
 fn receive() -> ReceiveRecord {
     ReceiveRecord {
         target: id(4),
@@ -72,6 +83,9 @@ fn state() -> VolumeState {
         receive: Some(receive()),
         lineage: vec![stamp().epoch, stamp().epoch],
         last_cut: 31,
+        bookmarks: vec![bookmark(), bookmark()],
+        touched: vec![TouchedRecord { mark: Epoch(2), file: 70 }, TouchedRecord { mark: Epoch(4), file: 0 }],
+        active: vec![(0, 1024), (4096, 1024)],
         ..VolumeState::new(
             id(9),
             Geometry::new(1 << 30, 4096, 8).unwrap(),
@@ -108,6 +122,7 @@ fn records() -> Vec<(&'static str, Record)> {
                 removed: vec![Epoch(1)],
                 added: vec![layer()],
                 ends_receive: false,
+                remembered: true,
             },
         ),
         ("Hold", Record::Hold { snapshot: id(1), tag: "tape".into() }),
@@ -124,6 +139,8 @@ fn records() -> Vec<(&'static str, Record)> {
         ("Role", Record::Role(Role::Secondary)),
         ("Policy", Record::Policy(OnFull::Readonly)),
         ("Lineage", Record::Lineage(vec![stamp().epoch, stamp().epoch])),
+        ("Forget", Record::Forget { bookmarks: vec![id(1), id(2)] }),
+        ("Active", Record::Active { ranges: vec![(0, 1024), (4096, 1024)] }),
     ]
 }
 
