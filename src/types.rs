@@ -291,6 +291,31 @@ pub enum Role {
     Secondary,
 }
 
+/// Whether a primary may be written to; of a secondary it says nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Standing {
+    /// Clients write.
+    #[default]
+    Open,
+    /// Another volume became the primary: nobody writes here any more.
+    Fenced,
+    /// Another volume is about to become the primary: nobody writes here until it is known
+    /// whether it did.
+    HandingOver,
+    /// Clients write, also after a start at which no receiver can be asked: the owner said so, and
+    /// none was reached since.
+    Alone,
+}
+
+impl Standing {
+    /// Whether clients may write.
+    #[must_use]
+    pub fn is_open(self) -> bool {
+        matches!(self, Self::Open | Self::Alone)
+    }
+}
+
 /// A part of a volume's line of roles: whoever was primary then wrote under this. It has
 /// nothing to do with [`Epoch`], the time between two snapshots.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]

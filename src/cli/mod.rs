@@ -18,6 +18,8 @@ mod detach;
 mod diff;
 mod digests;
 mod drill;
+mod failback;
+mod failover;
 mod forced;
 mod hold;
 mod init;
@@ -34,6 +36,7 @@ pub mod receive;
 mod release;
 mod replicate;
 mod resize;
+mod resync;
 mod rollback;
 mod schedule;
 mod scrub;
@@ -113,6 +116,9 @@ enum Command {
     Pause(pause::Args),
     Resume(pause::ResumeArgs),
     Cut(cut::Args),
+    Failover(failover::Args),
+    Resync(resync::Args),
+    Failback(failback::Args),
     #[command(hide = true)]
     Peer(peer::Args),
     Drill(drill::Args),
@@ -194,6 +200,9 @@ fn run(dir: &Path, command: Command) -> Result<()> {
         Command::Drill(args) => drill::run(dir, &args),
         Command::Update(args) => with_store(dir, |access| update::run(access, &args)),
         Command::Schedule(args) => with_store(dir, |access| schedule::run(access, &args)),
+        Command::Failback(args) => failback::run(dir, &args),
+        Command::Resync(args) => resync::run(dir, &args),
+        Command::Failover(args) => with_store(dir, |access| failover::run(access, &args)),
         Command::Verify(args) => with_store(dir, |access| verify::run(access, &args)),
         Command::Digests(args) => with_store(dir, |access| digests::run(access, &args)),
         Command::Check(args) => check::run(dir, &args),

@@ -11,8 +11,13 @@ use crate::types::Name;
 pub(super) struct Args {
     /// The volume
     volume: Name,
+
+    /// Also a primary that waits for a receiver's word, or that gave way to another one: it goes on
+    /// alone, and what it writes is apart from what the other one writes
+    #[arg(long)]
+    force: bool,
 }
 
 pub(super) fn run(access: &Access, args: &Args) -> Result<()> {
-    access.promote(args.volume.as_str())
+    access.promote(args.volume.as_str(), args.force)
 }

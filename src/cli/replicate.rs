@@ -3,7 +3,7 @@
 use super::args::parse_time;
 use crate::control::Access;
 use crate::error::{Error, Result};
-use crate::format::session::OnBacklog;
+use crate::format::session::{OnBacklog, Start};
 use crate::replica::manage::{PolicyChange, Replicate};
 use crate::transport::Destination;
 use crate::types::{Name, parse_size};
@@ -47,6 +47,17 @@ pub(super) struct Args {
     /// The program to run there, as its shell takes it
     #[arg(long, value_name = "COMMAND")]
     remote_command: Option<String>,
+    /// How the volume here is reached from there, for a failover and the way back:
+    /// ssh://[user@]host[:port]/STORE/VOL; stores of one machine need not be told
+    #[arg(long, value_name = "DEST")]
+    way_back: Option<Destination>,
+    /// The program to run here then, as its shell takes it
+    #[arg(long, value_name = "COMMAND")]
+    way_back_command: Option<String>,
+    /// When the store is opened: do writers wait until a receiver has confirmed that this is still
+    /// the primary, or write at once? [default: confirmed]
+    #[arg(long, value_enum)]
+    start: Option<StartHow>,
     /// Run this before a cut, to quiesce what writes; without it a set is what a crash would leave
     #[arg(long, value_name = "COMMAND")]
     before_cut: Option<String>,
@@ -102,6 +113,14 @@ impl From<AtBound> for OnBacklog {
     }
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum StartHow {
+    /// They wait
+    Confirmed,
+    /// They write at once; after a failover that nobody told this side of, both sides write
+    Alone,
+}
+
 pub(super) fn run(access: &Access, args: Args) -> Result<()> {
     let bound = match args.backlog {
         None => (None, None),
@@ -115,6 +134,8 @@ pub(super) fn run(access: &Access, args: Args) -> Result<()> {
         volume: args.volume.to_string(),
         destination: args.destination.to_string(),
         remote_command: args.remote_command,
+        way_back: args.way_back.map(|way| way.to_string()),
+        way_back_command: args.way_back_command,
         change: PolicyChange {
             timeout_ms: args.timeout,
             high_water: args.high_water,
@@ -127,6 +148,10 @@ pub(super) fn run(access: &Access, args: Args) -> Result<()> {
             on_error: args.on_error,
             warn_lag_ms: args.warn_lag,
             warn_backlog: args.warn_backlog,
+            start: args.start.map(|how| match how {
+                StartHow::Confirmed => Start::Confirmed,
+                StartHow::Alone => Start::Alone,
+            }),
         },
     })?;
     if !access.is_served() {

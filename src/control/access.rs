@@ -14,16 +14,22 @@ use crate::engine::api::{
     CheckReport, CreateOptions, Diff, DrillInfo, HalfReceived, Received, ScheduleInfo, SendRequest, Status,
     StoreInfo, UpdateSource,
 };
-use crate::engine::sets::{Feed, FeedSet, OpenFeed};
+use crate::engine::roles::{RoleAnswer, RoleRequest, Seen, TakeOver};
+use crate::engine::sessions::live_file;
+use crate::engine::sets::{Feed, FeedSet, OpenFeed, Relation};
 use crate::engine::store::OpenOptions;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::upkeep::Schedule;
 use crate::replica::manage::{self, FarAnswer, FarRequest, Replicate};
-use crate::replica::receiver::FarStore;
-use crate::types::{OnFull, SnapName};
+use crate::replica::receiver::{Changes, FarStore};
+use crate::replica::{failover, resync};
+use crate::types::{OnFull, RoleEpoch, SnapName};
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions as OpenFileOptions};
 use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use uuid::Uuid;
 
@@ -311,10 +317,10 @@ impl Access {
     }
 
     /// Makes a secondary writable.
-    pub fn promote(&self, volume: &str) -> Result<()> {
+    pub fn promote(&self, volume: &str, force: bool) -> Result<()> {
         match self {
-            Self::Local(store) => store.promote(volume),
-            Self::Remote(client) => client.call(&Call::Promote { volume: volume.to_owned() }),
+            Self::Local(store) => store.promote(volume, force),
+            Self::Remote(client) => client.call(&Call::Promote { volume: volume.to_owned(), force }),
         }
     }
 
@@ -445,6 +451,39 @@ impl Access {
         }
     }
 
+    /// Makes a receiver the primary, or says what that would do.
+    pub fn failover(&self, request: &failover::Request) -> Result<failover::Report> {
+        match self {
+            Self::Local(store) => failover::failover(store, request),
+            Self::Remote(client) => client.call(&Call::Failover { request: request.clone() }),
+        }
+    }
+
+    /// Has an old primary follow the volume that took its place, or gives that up.
+    pub fn resync(&self, request: &resync::Request) -> Result<resync::Report> {
+        match self {
+            Self::Local(store) => resync::resync(store, request),
+            Self::Remote(client) => client.call(&Call::Resync { request: request.clone() }),
+        }
+    }
+
+    /// Has the receiver of a volume's session become the primary, or a volume that follows.
+    ///
+    /// # Errors
+    /// `Conflict` when nobody serves the primary's store.
+    pub fn hand_over(&self, volume: &str, pause_max_ms: u64, force: bool) -> Result<()> {
+        match self {
+            Self::Local(store) if store.follows(volume) => {
+                failover::ask_for_role(store, volume, pause_max_ms, force)
+            }
+            Self::Local(_) => Err(Error::conflict("the store is not served, so no session runs")
+                .hint("start it with: snapvol serve")),
+            Self::Remote(client) => {
+                client.call(&Call::HandOver { volume: volume.to_owned(), pause_max_ms, force })
+            }
+        }
+    }
+
     /// What the far end of a session asks.
     pub fn ask(&self, request: &FarRequest) -> Result<FarAnswer> {
         match self {
@@ -464,17 +503,39 @@ impl Access {
 
 /// The store in a directory as the far end of sessions: asked through its daemon, or opened
 /// for each thing alone, so that a daemon can be started and stopped at any time.
-pub struct FarDir(PathBuf);
+pub struct FarDir {
+    dir: PathBuf,
+    /// Files of the sessions that have a connection, locked as long as it lives.
+    live: Mutex<HashMap<Uuid, File>>,
+}
 
 impl FarDir {
     /// The store in that directory.
     #[must_use]
     pub fn new(dir: &Path) -> Self {
-        Self(dir.to_owned())
+        Self { dir: dir.to_owned(), live: Mutex::default() }
+    }
+
+    /// From now on, as long as this lives, others see that the session has a connection.
+    fn mark_live(&self, session: Uuid) {
+        let mut live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+        if live.contains_key(&session) {
+            return;
+        }
+        let path = live_file(&self.dir, session);
+        let opened = OpenFileOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
+        match opened {
+            Ok(file) => {
+                // Who asks whether it is locked may hold it for a moment.
+                let _ = rustix::fs::flock(&file, rustix::fs::FlockOperation::LockShared);
+                live.insert(session, file);
+            }
+            Err(error) => tracing::warn!("cannot open {}: {error}", path.display()),
+        }
     }
 
     pub(super) fn with<T>(&self, work: impl FnOnce(&Access) -> Result<T>) -> Result<T> {
-        let access = Access::open(&self.0)?;
+        let access = Access::open(&self.dir)?;
         let done = work(&access);
         let closed = access.close();
         done.and_then(|done| closed.map(|()| done))
@@ -507,7 +568,12 @@ fn odd_answer() -> Error {
 impl FarStore for FarDir {
     async fn open_feed(&self, open: &OpenFeed) -> Result<Feed> {
         match self.with(|access| access.ask(&FarRequest::Open(open.clone())))? {
-            FarAnswer::Feed(feed) => Ok(*feed),
+            FarAnswer::Feed(feed) => {
+                if feed.relation == Relation::Follows {
+                    self.mark_live(open.session);
+                }
+                Ok(*feed)
+            }
             _ => Err(odd_answer()),
         }
     }
@@ -522,6 +588,39 @@ impl FarStore for FarDir {
     }
     async fn close_feed(&self, session: Uuid) -> Result<()> {
         self.done(&FarRequest::Close { session })
+    }
+    async fn take_over(
+        &self,
+        session: Uuid,
+        opening: Uuid,
+        volume: &str,
+        take: &TakeOver,
+    ) -> Result<Vec<RoleEpoch>> {
+        let (volume, take) = (volume.to_owned(), Box::new(take.clone()));
+        match self.with(|access| access.ask(&FarRequest::TakeOver { session, opening, volume, take }))? {
+            FarAnswer::Lineage(lineage) => Ok(lineage),
+            _ => Err(odd_answer()),
+        }
+    }
+    async fn changes(&self, session: Uuid, volume: &str, from: u64) -> Result<Changes> {
+        let request = FarRequest::Changes { session, volume: volume.to_owned(), from };
+        match self.with(|access| access.ask(&request))? {
+            FarAnswer::Changes { ranges, next } => Ok((ranges, next)),
+            _ => Err(odd_answer()),
+        }
+    }
+    async fn role_request(&self, request: &RoleRequest) -> Result<RoleAnswer> {
+        let asked = |access: &Access| {
+            let answer = access.ask(&FarRequest::Role(request.clone()))?;
+            Ok((answer, access.is_served()))
+        };
+        match self.with(asked)? {
+            (FarAnswer::Role(RoleAnswer::Seen(seen)), served) => {
+                Ok(RoleAnswer::Seen(Box::new(Seen { served, ..*seen })))
+            }
+            (FarAnswer::Role(answer), _) => Ok(answer),
+            _ => Err(odd_answer()),
+        }
     }
 }
 

@@ -4,13 +4,17 @@
 use super::wire::{Call, from_texts};
 use crate::engine::Store;
 use crate::engine::api::{Received, SendRequest, Status};
+use crate::engine::roles::{RoleAnswer, RoleRequest};
 use crate::engine::sets::FeedSet;
 use crate::error::{Error, Result};
-use crate::replica::{Hub, manage};
+use crate::replica::manage::{FarAnswer, FarRequest};
+use crate::replica::{Hub, failover, manage, resync};
 use crate::types::Name;
 use serde_json::Value;
 use std::io::Read;
 use std::sync::Arc;
+use std::time::Duration;
+use uuid::Uuid;
 
 /// Answers requests; called from many threads at once.
 pub trait Service: Send + Sync + 'static {
@@ -51,6 +55,17 @@ impl StoreService {
     #[must_use]
     pub fn new(store: Arc<Store>, listening: Vec<String>, hub: Arc<Hub>) -> Self {
         Self { store, listening, hub }
+    }
+
+    /// A primary hands its role over; a volume that follows asks its primary to.
+    fn hand_over(&self, volume: &str, session: Option<Uuid>, pause_max_ms: u64, force: bool) -> Result<()> {
+        let follows = session.is_none() && self.store.follows(volume);
+        let done = match follows {
+            true => failover::ask_for_role(&self.store, volume, pause_max_ms, force),
+            false => self.hub.hand_over(volume, session, Duration::from_millis(pause_max_ms), force),
+        };
+        self.hub.refresh();
+        done
     }
 
     fn status(&self) -> Result<Status> {
@@ -94,7 +109,12 @@ impl Service for StoreService {
             Call::Diff { from, to } => json(store.diff(&from.parse()?, some_name(to.as_ref())?)),
             Call::ReceiveStatus { volume } => json(store.receive_status(name(&volume)?)),
             Call::ReceiveAbort { volume } => json(store.receive_abort(name(&volume)?)),
-            Call::Promote { volume } => json(store.promote(name(&volume)?)),
+            Call::Promote { volume, force } => {
+                let done = store.promote(name(&volume)?, force);
+                // A session that rests because the volume was fenced tries at once.
+                self.hub.refresh();
+                json(done)
+            }
             Call::Demote { volume, force } => json(store.demote(name(&volume)?, force)),
             Call::Check { repair: true } => {
                 Err(Error::conflict("a store can't be repaired while it is served")
@@ -136,6 +156,18 @@ impl Service for StoreService {
                 self.hub.refresh();
                 json(done)
             }
+            Call::Failover { request } => {
+                name(&request.volume)?;
+                let done = failover::failover(store, &request);
+                self.hub.refresh();
+                json(done)
+            }
+            Call::Resync { request } => {
+                name(&request.volume)?;
+                let begun = resync::resync(store, &request);
+                self.hub.refresh();
+                json(begun)
+            }
             Call::Cut { volume } => json(self.hub.cut(name(&volume)?)),
             Call::BeginDrill { volume, snapshot, name: drill } => {
                 let (snapshot, drill) = (some_name(snapshot.as_ref())?, some_name(drill.as_ref())?);
@@ -148,7 +180,22 @@ impl Service for StoreService {
             Call::EndDrill { volume, name: drill, force } => {
                 json(store.end_drill(name(&volume)?, some_name(drill.as_ref())?, force))
             }
-            Call::Far { request } => json(manage::ask(store, &request)),
+            Call::HandOver { volume, pause_max_ms, force } => {
+                json(self.hand_over(name(&volume)?, None, pause_max_ms, force))
+            }
+            Call::Far {
+                request: FarRequest::Role(RoleRequest::HandOver { volume, session, pause_max_ms, force }),
+            } => {
+                let done = self.hand_over(name(&volume)?, Some(session), pause_max_ms, force);
+                json(done.map(|()| FarAnswer::Role(RoleAnswer::Done)))
+            }
+            Call::Far { request } => {
+                let answer = manage::ask(store, &request);
+                if matches!(request, FarRequest::Role(_) | FarRequest::TakeOver { .. }) {
+                    self.hub.refresh();
+                }
+                json(answer)
+            }
         }
     }
 

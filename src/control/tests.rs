@@ -68,7 +68,7 @@ impl Service for Fake {
                 }
                 Ok(json!(null))
             }
-            Call::Promote { volume } => {
+            Call::Promote { volume, .. } => {
                 Err(Error::conflict(format!("{volume} is primary")).context("promote").hint("do nothing"))
             }
             _ => Ok(json!(null)),
@@ -153,7 +153,7 @@ fn calls_arrive_as_they_were_made() {
 #[test]
 fn errors_keep_kind_text_and_hint() {
     let setup = Setup::new();
-    let error = setup.client().call::<()>(&Call::Promote { volume: "db".into() }).unwrap_err();
+    let error = setup.client().call::<()>(&Call::Promote { volume: "db".into(), force: false }).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Conflict);
     assert_eq!(error.to_string(), "promote: db is primary");
     assert_eq!(error.hint_text(), Some("do nothing"));

@@ -6,6 +6,7 @@ use crate::engine::sets::FeedSet;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::upkeep::Schedule;
 use crate::replica::manage::{FarRequest, Replicate};
+use crate::replica::{failover, resync};
 use crate::types::{OnFull, SnapName};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -79,7 +80,7 @@ pub enum Call {
     Diff { from: String, to: Option<String> },
     ReceiveStatus { volume: String },
     ReceiveAbort { volume: String },
-    Promote { volume: String },
+    Promote { volume: String, force: bool },
     Demote { volume: String, force: bool },
     Check { repair: bool },
     Scrub { volume: Option<String> },
@@ -94,6 +95,9 @@ pub enum Call {
     Unreplicate { volume: String, destination: Option<String> },
     Pause { volume: String, destination: Option<String>, paused: bool },
     Cut { volume: String },
+    Failover { request: failover::Request },
+    Resync { request: resync::Request },
+    HandOver { volume: String, pause_max_ms: u64, force: bool },
     Far { request: FarRequest },
     BeginDrill { volume: String, snapshot: Option<String>, name: Option<String> },
     SetSchedule { volume: String, schedule: Option<Schedule> },

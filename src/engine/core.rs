@@ -27,7 +27,7 @@ use crate::types::{Geometry, Name, OnFull, Role};
 use futures::StreamExt;
 use futures::lock::{Mutex, MutexGuard};
 use futures::stream;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -64,6 +64,8 @@ pub(crate) struct Core {
     pub(super) identity: Uuid,
     pub(super) sessions: Sessions,
     pub(super) upkeep: Upkeep,
+    /// Volumes that are taking their sender's place at this moment.
+    pub(super) turning: std::sync::Mutex<BTreeSet<String>>,
     /// Who takes a cut of a volume.
     cutting: std::sync::Mutex<BTreeMap<String, Turns>>,
 }
@@ -90,6 +92,7 @@ impl Core {
             identity,
             sessions: Sessions::default(),
             upkeep: Upkeep::default(),
+            turning: std::sync::Mutex::default(),
             cutting: std::sync::Mutex::default(),
         };
         let (batches, found, sessions, upkeep) = core
@@ -115,6 +118,7 @@ impl Core {
             // The snapshots stay; the file says which were meant.
             tracing::error!("deletions that a crash interrupted are not completed: {error}");
         }
+        core.hold_unconfirmed().await;
         Ok(core)
     }
 

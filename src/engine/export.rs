@@ -94,7 +94,8 @@ pub(super) fn device(
         return Ok(Rc::new(SnapshotDevice::new(reader, seat(Some(name), false), true)));
     }
     if found.role() == Role::Primary {
-        return Ok(Rc::new(ProductionDevice::new(Rc::clone(&found), seat(None, true))));
+        let writable = found.roles().standing.is_open();
+        return Ok(Rc::new(ProductionDevice::new(Rc::clone(&found), seat(None, writable))));
     }
     match found.newest_state() {
         Some(state) => {

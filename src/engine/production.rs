@@ -39,7 +39,7 @@ impl Device for ProductionDevice {
     }
 
     fn read_only(&self) -> bool {
-        false
+        !self.volume.roles().standing.is_open()
     }
 
     fn multi_conn(&self) -> bool {

@@ -135,6 +135,15 @@ impl<'a> EngineTarget<'a> {
 
     /// Hands over the batch and waits until at most `ahead` are under way.
     async fn hand_over(&mut self, ahead: usize) -> Result<()> {
+        if let Some(feed) = self.feed {
+            // A session that was stopped or opened again meanwhile brings nothing more.
+            self.core.check_opening(feed)?;
+        }
+        self.hand_over_rest(ahead).await
+    }
+
+    /// The same of a set that is here as a whole.
+    async fn hand_over_rest(&mut self, ahead: usize) -> Result<()> {
         let (engine, number) = self.engine()?;
         let batch = std::mem::take(&mut self.batch);
         self.batch_bytes = 0;
@@ -256,7 +265,7 @@ impl Target for EngineTarget<'_> {
     }
 
     async fn commit(&mut self, _: &Trailer) -> Result<()> {
-        self.hand_over(0).await?;
+        self.hand_over_rest(0).await?;
         let (engine, number) = self.engine()?;
         engine.call(move |engine| async move { engine.receives.get(number)?.receiving.commit().await }).await
     }

@@ -2,6 +2,8 @@
 //! them asks for one after the other.
 
 use super::api::{SendRequest, TransferInfo};
+use super::resync::unite;
+use super::sets::{Diverged, OwnChanges};
 use super::thread::{Engine, Handle};
 use super::volumes::rfc3339;
 use crate::delta::sender::Source;
@@ -117,6 +119,7 @@ pub(super) async fn open_by_id(
     base: Option<Uuid>,
     target: Uuid,
     resume: Option<String>,
+    own: Option<OwnChanges>,
 ) -> Result<EngineSource> {
     let volume = volume.to_owned();
     let begun = engine.call(move |engine| async move {
@@ -127,7 +130,7 @@ pub(super) async fn open_by_id(
             Some((_, Some(bookmark))) => Some(Base::Bookmark(bookmark)),
             Some((base, None)) => Some(Base::Snapshot(volume.open_snapshot_by_id(base)?)),
         };
-        begin_between(&engine, &volume, base, target, resume.as_deref(), false).await
+        begin_between(&engine, &volume, base, target, resume.as_deref(), false, own).await
     });
     let (number, header) = begun.await?;
     Ok(EngineSource { engine, number, cursor: header.resume_from, header })
@@ -138,7 +141,7 @@ async fn begin(engine: &Engine, request: &SendRequest) -> Result<(usize, StreamH
     let target = volume.open_snapshot(&request.snapshot)?;
     let base = request.from.as_ref().map(|name| volume.open_snapshot(name)).transpose()?;
     let base = base.map(Base::Snapshot);
-    begin_between(engine, &volume, base, target, request.resume.as_deref(), request.compress).await
+    begin_between(engine, &volume, base, target, request.resume.as_deref(), request.compress, None).await
 }
 
 async fn begin_between(
@@ -148,8 +151,19 @@ async fn begin_between(
     target: SnapshotReader,
     resume: Option<&str>,
     compressed: bool,
+    own: Option<OwnChanges>,
 ) -> Result<(usize, StreamHeader)> {
-    let base_uuid = base.as_ref().map(Base::uuid);
+    let common = base.as_ref().map(Base::uuid);
+    let (base_id, base_size) = match (&own, &base) {
+        // The receiver has the common state and changes of its own above it.
+        (Some(own), _) => {
+            let Diverged { shown, size, .. } = own.diverged;
+            (Some(SnapshotId { uuid: shown, name: "diverged".to_owned() }), size)
+        }
+        (None, Some(base)) => (Some(base.id()), base.size()),
+        (None, None) => (None, 0),
+    };
+    let base_uuid = base_id.as_ref().map(|base| base.uuid);
     let resume_from = match resume {
         Some(text) => {
             let token: ResumeToken = text.parse()?;
@@ -158,7 +172,10 @@ async fn begin_between(
         }
         None => 0,
     };
-    let delta = volume.delta_between(base_uuid, Some(target.uuid())).await?;
+    let mut delta = volume.delta_between(common, Some(target.uuid())).await?;
+    if let Some(own) = &own {
+        unite(volume, &mut delta, target.uuid(), &own.ranges).await?;
+    }
     let (mut data_bytes, mut discard_bytes) = (0, 0);
     if resume_from == 0 {
         (data_bytes, discard_bytes) = delta.totals();
@@ -174,8 +191,8 @@ async fn begin_between(
         stream: engine.io.identity(),
         volume: volume.uuid(),
         volume_name: volume.name(),
-        base: base.as_ref().map(Base::id),
-        base_size: base.as_ref().map_or(0, Base::size),
+        base: base_id,
+        base_size,
         target: SnapshotId { uuid: target.uuid(), name: target.name().to_owned() },
         created,
         geometry: Geometry { size: target.size(), ..geometry },

@@ -16,6 +16,8 @@ use uuid::Uuid;
 
 /// The suffix of a file that is not in force yet.
 const NEW: &str = ".new";
+/// The suffix of a file that whoever serves the session's connection has locked.
+const LIVE: &str = ".live";
 
 /// What the directory `sessions` says.
 #[derive(Default)]
@@ -29,6 +31,11 @@ pub(super) struct Sessions {
 
 fn dir_of(store: &Path) -> PathBuf {
     store.join("sessions")
+}
+
+/// The file that is locked for as long as a session of a receiver has a connection.
+pub(crate) fn live_file(store: &Path, session: Uuid) -> PathBuf {
+    dir_of(store).join(format!("{session}{LIVE}"))
 }
 
 /// Reads all sessions. With `sync` what is read is durable, and what a crash left goes.
@@ -46,6 +53,9 @@ pub(super) async fn read(io: &Io, store: &Path, sync: bool) -> Result<Sessions> 
     let mut known = BTreeMap::new();
     for name in names {
         let path = dir.join(&name);
+        if name.ends_with(LIVE) {
+            continue;
+        }
         if name.ends_with(NEW) {
             if sync {
                 io.remove(&path).await?;
@@ -151,10 +161,13 @@ impl Core {
     pub async fn forget_session(&self, session: Uuid) -> Result<()> {
         let _writing = self.sessions.writing.lock().await;
         self.on_store(move |engine, dir| async move {
+            let live = live_file(&dir, session);
             let dir = dir_of(&dir);
-            match engine.io.remove(&dir.join(session.to_string())).await {
-                Err(error) if error.os_kind() != Some(OsKind::NotFound) => return Err(error),
-                _ => {}
+            for file in [dir.join(session.to_string()), live] {
+                match engine.io.remove(&file).await {
+                    Err(error) if error.os_kind() != Some(OsKind::NotFound) => return Err(error),
+                    _ => {}
+                }
             }
             engine.io.sync_dir(&dir).await
         })
@@ -174,7 +187,14 @@ impl Core {
     /// The session that feeds a volume.
     pub fn fed_by(&self, volume: &str) -> Option<SessionRecord> {
         let mut all = self.sessions_of(volume, Side::Receiver);
-        all.retain(|record| record.condition != Condition::Ended);
+        all.retain(|record| !matches!(record.condition, Condition::Ended | Condition::Turned));
+        all.pop()
+    }
+
+    /// The session that fed a volume which takes its sender's place, or has taken it.
+    pub fn turned(&self, volume: &str) -> Option<SessionRecord> {
+        let mut all = self.sessions_of(volume, Side::Receiver);
+        all.retain(|record| record.condition == Condition::Turned);
         all.pop()
     }
 
@@ -183,6 +203,14 @@ impl Core {
     /// # Errors
     /// `Conflict`.
     pub(super) fn check_not_fed(&self, volume: &str, what: &str) -> Result<()> {
+        if let Some(turned) = self.turned(volume)
+            && turned.member(volume).is_some_and(|member| member.applied.is_none())
+        {
+            return Err(Error::conflict(format!(
+                "a failover to volume {volume} was begun and has not ended"
+            ))
+            .hint(format!("'snapvol failover {volume}' goes on with it")));
+        }
         match self.fed_by(volume) {
             None => Ok(()),
             Some(_) => {

@@ -15,7 +15,7 @@ use crate::delta::token::ResumeToken;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::session::{Condition, MemberRecord, SessionPolicy, SessionRecord, Side};
 use crate::format::state::{BookmarkRecord, LINEAGE_MAX, SnapshotRecord};
-use crate::snapshot::Gate;
+use crate::snapshot::Brake;
 use crate::types::{Geometry, OnFull, Role, RoleEpoch, SetId, SetStamp};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -74,6 +74,12 @@ pub struct OpenFeed {
     pub lineage: Vec<RoleEpoch>,
     /// Identities of the sender's snapshots, youngest first; not more than `OFFERS_MAX`.
     pub offers: Vec<Uuid>,
+    /// How the sender's volume is reached from the receiver's store; empty: it can't be.
+    #[serde(default)]
+    pub way_back: String,
+    /// The program to run there; empty: `snapvol`.
+    #[serde(default)]
+    pub way_back_command: String,
 }
 
 /// Identities that an [`OpenFeed`] names, at most.
@@ -106,6 +112,35 @@ pub struct Feed {
     pub held: Vec<Uuid>,
     /// A set that is half received.
     pub half: Option<HalfSet>,
+    /// The receiver's role epochs, oldest first.
+    #[serde(default)]
+    pub lineage: Vec<RoleEpoch>,
+    /// What the last turn of the receiver was part of.
+    #[serde(default)]
+    pub operation: Option<Uuid>,
+    /// What the receiver has of its own, where it was the primary before.
+    #[serde(default)]
+    pub diverged: Option<Diverged>,
+}
+
+/// What a receiver has of its own, apart from the sender's line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Diverged {
+    /// The snapshot of it, which the receiver shows.
+    pub shown: Uuid,
+    /// Its size in bytes.
+    pub size: u64,
+    /// The youngest state that both sides have; none: all is to be shipped.
+    pub common: Option<Uuid>,
+}
+
+/// What a sender makes a set of for a receiver with something of its own.
+#[derive(Clone, Debug)]
+pub struct OwnChanges {
+    /// What the receiver has.
+    pub diverged: Diverged,
+    /// Bytes that changed there: first byte and count, ascending and disjoint.
+    pub ranges: Vec<(u64, u64)>,
 }
 
 /// A set that is half received.
@@ -316,9 +351,9 @@ impl Core {
     ///
     /// # Errors
     /// `NotFound`.
-    pub async fn set_gate(&self, volume: &str, session: Uuid, gate: Option<Gate>) -> Result<()> {
+    pub async fn set_brake(&self, volume: &str, session: Uuid, brake: Option<Brake>) -> Result<()> {
         let set = self.with(volume, move |volume| async move {
-            volume.set_gate(session, gate);
+            volume.set_brake(session, brake);
             Ok(())
         });
         set.await
@@ -334,8 +369,9 @@ impl Core {
         base: Option<Uuid>,
         target: Uuid,
         resume: Option<String>,
+        own: Option<OwnChanges>,
     ) -> Result<EngineSource> {
-        send::open_by_id(self.engine_of(volume)?, volume, base, target, resume).await
+        send::open_by_id(self.engine_of(volume)?, volume, base, target, resume, own).await
     }
 
     /// Deletes the cuts of a volume that none of its sessions needs: neither as the state that
@@ -357,6 +393,10 @@ impl Core {
         let slowest = members.iter().filter_map(|member| member.applied.or(member.target));
         needed.passed = slowest.map(|set| set.stamp.number).min();
         needed.states = targets;
+        if self.turned(volume).is_some() {
+            // It is the newest state in common with the volume whose place this one took.
+            needed.states.extend(self.roles(volume).await?.restart.map(|set| set.target));
+        }
         self.prune_cuts(volume, needed).await
     }
 
@@ -410,12 +450,28 @@ impl Core {
             };
             self.create(&open.volume, &options, Role::Secondary).await?;
         }
+        self.finish_resync(&open.volume).await?;
         let (uuid, role, geometry) = self.unit(&open.volume).await?;
+        let diverged = self.open_resync(open).await?;
         let ours = self.with(&open.volume, |volume| async move { Ok(volume.lineage()) }).await?;
         let relation = relation(&ours, &open.lineage);
-        if relation != Relation::Follows {
+        if relation != Relation::Follows && diverged.is_none() {
             let (durable, applied, newest, half) = (None, None, None, None);
-            return Ok(Feed { relation, durable, applied, newest, held: Vec::new(), half });
+            let operation = self.roles(&open.volume).await?.operation;
+            if relation == Relation::Split && role == Role::Primary {
+                self.met_split(&open.volume).await?;
+            }
+            return Ok(Feed {
+                relation,
+                durable,
+                applied,
+                newest,
+                held: Vec::new(),
+                half,
+                lineage: ours,
+                operation,
+                diverged,
+            });
         }
         if role == Role::Primary {
             return Err(Error::conflict(format!("volume {} is a primary there", open.volume))
@@ -428,7 +484,8 @@ impl Core {
             ))
             .hint("name another volume"));
         }
-        self.join_session(open, uuid, &self.feed(&open.volume).await?).await?;
+        self.join_session(open, uuid, &self.feed(&open.volume).await?, diverged.is_some()).await?;
+        self.still_opens(open, diverged.is_some()).await?;
         // An earlier opening brings nothing new from here on, but may still be at it: what there
         // is then is not known before it has ended.
         if self.with(&open.volume, |volume| async move { Ok(volume.is_receiving()) }).await? {
@@ -439,6 +496,11 @@ impl Core {
             .hint("it is tried again"));
         }
         let feed = self.feed(&open.volume).await?;
+        if let Some(diverged) = diverged {
+            // What it has of its own is no mark; the line is taken over with the set.
+            let newest = Some(diverged.shown);
+            return Ok(Feed { durable: None, applied: None, newest, diverged: Some(diverged), ..feed });
+        }
         if ours.last() != open.lineage.last() {
             let lineage = open.lineage.clone();
             self.with(&open.volume, |volume| async move { volume.set_lineage(lineage).await }).await?;
@@ -446,14 +508,33 @@ impl Core {
         Ok(feed)
     }
 
+    /// A resync may have been given up, or a role changed, while the session was recorded.
+    async fn still_opens(&self, open: &OpenFeed, resync: bool) -> Result<()> {
+        let (_, role, _) = self.unit(&open.volume).await?;
+        let waits = self.resync_of(&open.volume).await?.map(|resync| resync.session);
+        if role == Role::Secondary && waits == resync.then_some(open.session) {
+            return Ok(());
+        }
+        if self.fed_by(&open.volume).is_some_and(|record| record.session == open.session) {
+            self.forget_session(open.session).await?;
+        }
+        Err(Error::conflict(format!("the role of volume {} changed meanwhile", open.volume)))
+    }
+
     /// Records the session at the receiver. A volume with content of its own is left alone,
     /// unless the sender knows what it shows.
-    async fn join_session(&self, open: &OpenFeed, uuid: Uuid, feed: &Feed) -> Result<()> {
+    async fn join_session(&self, open: &OpenFeed, uuid: Uuid, feed: &Feed, resync: bool) -> Result<()> {
         if let Ok(known) = self.session(open.session)
             && known.condition == Condition::Ended
         {
             return Err(Error::conflict(format!("volume {} was parted from its sender there", open.volume))
                 .hint("end the session here, too, with 'unreplicate'"));
+        }
+        if let Some(other) = self.fed_by(&open.volume).filter(|record| record.session != open.session) {
+            if resync {
+                // It is what an earlier attempt at a resync has left.
+                self.forget_session(other.session).await?;
+            }
         }
         if let Some(other) = self.fed_by(&open.volume).filter(|record| record.session != open.session) {
             return Err(Error::conflict(format!(
@@ -462,11 +543,20 @@ impl Core {
             ))
             .hint(format!("'snapvol unreplicate {}' there ends that one", open.volume)));
         }
-        self.check_not_followed(&open.volume)?;
+        if !resync {
+            self.check_not_followed(&open.volume)?;
+        }
         if self.session(open.session).is_ok_and(|record| record.peer_store == Some(open.store)) {
             let opened = self.change_session(open.session, |known| {
                 let mut record = known.ok_or_else(|| Error::not_found("the session is gone"))?;
+                if record.condition == Condition::Turned {
+                    // A turn that nobody is at any more did not come about, and will not.
+                    self.check_not_turning(&open.volume)?;
+                    record.condition = Condition::Running;
+                }
                 record.opening = Some(open.opening);
+                record.way_back.clone_from(&open.way_back);
+                record.way_back_command.clone_from(&open.way_back_command);
                 Ok(record)
             });
             return opened.await.map(drop);
@@ -475,7 +565,9 @@ impl Core {
             let in_use = self.with(&open.volume, |volume| async move { Ok(volume.summary().await?.in_use) });
             in_use.await? == 0
         };
-        if !empty && !feed.newest.is_some_and(|newest| open.offers.contains(&newest)) {
+        let shown = [feed.newest, feed.applied.map(|set| set.target)];
+        let known = shown.into_iter().flatten().any(|state| open.offers.contains(&state));
+        if !empty && !known && !resync {
             return Err(Error::conflict(format!(
                 "volume {} exists there, and what it shows is no snapshot of {}",
                 open.volume, open.origin
@@ -497,6 +589,8 @@ impl Core {
             peer_store: Some(open.store),
             destination: String::new(),
             remote_command: String::new(),
+            way_back: open.way_back.clone(),
+            way_back_command: open.way_back_command.clone(),
             opening: Some(open.opening),
             condition: Condition::Running,
             policy: SessionPolicy::default(),
@@ -531,7 +625,18 @@ impl Core {
                 .to_string(),
         });
         let mark = cuts.last().map(|cut| cut.set);
-        Ok(Feed { relation: Relation::Follows, durable: mark, applied: mark, newest, held, half })
+        let lineage = self.with(volume, |volume| async move { Ok(volume.lineage()) }).await?;
+        Ok(Feed {
+            relation: Relation::Follows,
+            durable: mark,
+            applied: mark,
+            newest,
+            held,
+            half,
+            lineage,
+            operation: None,
+            diverged: None,
+        })
     }
 
     /// Applies a set; it is durable and shown when this returns. States that nobody needs any
@@ -541,7 +646,11 @@ impl Core {
     /// `Conflict` for a set of another session or role epoch, and what a receive says.
     pub async fn receive_set(&self, feed: &FeedSet, input: &mut dyn Read) -> Result<Received> {
         self.check_opening(feed)?;
-        let lineage = self.with(&feed.volume, |volume| async move { Ok(volume.lineage()) }).await?;
+        let resync = self.resync_of(&feed.volume).await?;
+        let lineage = match &resync {
+            Some(resync) => resync.lineage.clone(),
+            None => self.lineage_of(&feed.volume).await?,
+        };
         if lineage.last() != Some(&feed.set.stamp.epoch) {
             return Err(Error::conflict(format!(
                 "the set is of another role epoch than volume {} is in",
@@ -552,6 +661,9 @@ impl Core {
         let outcome = receiver::receive(input, &mut target).await;
         target.end().await;
         let outcome = outcome?;
+        if resync.is_some() {
+            self.finish_resync(&feed.volume).await?;
+        }
         self.take_what_is_due(&feed.volume).await;
         if let Some(keep) = feed.keep {
             self.keep_states(feed.session, &feed.volume, keep).await?;

@@ -363,12 +363,18 @@ impl Store {
         block_on(self.core.receive_abort(volume))
     }
 
-    /// Makes a secondary writable.
+    /// Makes a secondary writable; with `force` also a primary that waits, or that gave way.
     ///
     /// # Errors
     /// `Conflict`.
-    pub fn promote(&self, volume: &str) -> Result<()> {
-        block_on(self.core.promote(volume))
+    pub fn promote(&self, volume: &str, force: bool) -> Result<()> {
+        block_on(self.core.promote(volume, force))
+    }
+
+    /// Whether a session feeds the volume.
+    #[must_use]
+    pub fn follows(&self, volume: &str) -> bool {
+        self.core.fed_by(volume).is_some()
     }
 
     /// Makes a primary a secondary.

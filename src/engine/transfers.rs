@@ -56,9 +56,33 @@ impl Core {
         self.with(volume, |volume| async move { volume.receive_abort().await }).await
     }
 
-    /// Makes a secondary writable.
-    pub async fn promote(&self, volume: &str) -> Result<()> {
-        self.check_not_fed(volume, "to promote it is a failover and")?;
+    /// Makes a secondary writable; with `force` also a primary that waits, or that gave way.
+    pub async fn promote(&self, volume: &str, force: bool) -> Result<()> {
+        let (_, role, _) = self.unit(volume).await?;
+        let standing = self.roles(volume).await?.standing;
+        if role == Role::Primary && (!standing.is_open() || self.is_unconfirmed(volume).await?) {
+            if force {
+                return self.start_alone(volume).await;
+            }
+            return Err(Error::conflict(format!(
+                "volume {volume} is a primary, and takes no writes because another one may be it, too"
+            ))
+            .hint(format!(
+                "'snapvol resync {volume}' has it follow the other one; --force makes it go on alone, apart \
+                 from the other"
+            )));
+        }
+        if let Some(fed) = self.fed_by(volume) {
+            return Err(Error::conflict(format!(
+                "volume {volume} follows a primary: to promote it is a failover"
+            ))
+            .hint(format!("'snapvol failover {}' does that", fed.unit)));
+        }
+        self.check_not_fed(volume, "to promote it")?;
+        if self.roles(volume).await?.resync.is_some() {
+            return Err(Error::conflict(format!("a resync of volume {volume} is under way"))
+                .hint(format!("'snapvol resync {volume} --abort' ends it")));
+        }
         self.with(volume, |volume| async move { volume.set_role(Role::Primary).await }).await
     }
 

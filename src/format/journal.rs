@@ -6,13 +6,14 @@
 //! frame vouches for was whole once.
 
 use super::codec::{Fields, Put};
+use super::roles::TurnRecord;
 use super::state::{
     BookmarkRecord, LayerRecord, ReceiveRecord, SegmentRecord, SnapshotRecord, VolumeState, on_full_code,
     on_full_from, put_layer, put_lineage, put_ranges, put_receive, put_snapshot, role_code, role_from,
     take_layer, take_lineage, take_ranges, take_receive, take_snapshot,
 };
 use crate::error::{Error, ErrorKind, Result};
-use crate::types::{Block, Epoch, OnFull, Role, RoleEpoch, Seq};
+use crate::types::{Block, Epoch, OnFull, Role, RoleEpoch, Seq, Standing};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use uuid::Uuid;
@@ -170,6 +171,8 @@ pub enum Record {
         /// First block and count.
         ranges: Vec<(u64, u64)>,
     },
+    /// Role, standing, lineage and restart point change together.
+    Turn(Box<TurnRecord>),
 }
 
 /// A staged write in the journal.
@@ -466,6 +469,10 @@ fn put_record(out: &mut Put, record: &Record) -> Vec<Bytes> {
             out.u8(28);
             put_ranges(out, ranges);
         }
+        Record::Turn(turn) => {
+            out.u8(11);
+            turn.put(out);
+        }
     }
     Vec::new()
 }
@@ -503,6 +510,7 @@ fn take_record(payload: &Bytes) -> Result<Record> {
             received: from.flag()?,
         },
         10 => Record::Confirmed { batch: from.uuid()? },
+        11 => Record::Turn(Box::new(TurnRecord::take(&mut from)?)),
         12 => Record::Delete {
             snapshots: (0..from.count(16)?).map(|_| from.uuid()).collect::<Result<_>>()?,
             removed: (0..from.count(8)?).map(|_| Ok(Epoch(from.u64()?))).collect::<Result<_>>()?,
@@ -609,11 +617,20 @@ impl VolumeState {
                 self.geometry.size = *size;
             }
             Record::Receive(receive) => self.receive.clone_from(receive),
-            Record::Role(role) => self.role = *role,
+            Record::Role(role) => {
+                self.role = *role;
+                self.roles.standing = Standing::Open;
+            }
             Record::Policy(policy) => self.on_full = *policy,
             Record::Lineage(lineage) => self.lineage.clone_from(lineage),
             Record::Forget { bookmarks } => self.bookmarks.retain(|b| !bookmarks.contains(&b.uuid)),
             Record::Active { ranges } => self.active.extend_from_slice(ranges),
+            Record::Turn(turn) => {
+                self.role = turn.role;
+                self.lineage.clone_from(&turn.lineage);
+                self.rollback = turn.rollback.or(self.rollback);
+                self.roles.turn(turn);
+            }
             Record::MetaSet { epoch, .. } | Record::MetaClear { epoch, .. } => {
                 self.epoch = self.epoch.max(*epoch)
             }
@@ -626,9 +643,16 @@ impl VolumeState {
         }
     }
 
+    /// A set that a resync waited for also brings the line that it belongs to.
     fn end_receive(&mut self, size: u64) {
         self.geometry.size = size;
-        self.receive = None;
+        if let Some(receive) = self.receive.take() {
+            self.roles.received_us = receive.begun_us;
+            if let Some(resync) = self.roles.resync.take_if(|_| receive.set.is_some()) {
+                self.lineage = resync.lineage;
+                self.roles.standing = Standing::Open;
+            }
+        }
     }
 
     fn replace_layers(&mut self, removed: &[Epoch], added: &[LayerRecord]) {

@@ -5,6 +5,7 @@ pub mod checkpoint;
 pub mod codec;
 pub mod journal;
 pub mod layer;
+pub mod roles;
 pub mod segment;
 pub mod session;
 pub mod slot;

@@ -4,7 +4,7 @@
 //! one whole version of it. A group of volumes will be a session with several members.
 
 use super::codec::{Fields, Put};
-use super::state::{put_set, take_set};
+use super::roles::{put_set_id, take_set_id};
 use crate::error::{Error, ErrorKind, Result};
 use crate::types::SetId;
 use uuid::Uuid;
@@ -34,6 +34,20 @@ pub enum Condition {
     Paused,
     /// Its backlog passed the bound and its base was given up.
     Ended,
+    /// At a receiver: the volume takes the sender's place, or has taken it. The state from which
+    /// it goes on is kept, for the old sender's way back.
+    Turned,
+}
+
+/// What a primary does with its writers when its store is opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Start {
+    /// They wait until a receiver has confirmed that nobody else became the primary.
+    #[default]
+    Confirmed,
+    /// They write at once.
+    Alone,
 }
 
 /// What happens when a session's backlog passes its bound.
@@ -50,7 +64,7 @@ pub enum OnBacklog {
 }
 
 /// When a session cuts, how fast it ships, how much it lets pile up.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct SessionPolicy {
     /// Milliseconds after which what has changed is cut.
     pub timeout_ms: u64,
@@ -64,6 +78,8 @@ pub struct SessionPolicy {
     pub backlog_ms: u64,
     /// What happens at either bound.
     pub on_backlog: OnBacklog,
+    /// What its volume's writers do after a start.
+    pub start: Start,
     /// Shell command run before a cut; empty: none.
     pub before_cut: String,
     /// Shell command run after a cut; empty: none.
@@ -85,6 +101,7 @@ impl Default for SessionPolicy {
             backlog_bytes: 0,
             backlog_ms: 0,
             on_backlog: OnBacklog::default(),
+            start: Start::default(),
             before_cut: String::new(),
             after_cut: String::new(),
             on_error: String::new(),
@@ -126,6 +143,11 @@ pub struct SessionRecord {
     pub destination: String,
     /// The program to run there, as its shell takes it; empty: `snapvol`.
     pub remote_command: String,
+    /// How the receiver's store reaches the sender's, as a destination; empty: it can't. A
+    /// receiver has it from its sender.
+    pub way_back: String,
+    /// The program to run at the sender's, as its shell takes it; empty: `snapvol`.
+    pub way_back_command: String,
     /// At a receiver, the opening that it listens to: what an earlier one brings comes too late.
     pub opening: Option<Uuid>,
     /// What its owner asked of it.
@@ -159,11 +181,14 @@ impl SessionRecord {
         out.maybe_uuid(self.peer_store);
         out.text(&self.destination);
         out.text(&self.remote_command);
+        out.text(&self.way_back);
+        out.text(&self.way_back_command);
         out.maybe_uuid(self.opening);
         out.u8(match self.condition {
             Condition::Running => 0,
             Condition::Paused => 1,
             Condition::Ended => 2,
+            Condition::Turned => 3,
         });
         put_policy(&mut out, &self.policy);
         out.count(self.members.len());
@@ -171,9 +196,9 @@ impl SessionRecord {
             out.text(&member.volume);
             out.uuid(member.uuid);
             out.text(&member.far_volume);
-            put_mark(&mut out, member.durable);
-            put_mark(&mut out, member.applied);
-            put_mark(&mut out, member.target);
+            put_set_id(&mut out, member.durable);
+            put_set_id(&mut out, member.applied);
+            put_set_id(&mut out, member.target);
         }
         let crc = crc32c::crc32c(&out.0);
         out.u32(crc);
@@ -211,11 +236,14 @@ impl SessionRecord {
             peer_store: from.maybe_uuid()?,
             destination: from.text()?,
             remote_command: from.text()?,
+            way_back: from.text()?,
+            way_back_command: from.text()?,
             opening: from.maybe_uuid()?,
             condition: match from.u8()? {
                 0 => Condition::Running,
                 1 => Condition::Paused,
                 2 => Condition::Ended,
+                3 => Condition::Turned,
                 _ => return Err(damaged()),
             },
             policy: take_policy(&mut from)?,
@@ -237,6 +265,10 @@ fn put_policy(out: &mut Put, policy: &SessionPolicy) {
         OnBacklog::Freeze => 1,
         OnBacklog::Readonly => 2,
     });
+    out.u8(match policy.start {
+        Start::Confirmed => 0,
+        Start::Alone => 1,
+    });
     for command in [&policy.before_cut, &policy.after_cut, &policy.on_error] {
         out.text(command);
     }
@@ -257,6 +289,11 @@ fn take_policy(from: &mut Fields<'_>) -> Result<SessionPolicy> {
             2 => OnBacklog::Readonly,
             other => return Err(Error::corrupt(format!("policy {other} for a backlog is unknown"))),
         },
+        start: match from.u8()? {
+            0 => Start::Confirmed,
+            1 => Start::Alone,
+            other => return Err(Error::corrupt(format!("policy {other} for a start is unknown"))),
+        },
         before_cut: from.text()?,
         after_cut: from.text()?,
         on_error: from.text()?,
@@ -265,28 +302,14 @@ fn take_policy(from: &mut Fields<'_>) -> Result<SessionPolicy> {
     })
 }
 
-fn put_mark(out: &mut Put, mark: Option<SetId>) {
-    put_set(out, mark.map(|set| set.stamp));
-    if let Some(set) = mark {
-        out.uuid(set.target);
-    }
-}
-
-fn take_mark(from: &mut Fields<'_>) -> Result<Option<SetId>> {
-    match take_set(from)? {
-        Some(stamp) => Ok(Some(SetId { stamp, target: from.uuid()? })),
-        None => Ok(None),
-    }
-}
-
 fn take_member(from: &mut Fields<'_>) -> Result<MemberRecord> {
     Ok(MemberRecord {
         volume: from.text()?,
         uuid: from.uuid()?,
         far_volume: from.text()?,
-        durable: take_mark(from)?,
-        applied: take_mark(from)?,
-        target: take_mark(from)?,
+        durable: take_set_id(from)?,
+        applied: take_set_id(from)?,
+        target: take_set_id(from)?,
     })
 }
 
@@ -309,11 +332,14 @@ mod tests {
             peer_store: Some(Uuid::from_u128(2)),
             destination: "ssh://far/srv/store/db".to_owned(),
             remote_command: "sudo snapvol".to_owned(),
+            way_back: "ssh://near/srv/store/db".to_owned(),
+            way_back_command: "/opt/snapvol".to_owned(),
             opening: Some(Uuid::from_u128(6)),
             condition: Condition::Paused,
             policy: SessionPolicy {
                 limit: 1 << 20,
                 on_backlog: OnBacklog::Freeze,
+                start: Start::Alone,
                 before_cut: "sync".to_owned(),
                 ..SessionPolicy::default()
             },
@@ -346,7 +372,8 @@ mod tests {
             ],
             ..record()
         };
-        for record in [record(), bare] {
+        let turned = SessionRecord { condition: Condition::Turned, ..bare.clone() };
+        for record in [record(), bare, turned] {
             let bytes = record.encode();
             assert_eq!(SessionRecord::decode(&bytes).unwrap(), record);
             for len in 0..bytes.len() {
@@ -377,8 +404,16 @@ mod tests {
             "version" => VERSION.to_le_bytes().to_vec(),
             other => panic!("{other}"),
         });
-        for field in ["timeout_ms", "high_water", "backlog_ms", "on_backlog", "far_volume", "remote_command"]
-        {
+        for field in [
+            "way_back_command",
+            "start",
+            "timeout_ms",
+            "high_water",
+            "backlog_ms",
+            "on_backlog",
+            "far_volume",
+            "remote_command",
+        ] {
             assert!(text().contains(field), "{field}");
         }
     }

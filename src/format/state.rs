@@ -3,6 +3,7 @@
 //! one whole [`VolumeState`]; later records change it.
 
 use super::codec::{Fields, Put};
+use super::roles::RoleState;
 use crate::error::{Error, Result};
 use crate::types::{Epoch, Geometry, OnFull, Role, RoleEpoch, Seq, SetStamp};
 use std::collections::BTreeMap;
@@ -93,6 +94,8 @@ pub struct ReceiveRecord {
     pub aborting: bool,
     /// It comes from a session.
     pub set: Option<SetStamp>,
+    /// When it began, in microseconds since 1970, by the clock here.
+    pub begun_us: u64,
 }
 
 /// What is left of a cut that is no snapshot any more: no before-images, so it can't be read,
@@ -188,6 +191,8 @@ pub struct VolumeState {
     pub touched: Vec<TouchedRecord>,
     /// First block and count of regions in which anything may have been touched since.
     pub active: Vec<(u64, u64)>,
+    /// What turns have left.
+    pub roles: RoleState,
 }
 
 impl VolumeState {
@@ -213,6 +218,7 @@ impl VolumeState {
             bookmarks: Vec::new(),
             touched: Vec::new(),
             active: Vec::new(),
+            roles: RoleState::default(),
         }
     }
 
@@ -296,6 +302,7 @@ impl VolumeState {
             out.u64(touched.file);
         }
         put_ranges(out, &self.active);
+        self.roles.put(out);
     }
 
     /// Reads what [`Self::put`] wrote.
@@ -337,6 +344,7 @@ impl VolumeState {
             .map(|_| Ok(TouchedRecord { mark: Epoch(from.u64()?), file: from.u64()? }))
             .collect::<Result<_>>()?;
         let active = take_ranges(from)?;
+        let roles = RoleState::take(from)?;
         Ok(Self {
             uuid,
             geometry,
@@ -356,6 +364,7 @@ impl VolumeState {
             bookmarks,
             touched,
             active,
+            roles,
         })
     }
 }
@@ -532,6 +541,7 @@ pub(super) fn put_receive(out: &mut Put, receive: &ReceiveRecord) {
     out.u64(receive.durable);
     out.u8(u8::from(receive.aborting));
     put_set(out, receive.set);
+    out.u64(receive.begun_us);
 }
 
 pub(super) fn take_receive(from: &mut Fields<'_>) -> Result<ReceiveRecord> {
@@ -545,6 +555,7 @@ pub(super) fn take_receive(from: &mut Fields<'_>) -> Result<ReceiveRecord> {
         durable: from.u64()?,
         aborting: from.flag()?,
         set: take_set(from)?,
+        begun_us: from.u64()?,
     })
 }
 

@@ -1,6 +1,7 @@
 //! The hub: runs the sessions that this store sends, a thread each, over one connection for
 //! each peer store.
 
+use super::handover::Wish;
 use super::link::{Inbound, Link};
 use super::manage;
 use super::sender::{self, Event, Port};
@@ -142,6 +143,49 @@ impl Hub {
             return Err(Error::not_found(format!("volume {volume} has no session that it is sent by")));
         }
         Ok(wishes)
+    }
+
+    /// Makes the receiver of a volume's session the primary, and waits for the end of that.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no session, `Invalid` when there are several and none is named;
+    /// `Conflict` when writers are connected or would wait for too long; `Interrupted` when it is not
+    /// known how it ended: the session finds out.
+    pub fn hand_over(
+        &self,
+        volume: &str,
+        session: Option<Uuid>,
+        pause_max: Duration,
+        force: bool,
+    ) -> Result<()> {
+        let mut sessions = self.shared.store.core().sessions_of(volume, Side::Sender);
+        sessions.retain(|record| session.is_none_or(|session| record.session == session));
+        let record = match &sessions[..] {
+            [] => {
+                return Err(Error::not_found(format!("volume {volume} has no session that it is sent by"))
+                    .hint("'snapvol status' shows those there are"));
+            }
+            [one] => one.clone(),
+            _ => {
+                return Err(Error::invalid(format!("volume {volume} has several sessions"))
+                    .hint("run 'snapvol failback' at the side that is to become the primary"));
+            }
+        };
+        let (answer, answered) = futures::channel::oneshot::channel();
+        {
+            let workers = lock(&self.workers);
+            let Some(worker) = workers.get(&record.session) else {
+                return Err(Error::conflict("the session is not running"));
+            };
+            let wish = Wish { pause_max, force, answer };
+            let _ = worker.inbox.send((None, Event::HandOver(wish)));
+        }
+        let done = block_on(answered).unwrap_or_else(|_| {
+            Err(Error::new(ErrorKind::Interrupted, "the session ended before the handover did")
+                .hint("'snapvol list' shows how the volume stands; the command may be given again"))
+        });
+        self.refresh();
+        done
     }
 
     /// How all sessions stand, also those that this store receives.

@@ -2,16 +2,18 @@
 //!
 //! These change records alone; whoever runs the sessions looks at the records again.
 
-use super::receiver::FarStore;
-use super::wire::{Body, Frame, Greet, Message, far_failure};
+use super::ask::ask as ask_far;
+use super::receiver::{Changes, FarStore};
+use super::wire::Message;
 use crate::engine::Store;
 use crate::engine::api::{Received, SessionStatus};
 use crate::engine::core::Core;
+use crate::engine::roles::{RoleAnswer, RoleRequest, TakeOver};
 use crate::engine::sets::{Feed, FeedSet, OpenFeed};
 use crate::error::{Error, Result};
-use crate::format::session::{Condition, MemberRecord, OnBacklog, SessionPolicy, SessionRecord, Side};
-use crate::transport::{Destination, Peer};
-use crate::types::Name;
+use crate::format::session::{Condition, MemberRecord, OnBacklog, SessionPolicy, SessionRecord, Side, Start};
+use crate::transport::Destination;
+use crate::types::{Name, RoleEpoch};
 use futures::executor::block_on;
 use serde::{Deserialize, Serialize};
 use std::io::Read;
@@ -38,6 +40,7 @@ pub struct PolicyChange {
     pub on_error: Option<String>,
     pub warn_lag_ms: Option<u64>,
     pub warn_backlog: Option<u64>,
+    pub start: Option<Start>,
 }
 
 impl PolicyChange {
@@ -58,6 +61,7 @@ impl PolicyChange {
         set(&mut policy.warn_lag_ms, self.warn_lag_ms);
         set(&mut policy.warn_backlog, self.warn_backlog);
         set(&mut policy.on_backlog, self.on_backlog);
+        set(&mut policy.start, self.start);
     }
 }
 
@@ -70,6 +74,13 @@ pub struct Replicate {
     pub destination: String,
     /// The program to run there.
     pub remote_command: Option<String>,
+    /// How the volume here is reached from there, and the program to run here then; without it,
+    /// what is known, and between stores of one machine the store's path.
+    #[serde(default)]
+    pub way_back: Option<String>,
+    #[serde(default)]
+    #[allow(missing_docs, reason = "as above")]
+    pub way_back_command: Option<String>,
     /// The policy, or what is to be different in it.
     pub change: PolicyChange,
 }
@@ -95,13 +106,22 @@ pub(crate) async fn replicate_on(core: &Core, request: Replicate) -> Result<()> 
     if there.host.is_none() && same_dir(Path::new(&there.store), core.dir()) {
         return Err(Error::conflict("a volume is not replicated into its own store"));
     }
-    let Replicate { remote_command, change, .. } = request;
+    let Replicate { remote_command, change, way_back, way_back_command, .. } = request;
+    if let Some(way) = &way_back {
+        way.parse::<Destination>()?;
+    }
     if let Some(known) = sessions_to(core, volume.as_str(), Some(&there.to_string())).pop() {
         let changed = core.change_session(known.session, |record| {
             let mut record = record.ok_or_else(|| Error::not_found("the session is gone"))?;
             change.apply(&mut record.policy);
             if let Some(command) = remote_command {
                 record.remote_command = command;
+            }
+            if let Some(way) = way_back {
+                record.way_back = way;
+            }
+            if let Some(command) = way_back_command {
+                record.way_back_command = command;
             }
             Ok(record)
         });
@@ -120,6 +140,7 @@ pub(crate) async fn replicate_on(core: &Core, request: Replicate) -> Result<()> 
         applied: None,
         target: None,
     };
+    let beside = || way_to(core, volume.as_str()).filter(|_| there.host.is_none());
     let record = SessionRecord {
         session,
         side: Side::Sender,
@@ -127,6 +148,8 @@ pub(crate) async fn replicate_on(core: &Core, request: Replicate) -> Result<()> 
         peer_store: None,
         destination: there.to_string(),
         remote_command: remote_command.unwrap_or_default(),
+        way_back: way_back.or_else(beside).unwrap_or_default(),
+        way_back_command: way_back_command.unwrap_or_default(),
         opening: None,
         condition: Condition::Running,
         policy,
@@ -134,6 +157,14 @@ pub(crate) async fn replicate_on(core: &Core, request: Replicate) -> Result<()> 
     };
     core.change_session(session, |_| Ok(record)).await?;
     Ok(())
+}
+
+/// The path by which a volume here is a destination on this machine; none where its store's path
+/// can't be written as one.
+pub(super) fn way_to(core: &Core, volume: &str) -> Option<String> {
+    let dir = std::path::absolute(core.dir()).ok()?;
+    let way = format!("{}/{volume}", dir.to_str()?);
+    way.parse::<Destination>().ok().map(|way| way.to_string())
 }
 
 fn same_dir(a: &Path, b: &Path) -> bool {
@@ -185,6 +216,17 @@ pub fn unreplicate(store: &Store, volume: &str, destination: Option<&str>) -> Re
         return Ok(None);
     }
     let mut sessions = sessions_to(core, volume, destination);
+    if sessions.is_empty()
+        && destination.is_none()
+        && let Some(turned) = core.turned(volume)
+    {
+        // Nobody comes back for the state from which the volume took its sender's place.
+        block_on(async {
+            core.forget_session(turned.session).await?;
+            core.prune_sent(volume).await
+        })?;
+        return Ok(None);
+    }
     let Some(record) = sessions.pop() else { return Err(no_session(volume, destination)) };
     if !sessions.is_empty() {
         return Err(Error::invalid(format!("volume {volume} has several sessions"))
@@ -220,37 +262,11 @@ pub fn farewell(store: Uuid, record: &SessionRecord) -> Result<()> {
         // It was never reached.
         return Ok(());
     }
-    let there: Destination = record.destination.parse()?;
-    let program = Some(record.remote_command.as_str()).filter(|command| !command.is_empty());
-    let mut peer = Peer::start(&there, program, &["peer"])?;
-    let (mut input, mut output) = (peer.input(), peer.output());
-    let (said, heard) = std::sync::mpsc::channel();
-    let session = record.session;
-    std::thread::spawn(move || {
-        let talked = (|| {
-            let greet = Frame::of_connection(Body::Message(Message::Greet(Greet::of(store))));
-            greet.write(&mut input)?;
-            let close = Body::Message(Message::Close { session });
-            Frame { channel: session, epoch: Uuid::nil(), body: close }.write(&mut input)?;
-            loop {
-                match Frame::read(&mut output)?.map(|frame| frame.body) {
-                    Some(Body::Message(Message::Closed)) => return Ok(()),
-                    Some(Body::Message(Message::Failed { kind, message, hint })) => {
-                        return Err(far_failure(&kind, &message, hint.as_deref()));
-                    }
-                    Some(_) => {}
-                    None => return Err(super::wire::broke()),
-                }
-            }
-        })();
-        // Nobody waits any more if this fails.
-        let _ = said.send(talked);
-    });
-    let talked = heard.recv_timeout(FAREWELL_WAIT).unwrap_or_else(|_| Err(super::wire::broke()));
-    if talked.is_err() {
-        peer.kill();
+    let close = Message::Close { session: record.session };
+    match ask_far(store, &record.destination, &record.remote_command, close, FAREWELL_WAIT)? {
+        Message::Closed => Ok(()),
+        other => Err(Error::invalid(format!("the other side says '{}' out of turn", other.word()))),
     }
-    talked
 }
 
 /// The same; a failure as a sentence for the owner.
@@ -290,6 +306,7 @@ pub fn idle_statuses(store: &Store, running: bool) -> Vec<SessionStatus> {
             state: match (sender, record.condition) {
                 (_, Condition::Paused) => "paused",
                 (_, Condition::Ended) => "ended",
+                (_, Condition::Turned) => "turned",
                 (true, Condition::Running) => "stopped",
                 (false, Condition::Running) => "following",
             }
@@ -319,6 +336,21 @@ impl FarStore for Core {
     async fn close_feed(&self, session: Uuid) -> Result<()> {
         Self::close_feed(self, session).await
     }
+    async fn take_over(
+        &self,
+        session: Uuid,
+        opening: Uuid,
+        volume: &str,
+        take: &TakeOver,
+    ) -> Result<Vec<RoleEpoch>> {
+        Self::take_over(self, session, opening, volume, take).await
+    }
+    async fn changes(&self, session: Uuid, volume: &str, from: u64) -> Result<Changes> {
+        Self::changes(self, session, volume, from).await
+    }
+    async fn role_request(&self, request: &RoleRequest) -> Result<RoleAnswer> {
+        Self::role_request(self, request).await
+    }
 }
 
 /// What the far end of a session asks of an open store, for a caller that waits.
@@ -338,6 +370,14 @@ pub fn ask(store: &Store, request: &FarRequest) -> Result<FarAnswer> {
                 core.keep_states(*session, volume, *keep).await.map(|()| FarAnswer::Done)
             }
             FarRequest::Close { session } => core.close_feed(*session).await.map(|()| FarAnswer::Done),
+            FarRequest::TakeOver { session, opening, volume, take } => {
+                core.take_over(*session, *opening, volume, take).await.map(FarAnswer::Lineage)
+            }
+            FarRequest::Changes { session, volume, from } => {
+                let changes = core.changes(*session, volume, *from).await;
+                changes.map(|(ranges, next)| FarAnswer::Changes { ranges, next })
+            }
+            FarRequest::Role(request) => core.role_request(request).await.map(FarAnswer::Role),
         }
     })
 }
@@ -360,6 +400,9 @@ pub enum FarRequest {
     Abort { session: Uuid, volume: String },
     Keep { session: Uuid, volume: String, keep: u64 },
     Close { session: Uuid },
+    TakeOver { session: Uuid, opening: Uuid, volume: String, take: Box<TakeOver> },
+    Changes { session: Uuid, volume: String, from: u64 },
+    Role(RoleRequest),
 }
 
 /// What it answers.
@@ -369,5 +412,8 @@ pub enum FarRequest {
 pub enum FarAnswer {
     Identity(Uuid),
     Feed(Box<Feed>),
+    Lineage(Vec<RoleEpoch>),
+    Changes { ranges: Vec<(u64, u64)>, next: Option<u64> },
+    Role(RoleAnswer),
     Done,
 }

@@ -128,7 +128,10 @@ where
             continue;
         }
         if !channels.contains_key(&frame.channel) {
-            if !matches!(frame.body, Body::Message(Message::Open { .. } | Message::Close { .. })) {
+            if !matches!(
+                frame.body,
+                Body::Message(Message::Open { .. } | Message::Close { .. } | Message::Ask { .. })
+            ) {
                 // Of a channel that has ended.
                 continue;
             }

@@ -7,10 +7,14 @@
 //!   can feed those behind it by deltas.
 
 use crate::engine::sets::{Cut, HalfSet};
-use crate::types::{RoleEpoch, SetId, SetStamp};
+use crate::error::{Error, Result};
+use crate::types::{RoleEpoch, SetId, SetStamp, VOLUME_SIZE_MAX};
 use std::collections::BTreeSet;
 use std::time::Duration;
 use uuid::Uuid;
+
+/// Ranges of a receiver's own changes that are kept, at most.
+const RANGES_KEPT: usize = 1 << 18;
 
 /// How long a session rests after a failure, at first and at most.
 const BACK_OFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
@@ -22,6 +26,8 @@ pub struct Facts<'a> {
     pub epoch: RoleEpoch,
     /// What the receiver shows; a delta can start from nothing else.
     pub shown: Option<Uuid>,
+    /// Of a receiver with something of its own, which it shows: the state that both have.
+    pub common: Option<Uuid>,
     /// What it has half received.
     pub half: Option<&'a HalfSet>,
     /// All snapshots here, cuts among them, oldest first.
@@ -67,7 +73,9 @@ pub fn set_to(cut: &SetId, base: Option<Uuid>) -> SetId {
 #[must_use]
 pub fn next(facts: &Facts<'_>) -> Step {
     let place = |uuid: Uuid| facts.queue.iter().position(|known| *known == uuid);
-    let base = facts.shown.filter(|shown| place(*shown).is_some());
+    // Where what the receiver shows stands among what is here.
+    let stands = facts.common.or(facts.shown).filter(|state| place(*state).is_some());
+    let base = facts.shown.filter(|_| stands.is_some());
     if let Some(half) = facts.half {
         let goes_on = half.set.filter(|set| {
             let cut = facts.cuts.iter().find(|cut| cut.set.target == set.target);
@@ -79,30 +87,65 @@ pub fn next(facts: &Facts<'_>) -> Step {
             None => Step::Abort,
         };
     }
-    let behind = |cut: &&Cut| match base {
+    let behind = |cut: &&Cut| match stands {
         None => true,
-        Some(base) => place(cut.set.target) > place(base),
+        Some(stands) => place(cut.set.target) > place(stands),
     };
     let ahead: Vec<&Cut> = facts.cuts.iter().filter(behind).collect();
     if !facts.due {
         return Step::Rest;
     }
-    let boundary = ahead.iter().find(|cut| facts.others.contains(&cut.set.target));
+    // A cut of an earlier role epoch is not shipped under the present one.
+    let of_now = |cut: &Cut| cut.set.stamp.epoch == facts.epoch;
+    let boundary = ahead.iter().find(|cut| facts.others.contains(&cut.set.target) && of_now(cut));
     if let Some(cut) = boundary.filter(|_| base.is_some()) {
         return Step::Ship { set: set_to(&cut.set, base), resume: None };
     }
-    if facts.changed {
+    // What the receiver has of its own goes also where nothing changed here.
+    if facts.changed || facts.common.is_some() {
         return Step::Cut { base };
     }
     match ahead.last() {
-        Some(cut) if cut.set.stamp.epoch == facts.epoch => {
-            Step::Ship { set: set_to(&cut.set, base), resume: None }
-        }
-        // A cut of an earlier role epoch is not shipped under the present one.
+        Some(cut) if of_now(cut) => Step::Ship { set: set_to(&cut.set, base), resume: None },
         Some(_) => Step::Cut { base },
         None if base.is_none() => Step::Cut { base },
         None => Step::Rest,
     }
+}
+
+/// Adds ranges behind those that there are; of very many, near ones become one.
+///
+/// # Errors
+/// `Invalid` when they are not ascending and disjoint.
+pub fn join_ranges(all: &mut Vec<(u64, u64)>, more: &[(u64, u64)]) -> Result<()> {
+    for (at, len) in more {
+        let end = all.last().map_or(0, |(at, len)| at + len);
+        if *at < end || *len == 0 || at.checked_add(*len).is_none_or(|end| end > VOLUME_SIZE_MAX) {
+            return Err(Error::invalid("the other side says ranges that are in no order"));
+        }
+        all.push((*at, *len));
+        if all.len() > RANGES_KEPT {
+            unite_nearest(all);
+        }
+    }
+    Ok(())
+}
+
+/// Halves the number of ranges, at least about, by closing the smallest gaps.
+fn unite_nearest(all: &mut Vec<(u64, u64)>) {
+    let gap = |pair: &[(u64, u64)]| pair[1].0 - (pair[0].0 + pair[0].1);
+    let mut gaps: Vec<u64> = all.windows(2).map(gap).collect();
+    let middle = gaps.len() / 2;
+    let (_, bound, _) = gaps.select_nth_unstable(middle);
+    let bound = *bound;
+    let mut united: Vec<(u64, u64)> = Vec::new();
+    for (at, len) in all.drain(..) {
+        match united.last_mut() {
+            Some((from, count)) if at - (*from + *count) <= bound => *count = at + len - *from,
+            _ => united.push((at, len)),
+        }
+    }
+    *all = united;
 }
 
 /// The rest after so many failures in a row.
@@ -140,6 +183,7 @@ mod tests {
         next(&Facts {
             epoch: EPOCH,
             shown: shown.map(id),
+            common: None,
             half: half.as_ref(),
             queue: &queue,
             cuts: &cuts,
@@ -171,6 +215,30 @@ mod tests {
         assert_eq!(step(Some(101), &[6, 8], true, false, None), ship(Some(101), 8));
     }
 
+    /// It shows what nobody here has; what both have is cut 7.
+    #[test]
+    fn a_receiver_with_something_of_its_own_gets_a_delta_above_that() {
+        let cuts: Vec<Cut> = (5..=9).map(cut).collect();
+        let queue: Vec<Uuid> = [5, 6, 7, 8, 9].map(id).to_vec();
+        let half = HalfSet { set: Some(set(Some(700), 9)), durable: 0, token: "token".to_owned() };
+        let facts = Facts {
+            epoch: EPOCH,
+            shown: Some(id(700)),
+            common: Some(id(7)),
+            half: None,
+            queue: &queue,
+            cuts: &cuts,
+            others: &BTreeSet::new(),
+            due: true,
+            changed: false,
+        };
+        assert_eq!(next(&facts), Step::Cut { base: Some(id(700)) });
+        let resumed = Step::Ship { set: set(Some(700), 9), resume: Some("token".to_owned()) };
+        assert_eq!(next(&Facts { half: Some(&half), ..facts.clone() }), resumed);
+        // What both had is not here any more.
+        assert_eq!(next(&Facts { common: Some(id(4)), ..facts }), Step::Cut { base: None });
+    }
+
     #[test]
     fn a_receiver_with_nothing_in_common_gets_all() {
         for shown in [None, Some(77)] {
@@ -180,6 +248,7 @@ mod tests {
         let facts = Facts {
             epoch: EPOCH,
             shown: None,
+            common: None,
             half: None,
             queue: &[],
             cuts: &[],
@@ -192,6 +261,11 @@ mod tests {
         let cuts = [cut(5)];
         let facts = Facts { epoch: later, queue: &[id(5)], cuts: &cuts, ..facts };
         assert_eq!(next(&facts), Step::Cut { base: None }, "no cut of an earlier role epoch");
+        // Also where another session needs the boundary.
+        let (cuts, others) = ([cut(5), cut(6)], BTreeSet::from([id(6)]));
+        let facts =
+            Facts { shown: Some(id(5)), queue: &[id(5), id(6)], cuts: &cuts, others: &others, ..facts };
+        assert_eq!(next(&facts), Step::Cut { base: Some(id(5)) }, "no boundary of an earlier role epoch");
     }
 
     #[test]
@@ -209,6 +283,26 @@ mod tests {
             other.stamp.epoch.counter = 2;
             assert_eq!(step(Some(5), &[], due, true, half(Some(other))), Step::Abort);
         }
+    }
+
+    #[test]
+    fn ranges_without_number_become_few() {
+        let mut all = Vec::new();
+        let far = RANGES_KEPT as u64 * 40;
+        // Pairs with small gaps between them, and large ones between the pairs.
+        for number in 0..RANGES_KEPT as u64 {
+            join_ranges(&mut all, &[(number * 40, 8), (number * 40 + 10, 8)]).unwrap();
+        }
+        join_ranges(&mut all, &[(far, 8)]).unwrap();
+        assert!(all.len() <= RANGES_KEPT && all.len() > RANGES_KEPT / 4, "{}", all.len());
+        assert!(all.windows(2).all(|pair| pair[0].0 + pair[0].1 <= pair[1].0));
+        for number in [0, 7, 40_000, RANGES_KEPT as u64 - 1] {
+            for at in [number * 40, number * 40 + 17] {
+                assert!(all.iter().any(|(from, len)| (*from..from + len).contains(&at)), "{at}");
+            }
+        }
+        assert!(join_ranges(&mut all, &[(far, 1)]).is_err());
+        assert!(join_ranges(&mut all, &[(u64::MAX, 2)]).is_err());
     }
 
     #[test]

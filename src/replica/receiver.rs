@@ -6,10 +6,15 @@
 
 use super::wire::{Body, Message};
 use crate::engine::api::Received;
+use crate::engine::roles::{RoleAnswer, RoleRequest, TakeOver};
 use crate::engine::sets::{Feed, FeedSet, OpenFeed};
 use crate::error::{Error, Result};
+use crate::types::RoleEpoch;
 use std::io::Read;
 use uuid::Uuid;
+
+/// Ranges that changed, and where the next ones begin.
+pub type Changes = (Vec<(u64, u64)>, Option<u64>);
 
 /// A store that takes part in sessions: open in this process, served by another, or simulated.
 pub trait FarStore {
@@ -42,6 +47,27 @@ pub trait FarStore {
     /// # Errors
     /// As there.
     fn close_feed(&self, session: Uuid) -> impl Future<Output = Result<()>>;
+    /// As `Core::take_over`.
+    ///
+    /// # Errors
+    /// As there.
+    fn take_over(
+        &self,
+        session: Uuid,
+        opening: Uuid,
+        volume: &str,
+        take: &TakeOver,
+    ) -> impl Future<Output = Result<Vec<RoleEpoch>>>;
+    /// As `Core::changes`.
+    ///
+    /// # Errors
+    /// As there.
+    fn changes(&self, session: Uuid, volume: &str, from: u64) -> impl Future<Output = Result<Changes>>;
+    /// As `Core::role_request`.
+    ///
+    /// # Errors
+    /// As there.
+    fn role_request(&self, request: &RoleRequest) -> impl Future<Output = Result<RoleAnswer>>;
 }
 
 /// What a receiver is connected to: a channel.
@@ -114,12 +140,23 @@ pub async fn run<S: FarStore, P: Port>(store: &S, port: &mut P) -> Result<()> {
                 let aborted = store.abort_feed(of.session, volume).await;
                 aborted.map(|()| Some(Message::Aborted { volume: volume.clone() }))
             }
+            (Message::TakeOver { volume, take }, Some(of)) if *volume == of.volume => {
+                let taken = store.take_over(of.session, of.opening, volume, take).await;
+                taken.map(|lineage| Some(Message::TookOver { lineage }))
+            }
+            (Message::Changes { volume, from }, Some(of)) if *volume == of.volume => {
+                let changes = store.changes(of.session, volume, *from).await;
+                changes.map(|(ranges, next)| Some(Message::Changed { ranges, next }))
+            }
             (Message::Keep { volume, number }, Some(of)) if *volume == of.volume => {
                 // What can't go now goes with a later one; nobody waits for it.
                 if let Err(error) = store.keep_states(of.session, volume, *number).await {
                     tracing::warn!("older states of volume {volume} stay for now: {error}");
                 }
                 Ok(None)
+            }
+            (Message::Ask { request }, None) => {
+                store.role_request(request).await.map(|answer| Some(Message::Told { answer }))
             }
             (Message::Close { session }, _) => {
                 let closed = store.close_feed(*session).await;

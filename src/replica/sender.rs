@@ -11,17 +11,18 @@
 
 mod apart;
 
+use super::handover::{Between, HandOver, Wish};
 use super::plan::{self, Facts, Step, back_off, set_to};
 use super::wire::{Body, Message, WINDOW, far_failure};
 use crate::delta::{FrameMaker, Source};
 use crate::engine::api::{OutstandingSet, SessionStatus, SetHistory, SetProgress};
 use crate::engine::core::Core;
-use crate::engine::sets::{Feed, HalfSet, Mark, OpenFeed, Relation};
+use crate::engine::sets::{Diverged, Feed, HalfSet, Mark, OpenFeed, OwnChanges, Relation};
 use crate::engine::turns::Turn;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::session::{Condition, MemberRecord, OnBacklog, SessionRecord, Side};
-use crate::snapshot::Gate;
-use crate::types::{Role, RoleEpoch, SetId};
+use crate::snapshot::Brake;
+use crate::types::{Role, RoleEpoch, SetId, Standing};
 use std::collections::BTreeSet;
 use std::time::Duration;
 use uuid::Uuid;
@@ -50,6 +51,8 @@ pub enum Event {
     Changed,
     /// The owner wants a cut; the number of that wish.
     Cut(u64),
+    /// The owner wants the receiver to become the primary.
+    HandOver(Wish),
     /// The session is to end here.
     Stop,
     /// Nothing came in that time.
@@ -92,11 +95,26 @@ pub trait Port {
 }
 
 /// Why a conversation ended without a failure.
-enum Left {
+pub(super) enum Left {
     /// The session ends here.
     Stop,
     /// The owner changed it.
     Changed,
+    /// Writers waited for too long.
+    Late,
+}
+
+/// What a receiver that follows has.
+struct Meeting {
+    member: MemberRecord,
+    epoch: RoleEpoch,
+    feed: Feed,
+}
+
+/// How meeting the receiver ended.
+enum Met {
+    Follows(Box<Meeting>),
+    Left(Left),
 }
 
 /// How shipping a set ended.
@@ -105,11 +123,13 @@ enum Shipped {
     Left(Left),
 }
 
-struct Sender<'a, P> {
-    core: &'a Core,
-    port: &'a mut P,
-    session: Uuid,
-    status: SessionStatus,
+pub(super) struct Sender<'a, P> {
+    pub(super) core: &'a Core,
+    pub(super) port: &'a mut P,
+    pub(super) session: Uuid,
+    pub(super) status: SessionStatus,
+    /// The owner wants the receiver to become the primary.
+    pub(super) handover: Option<HandOver>,
     /// When the state was cut that the receiver shows, as far as this life knows.
     mark_cut: Duration,
     /// When a set was cut or chosen last.
@@ -125,7 +145,7 @@ struct Sender<'a, P> {
     /// When what piles up was looked at last while nothing is shipped.
     looked: Option<Duration>,
     /// What becomes of writes for this session's sake, and of which volume.
-    gate: Option<(Gate, String)>,
+    brake: Option<(Brake, String)>,
 }
 
 /// Runs a session until it is stopped or forgotten.
@@ -137,6 +157,7 @@ pub(crate) async fn run<P: Port>(core: &Core, port: &mut P, session: Uuid) {
         port,
         session,
         status,
+        handover: None,
         mark_cut: now,
         last: None,
         covers: false,
@@ -144,10 +165,10 @@ pub(crate) async fn run<P: Port>(core: &Core, port: &mut P, session: Uuid) {
         allowed_at: now,
         sent: Vec::new(),
         looked: None,
-        gate: None,
+        brake: None,
     };
     sender.live().await;
-    sender.let_go().await;
+    sender.release_brake().await;
 }
 
 fn only_member(record: &SessionRecord) -> Result<&MemberRecord> {
@@ -169,12 +190,26 @@ impl<P: Port> Sender<'_, P> {
                     tracing::warn!("replication of {}: {error}", record.unit);
                 }
                 if record.condition == Condition::Ended {
-                    let _ = self.hold_writers(&record, false).await;
+                    let _ = self.brake_writers(&record, false).await;
                 }
                 self.show(if record.condition == Condition::Paused { "paused" } else { "ended" });
+                if record.condition == Condition::Paused && self.wants_word(&record).await {
+                    // The session rests, but its volume's writers wait for the receiver's word.
+                    let met = self.meet(&record).await;
+                    if let Ok(Met::Left(Left::Stop)) = met {
+                        return;
+                    }
+                    if let Err(error) = met {
+                        self.status.last_error = Some(error.to_string());
+                        tracing::warn!("replication of {} to {}: {error}", record.unit, record.destination);
+                    }
+                    self.port.hang_up();
+                    self.show("paused");
+                }
                 match self.port.next(IDLE).await {
                     Event::Stop => return,
                     Event::Cut(wish) => self.asked_to_cut(wish),
+                    Event::HandOver(wish) => self.refuse_to_hand_over(wish),
                     _ => {}
                 }
                 continue;
@@ -185,8 +220,9 @@ impl<P: Port> Sender<'_, P> {
             self.status.set = None;
             match outcome {
                 Ok(Left::Stop) => return,
-                Ok(Left::Changed) => {}
+                Ok(Left::Changed | Left::Late) => {}
                 Err(error) => {
+                    self.handover_failed(&record, &error).await;
                     if self.rest_after(&record, &error).await {
                         return;
                     }
@@ -195,7 +231,15 @@ impl<P: Port> Sender<'_, P> {
         }
     }
 
-    fn show(&mut self, state: &str) {
+    /// Whether the volume's writers wait until a receiver has confirmed it.
+    async fn wants_word(&self, record: &SessionRecord) -> bool {
+        match record.members.first() {
+            Some(member) => self.core.is_unconfirmed(&member.volume).await.unwrap_or(false),
+            None => false,
+        }
+    }
+
+    pub(super) fn show(&mut self, state: &str) {
         state.clone_into(&mut self.status.state);
         self.port.show(&self.status);
     }
@@ -207,7 +251,7 @@ impl<P: Port> Sender<'_, P> {
         self.status.last_error = Some(error.to_string());
         let failures = self.status.failures;
         tracing::warn!("replication of {} to {}: {error}", record.unit, record.destination);
-        let lasting = ["split", "fenced"].contains(&self.status.state.as_str());
+        let lasting = ["split", "fenced", "given-way"].contains(&self.status.state.as_str());
         if failures == FAILURES_MAX && !record.policy.on_error.is_empty() {
             let command = record.policy.on_error.clone();
             if let Err(error) = self.port.hook("on-error", &command, record).await {
@@ -230,6 +274,7 @@ impl<P: Port> Sender<'_, P> {
                 Event::Stop => return true,
                 Event::Changed => return false,
                 Event::Cut(wish) => self.asked_to_cut(wish),
+                Event::HandOver(wish) => self.refuse_to_hand_over(wish),
                 _ => {}
             }
         }
@@ -238,13 +283,13 @@ impl<P: Port> Sender<'_, P> {
     /// Ends a session for which too much piled up.
     async fn bound_backlog(&mut self, record: &SessionRecord) -> Result<()> {
         let (policy, member) = (&record.policy, only_member(record)?);
-        let Some(applied) = member.applied else { return self.hold_writers(record, false).await };
+        let Some(applied) = member.applied else { return self.brake_writers(record, false).await };
         let Some(behind) = self.apart(&member.volume, applied.target).await? else { return Ok(()) };
         let age = self.port.now().saturating_sub(self.mark_cut).as_millis();
         let passed = (policy.backlog_ms > 0 && age > u128::from(policy.backlog_ms))
             || (policy.backlog_bytes > 0 && behind > policy.backlog_bytes);
-        if policy.on_backlog != OnBacklog::Terminate || self.gate.is_some() {
-            return self.hold_writers(record, passed).await;
+        if policy.on_backlog != OnBacklog::Terminate || self.brake.is_some() {
+            return self.brake_writers(record, passed).await;
         }
         if !passed {
             return Ok(());
@@ -268,6 +313,17 @@ impl<P: Port> Sender<'_, P> {
 
     /// Connects, hears what the receiver has, and follows until something changes.
     async fn converse(&mut self, record: &SessionRecord) -> Result<Left> {
+        match self.meet(record).await? {
+            Met::Left(left) => Ok(left),
+            Met::Follows(meeting) => {
+                let Meeting { member, epoch, feed } = *meeting;
+                self.follow(&member, epoch, feed).await
+            }
+        }
+    }
+
+    /// Connects and hears what the receiver has, and whether this side is still the primary.
+    async fn meet(&mut self, record: &SessionRecord) -> Result<Met> {
         let member = only_member(record)?.clone();
         let (uuid, role, geometry) = self.core.unit(&member.volume).await?;
         if uuid != member.uuid {
@@ -277,9 +333,18 @@ impl<P: Port> Sender<'_, P> {
             )));
         }
         if role != Role::Primary {
+            self.show("given-way");
             return Err(Error::conflict(format!("volume {} is no primary", member.volume)));
         }
-        if !["error", "split", "fenced"].contains(&self.status.state.as_str()) {
+        let standing = self.core.roles(&member.volume).await?.standing;
+        if standing == Standing::Fenced {
+            self.show("fenced");
+            return Err(Error::conflict(format!("volume {} is fenced", member.volume)).hint(format!(
+                "'snapvol resync {}' has it follow the volume that is the primary",
+                member.volume
+            )));
+        }
+        if !["error", "split", "fenced", "given-way"].contains(&self.status.state.as_str()) {
             self.show("connecting");
         }
         let peer = self.port.connect(record).await?;
@@ -307,23 +372,41 @@ impl<P: Port> Sender<'_, P> {
             granularity: geometry.granularity,
             lineage,
             offers: self.core.offers(&member.volume).await?,
+            way_back: record.way_back.clone(),
+            way_back_command: record.way_back_command.clone(),
         };
         self.port.say(epoch.identity, Body::Message(Message::Open { members: vec![open] })).await?;
         let feed = match self.answer().await? {
             Answer::Message(Message::Opened { members }) if members.len() == 1 => members.into_iter().next(),
             Answer::Message(other) => return Err(out_of_turn(&other)),
-            Answer::Left(left) => return Ok(left),
+            Answer::Left(left) => return Ok(Met::Left(left)),
         };
         let feed = feed.ok_or_else(|| Error::invalid("the other side says nothing of the volume"))?;
+        let handing_over = standing == Standing::HandingOver;
         match feed.relation {
-            Relation::Follows => {}
+            Relation::Follows if handing_over => {
+                // What the receiver was asked by an earlier opening, it refuses from here on.
+                let why = Error::new(
+                    ErrorKind::Interrupted,
+                    "the handover was interrupted; the roles are as before",
+                );
+                self.let_go(&member, why.hint("run the command again")).await?;
+            }
+            Relation::Follows => self.core.confirm(&member.volume).await?,
             Relation::Fenced => {
+                if handing_over && let Some(left) = self.after_handover(record, &member, epoch, &feed).await?
+                {
+                    return Ok(Met::Left(left));
+                }
                 self.show("fenced");
-                return Err(Error::conflict(format!("{} has become the primary", record.destination))
-                    .hint("this volume's own changes since then are on nobody's way"));
+                self.core.fence(&member.volume, &feed.lineage).await?;
+                return Err(Error::conflict(format!("{} has become the primary", record.destination)).hint(
+                    format!("'snapvol resync {}' keeps this volume's own changes aside", member.volume),
+                ));
             }
             Relation::Split => {
                 self.show("split");
+                self.core.met_split(&member.volume).await?;
                 return Err(Error::conflict(format!(
                     "volume {} here and the one at {} were changed apart from each other",
                     member.volume, record.destination
@@ -331,11 +414,11 @@ impl<P: Port> Sender<'_, P> {
                 .hint("nothing is shipped in either direction until one of them is given up"));
             }
         }
-        self.follow(&member, epoch, feed).await
+        Ok(Met::Follows(Box::new(Meeting { member, epoch, feed })))
     }
 
     /// The next message; owners' wishes are remembered.
-    async fn answer(&mut self) -> Result<Answer> {
+    pub(super) async fn answer(&mut self) -> Result<Answer> {
         let until = self.port.now() + ANSWER_WAIT;
         loop {
             let left = until.saturating_sub(self.port.now());
@@ -348,6 +431,7 @@ impl<P: Port> Sender<'_, P> {
                 Event::Stop => return Ok(Answer::Left(Left::Stop)),
                 Event::Changed => return Ok(Answer::Left(Left::Changed)),
                 Event::Cut(wish) => self.asked_to_cut(wish),
+                Event::HandOver(wish) => self.wants_to_hand_over(wish),
                 Event::Timeout if self.port.now() >= until => {
                     return Err(Error::new(ErrorKind::Interrupted, "the other side does not answer"));
                 }
@@ -362,6 +446,13 @@ impl<P: Port> Sender<'_, P> {
         // name for it.
         let mut shown = feed.applied.map(|set| set.target).or(feed.newest);
         let mut half = feed.half;
+        let mut own = None;
+        if let Some(diverged) = feed.diverged {
+            match self.own_changes(member, epoch, diverged).await? {
+                Answer::Message(changes) => own = Some(changes),
+                Answer::Left(left) => return Ok(left),
+            }
+        }
         if let Some(applied) = feed.applied {
             self.check_ahead(member, &applied).await?;
             self.mark(member, feed.durable, Some(applied)).await?;
@@ -372,13 +463,23 @@ impl<P: Port> Sender<'_, P> {
                 return Ok(Left::Changed);
             }
             let asked = self.status.cuts_asked;
-            let step = self.step(&record, member, epoch, shown, half.as_ref()).await?;
+            let common = own.as_ref().and_then(|own: &OwnChanges| own.diverged.common);
+            let step = self.step(&record, member, epoch, (shown, common), half.as_ref()).await?;
             match step {
                 Step::Rest => {
                     // A wish does not rest while anything has changed.
                     self.status.cuts_done = asked;
                     self.status.failures = 0;
                     self.status.last_error = None;
+                    if let Some(left) = self.turn_around(&record, member, epoch, Between::Rests).await? {
+                        return Ok(left);
+                    }
+                    if self.handover.is_some() {
+                        if self.is_late() {
+                            self.give_up_late(member).await?;
+                        }
+                        continue;
+                    }
                     self.show("following");
                     let poll = Duration::from_millis(record.policy.timeout_ms / 2).min(POLL);
                     match self.port.next(poll.max(Duration::from_millis(20))).await {
@@ -392,6 +493,7 @@ impl<P: Port> Sender<'_, P> {
                         Event::Down(error) => return Err(error),
                         Event::Stop => return Ok(Left::Stop),
                         Event::Cut(wish) => self.asked_to_cut(wish),
+                        Event::HandOver(wish) => self.wants_to_hand_over(wish),
                         Event::Changed | Event::Timeout => {}
                     }
                 }
@@ -408,13 +510,24 @@ impl<P: Port> Sender<'_, P> {
                     let cut_at = self.last.unwrap_or(self.mark_cut);
                     let covers = self.covers;
                     self.show(if set.stamp.base.is_none() { "copying" } else { "following" });
-                    let shipped = self.ship(member, set, resume).await;
+                    let above = own.clone().filter(|own| set.stamp.base == Some(own.diverged.shown));
+                    let begun = self.port.now();
+                    let shipped = self.ship(member, set, resume, above).await;
                     self.status.set = None;
                     if let Shipped::Left(left) = shipped? {
+                        if matches!(left, Left::Late) {
+                            self.give_up_late(member).await?;
+                        }
+                        return Ok(left);
+                    }
+                    let took = self.port.now().saturating_sub(begun);
+                    if let Some(left) =
+                        self.turn_around(&record, member, epoch, Between::Shipped(took)).await?
+                    {
                         return Ok(left);
                     }
                     self.mark_cut = cut_at;
-                    (shown, half) = (Some(set.target), None);
+                    (shown, half, own) = (Some(set.target), None, None);
                     if covers {
                         self.status.cuts_done = asked;
                     }
@@ -424,6 +537,41 @@ impl<P: Port> Sender<'_, P> {
                 Step::Cut { .. } => unreachable!("a cut becomes a set to ship"),
             }
         }
+    }
+
+    /// Asks a receiver with something of its own what changed there since the state in common.
+    async fn own_changes(
+        &mut self,
+        member: &MemberRecord,
+        epoch: RoleEpoch,
+        diverged: Diverged,
+    ) -> Result<Answer<OwnChanges>> {
+        let mut own = OwnChanges { diverged, ranges: Vec::new() };
+        if let Some(common) = diverged.common
+            && !self.core.offers(&member.volume).await?.contains(&common)
+        {
+            return Err(Error::conflict("the state that both sides had is not here any more").hint(format!(
+                "'snapvol resync {0} --abort' there, then 'snapvol resync {0} --full', ships all",
+                member.far_volume
+            )));
+        }
+        let mut from = diverged.common.map(|_| 0);
+        while let Some(at) = from {
+            let ask = Message::Changes { volume: member.far_volume.clone(), from: at };
+            self.port.say(epoch.identity, Body::Message(ask)).await?;
+            match self.answer().await? {
+                Answer::Message(Message::Changed { ranges, next }) => {
+                    plan::join_ranges(&mut own.ranges, &ranges)?;
+                    if next.is_some_and(|next| next <= at) {
+                        return Err(Error::invalid("the other side says again what it said"));
+                    }
+                    from = next;
+                }
+                Answer::Message(other) => return Err(out_of_turn(&other)),
+                Answer::Left(left) => return Ok(Answer::Left(left)),
+            }
+        }
+        Ok(Answer::Message(own))
     }
 
     fn asked_to_cut(&mut self, wish: u64) {
@@ -450,7 +598,7 @@ impl<P: Port> Sender<'_, P> {
         record: &SessionRecord,
         member: &MemberRecord,
         epoch: RoleEpoch,
-        shown: Option<Uuid>,
+        (shown, common): (Option<Uuid>, Option<Uuid>),
         half: Option<&HalfSet>,
     ) -> Result<Step> {
         let volume = &member.volume;
@@ -474,17 +622,19 @@ impl<P: Port> Sender<'_, P> {
         let facts = Facts {
             epoch,
             shown,
+            common,
             half,
             queue: &queue,
             cuts: &cuts,
             others: &self.others(volume),
             due: self.status.cuts_asked > self.status.cuts_done
                 || waited
+                || self.handover.is_some()
                 || changed >= record.policy.high_water,
             changed: changed > 0 || passed,
         };
         let mut step = plan::next(&facts);
-        self.outline(&marks, shown, changed, now).await?;
+        self.outline(&marks, common.or(shown), changed, now).await?;
         self.covers = matches!(step, Step::Cut { .. });
         if let Step::Cut { base } = step {
             let cut = self.cut(record, &turn, volume).await?;
@@ -569,6 +719,9 @@ impl<P: Port> Sender<'_, P> {
             })
             .await?;
         }
+        if let Some(peer) = self.core.session(self.session)?.peer_store.filter(|_| applied.is_some()) {
+            self.core.forget_earlier(self.session, &member.volume, peer).await?;
+        }
         self.status.durable = durable.map(|set| set.stamp.number);
         self.status.applied = applied.map(|set| set.stamp.number);
         if let Err(error) = self.core.prune_sent(&member.volume).await {
@@ -578,10 +731,17 @@ impl<P: Port> Sender<'_, P> {
     }
 
     /// Ships a set and waits until it is applied.
-    async fn ship(&mut self, member: &MemberRecord, set: SetId, resume: Option<String>) -> Result<Shipped> {
+    async fn ship(
+        &mut self,
+        member: &MemberRecord,
+        set: SetId,
+        resume: Option<String>,
+        own: Option<OwnChanges>,
+    ) -> Result<Shipped> {
         let epoch = set.stamp.epoch.identity;
         let begun = self.port.now();
-        let source = self.core.set_source(&member.volume, set.stamp.base, set.target, resume).await?;
+        let base = own.as_ref().map_or(set.stamp.base, |own| own.diverged.common);
+        let source = self.core.set_source(&member.volume, base, set.target, resume, own).await?;
         let total = source.header().data_bytes.unwrap_or(0) + source.header().discard_bytes.unwrap_or(0);
         self.status.set = Some(SetProgress {
             number: set.stamp.number,
@@ -604,6 +764,10 @@ impl<P: Port> Sender<'_, P> {
             };
             let len = frame.len() as u64;
             loop {
+                if self.is_late() {
+                    self.port.say(epoch, Body::Message(Message::End { broken: true })).await?;
+                    return Ok(Shipped::Left(Left::Late));
+                }
                 let now = self.port.now();
                 let paced = self.allowed_at.saturating_sub(now);
                 let full = self.under_way > 0 && self.under_way + len > WINDOW;
@@ -626,6 +790,9 @@ impl<P: Port> Sender<'_, P> {
         drop(frames);
         self.port.say(epoch, Body::Message(Message::End { broken: false })).await?;
         let (durable, applied) = loop {
+            if self.is_late() {
+                return Ok(Shipped::Left(Left::Late));
+            }
             match self.hear(IDLE, set).await? {
                 Heard::Marks(marks) => break marks,
                 Heard::Left(left) => return Ok(Shipped::Left(left)),
@@ -644,6 +811,7 @@ impl<P: Port> Sender<'_, P> {
 
     /// What comes while a set is on its way.
     async fn hear(&mut self, wait: Duration, set: SetId) -> Result<Heard> {
+        let wait = self.time_left().map_or(wait, |left| wait.min(left));
         match self.port.next(wait).await {
             Event::Message(Message::Taken { bytes }) => {
                 self.under_way = self.under_way.saturating_sub(bytes);
@@ -670,6 +838,10 @@ impl<P: Port> Sender<'_, P> {
             }
             Event::Cut(wish) => {
                 self.asked_to_cut(wish);
+                Ok(Heard::Nothing)
+            }
+            Event::HandOver(wish) => {
+                self.wants_to_hand_over(wish);
                 Ok(Heard::Nothing)
             }
             Event::Timeout => {
@@ -760,11 +932,11 @@ enum Heard {
 }
 
 /// An answer, or why there is none to wait for.
-enum Answer {
-    Message(Message),
+pub(super) enum Answer<M = Message> {
+    Message(M),
     Left(Left),
 }
 
-fn out_of_turn(message: &Message) -> Error {
+pub(super) fn out_of_turn(message: &Message) -> Error {
     Error::invalid(format!("the other side says '{}' out of turn", message.word()))
 }

@@ -5,10 +5,11 @@
 //! A length is believed after the head's checksum matched and is held against its limit before
 //! anything is allocated; what a body's checksum does not fit ends the connection.
 
+use crate::engine::roles::{RoleAnswer, RoleRequest, TakeOver};
 use crate::engine::sets::{Feed, OpenFeed};
 use crate::error::{Error, ErrorKind, Result};
 use crate::transport::one_line;
-use crate::types::SetId;
+use crate::types::{RoleEpoch, SetId};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::io::{Read, Write};
@@ -53,6 +54,32 @@ pub enum Message {
         /// The volume at the receiver.
         volume: String,
     },
+    /// The receiver is to take the sender's place.
+    TakeOver {
+        /// The volume at the receiver.
+        volume: String,
+        /// How.
+        take: Box<TakeOver>,
+    },
+    /// It has.
+    TookOver {
+        /// The line that it is in now.
+        lineage: Vec<RoleEpoch>,
+    },
+    /// What changed at a receiver with something of its own, from a byte on?
+    Changes {
+        /// The volume at the receiver.
+        volume: String,
+        /// The byte.
+        from: u64,
+    },
+    /// The answer.
+    Changed {
+        /// First byte and count, ascending and disjoint.
+        ranges: Vec<(u64, u64)>,
+        /// Where the next question begins; none: that is all.
+        next: Option<u64>,
+    },
     /// The stream of a set follows.
     Set {
         /// The volume at the receiver.
@@ -90,6 +117,16 @@ pub enum Message {
     },
     /// The sender leaves the channel; the session stays.
     Leave,
+    /// What one store asks another about roles; it opens a channel of its own.
+    Ask {
+        /// It.
+        request: RoleRequest,
+    },
+    /// The answer.
+    Told {
+        /// It.
+        answer: RoleAnswer,
+    },
     /// The session is given up.
     Close {
         /// It.
@@ -174,12 +211,18 @@ impl Message {
             Self::Opened { .. } => "opened",
             Self::Abort { .. } => "abort",
             Self::Aborted { .. } => "aborted",
+            Self::TakeOver { .. } => "take-over",
+            Self::TookOver { .. } => "took-over",
+            Self::Changes { .. } => "changes",
+            Self::Changed { .. } => "changed",
             Self::Set { .. } => "set",
             Self::End { .. } => "end",
             Self::Taken { .. } => "taken",
             Self::Marks { .. } => "marks",
             Self::Keep { .. } => "keep",
             Self::Leave => "leave",
+            Self::Ask { .. } => "ask",
+            Self::Told { .. } => "told",
             Self::Close { .. } => "close",
             Self::Closed => "closed",
             Self::Failed { .. } => "failed",

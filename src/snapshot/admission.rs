@@ -41,6 +41,7 @@ impl Volume {
             }
             if self.s.borrow().paused == 0 || who == Who::Store {
                 self.writable(who)?;
+                self.check_gate(who)?;
                 let mut s = self.s.borrow_mut();
                 let epoch = s.epoch;
                 *s.admitted.entry(epoch).or_default() += 1;

@@ -186,6 +186,9 @@ impl Volume {
     ) -> Result<()> {
         let mut waiting = None;
         while let Err(error) = step().await {
+            if self.passed_gate(&error, wanted).await {
+                continue;
+            }
             self.on_full(error, wanted, &mut waiting).await.map_err(|e| self.named(e))?;
         }
         Ok(())

@@ -95,13 +95,13 @@ impl Volume {
 
     /// Where a write of these blocks goes, if nothing stands in its way.
     fn way(&self, who: Who, blocks: &Range<u64>) -> Option<Way> {
-        if self.reserve.is_lent() || self.writable(who).is_err() {
+        if self.reserve.is_lent() || self.writable(who).is_err() || self.check_gate(who).is_err() {
             return None;
         }
         let s = self.s.borrow();
         let granules = s.granules(blocks);
         let range = s.blocks(&granules);
-        let paused = (s.paused > 0 || self.gates.closed().is_some()) && who == Who::Client;
+        let paused = (s.paused > 0 || self.brakes.closed().is_some()) && who == Who::Client;
         let in_use = s.production.runs(granules.clone()).next() == Some((granules, true));
         if paused || !in_use || !self.locks.is_free(&range) || s.retained.unknown_in(&range).is_some() {
             return None;

@@ -1,11 +1,12 @@
 //! What a volume says of itself, and its small settings.
 
-use super::gate::Gate;
+use super::brake::Brake;
+use super::roles::Gate;
 use super::volume::{Volume, Who};
 use crate::error::{Error, Result};
 use crate::format::journal::Record;
 use crate::format::state::SnapshotRecord;
-use crate::types::{Epoch, Geometry, OnFull, Role};
+use crate::types::{Epoch, Geometry, OnFull, Role, Standing};
 use std::rc::Rc;
 use uuid::Uuid;
 
@@ -83,8 +84,18 @@ impl Volume {
         let s = self.s.borrow();
         if latched {
             "read-only"
-        } else if let Some(gate) = self.gates.closed() {
-            if gate == Gate::Wait { "frozen (backlog)" } else { "read-only (backlog)" }
+        } else if s.durable.role == Role::Primary && s.durable.roles.standing == Standing::Fenced {
+            "fenced"
+        } else if s.durable.role == Role::Primary && s.durable.roles.standing == Standing::HandingOver {
+            "handing-over"
+        } else if s.durable.roles.resync.is_some() {
+            "resyncing"
+        } else if self.gate.get() == Gate::Unconfirmed {
+            "unconfirmed"
+        } else if self.split.get() {
+            "split"
+        } else if let Some(brake) = self.brakes.closed() {
+            if brake == Brake::Wait { "frozen (backlog)" } else { "read-only (backlog)" }
         } else if self.space().waiting > 0 {
             "frozen"
         } else if self.space().refused {

@@ -5,6 +5,7 @@
 //! task may have changed it meanwhile. `ARCHITECTURE.md` follows a write through it.
 
 mod admission;
+mod brake;
 mod bulk;
 mod check;
 mod checkpoint;
@@ -12,7 +13,6 @@ mod delete;
 mod diff;
 mod flush;
 mod full;
-mod gate;
 mod images;
 mod immediate;
 mod info;
@@ -34,6 +34,7 @@ mod repair;
 mod resize;
 mod restore_image;
 mod retained;
+mod roles;
 mod rollback;
 mod seal;
 mod sets;
@@ -46,11 +47,11 @@ mod verify;
 mod volume;
 mod write;
 
+pub use brake::Brake;
 pub use check::check_closed;
 pub use delete::DeleteCheck;
 pub use diff::{Delta, DeltaRun};
 pub use full::{SpaceSummary, Wanted};
-pub use gate::Gate;
 pub use immediate::ReadNow;
 pub use info::{SnapshotSummary, VolumeSummary};
 pub use inspect::{Found, Verified};
@@ -62,6 +63,7 @@ pub use reader::SnapshotReader;
 pub use receive::{Incoming, ReceiveStart, Receiving};
 pub use recover::undecided_takes;
 pub use repair::give_up_stage;
+pub use roles::{Gate, TurnCheck};
 pub use sets::{Readable, cut_name};
 pub use take::{TakeRequest, TakeTicket};
 pub use volume::{Volume, Who};

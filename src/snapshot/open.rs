@@ -256,8 +256,10 @@ impl Volume {
             readable: Cell::new(0),
             receiving: Cell::new(false),
             origin: super::origin::Origin::default(),
-            gates: super::gate::Gates::default(),
+            brakes: super::brake::Brakes::default(),
             bulk: super::bulk::Bulk::default(),
+            gate: Cell::default(),
+            split: Cell::new(false),
         })
     }
 

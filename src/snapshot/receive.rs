@@ -118,6 +118,7 @@ impl Volume {
             durable: 0,
             aborting: false,
             set: incoming.set,
+            begun_us: self.io.now_us(),
         };
         // A take that found no receive under way has its instant before this one begins.
         let exclusive = self.exclusive().await;

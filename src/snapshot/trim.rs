@@ -43,7 +43,7 @@ impl Volume {
         fua: bool,
     ) -> Result<()> {
         self.in_range(offset, len).map_err(|e| self.named(e))?;
-        self.pass_gate(who, wanted).await?;
+        self.pass_brake(who, wanted).await?;
         match self.origin.get() {
             Some(origin) => self.trim_over(&origin, who, wanted, offset..offset + len).await?,
             None => self.trim_own(who, wanted, offset, len).await?,

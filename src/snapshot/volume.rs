@@ -74,8 +74,12 @@ pub struct Volume {
     /// What it shows where nothing was written to it.
     pub(super) origin: super::origin::Origin,
     /// What keeps writers back.
-    pub(super) gates: super::gate::Gates,
+    pub(super) brakes: super::brake::Brakes,
     pub(super) bulk: super::bulk::Bulk,
+    /// Why clients' writes wait, if they do.
+    pub(super) gate: Cell<super::roles::Gate>,
+    /// A session met another line of role epochs.
+    pub(super) split: Cell<bool>,
 }
 
 /// What the tasks of a volume share.
@@ -365,6 +369,9 @@ impl Volume {
                 format!("volume {} is a secondary", self.name.borrow()),
             )
             .hint(format!("'snapvol promote {}' makes it writable", self.name.borrow())));
+        }
+        if who == Who::Client {
+            self.check_standing(s.durable.roles.standing)?;
         }
         Ok(())
     }

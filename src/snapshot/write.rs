@@ -54,7 +54,7 @@ impl Volume {
         data: Bytes,
         fua: bool,
     ) -> Result<()> {
-        self.pass_gate(who, wanted).await?;
+        self.pass_brake(who, wanted).await?;
         let staged = Cell::new(0);
         let once = async || {
             staged.set(self.healed(async || self.write_once(who, offset, &data).await).await?);

@@ -15,7 +15,7 @@ const MIB: u64 = 1 << 20;
 
 /// The status of the only session of a store.
 #[track_caller]
-fn session(store: &Path) -> serde_json::Value {
+pub(crate) fn session(store: &Path) -> serde_json::Value {
     let status = json(store, &["status", "--json"]);
     let sessions = status["sessions"].as_array().unwrap();
     assert_eq!(sessions.len(), 1, "{status}");
@@ -28,13 +28,13 @@ fn applied(store: &Path) -> u64 {
 
 /// Waits until the session has applied so many more sets.
 #[track_caller]
-fn more_sets(store: &Path, count: u64) {
+pub(crate) fn more_sets(store: &Path, count: u64) {
     let before = applied(store);
     wait_for("more sets", Duration::from_secs(90), || applied(store) >= before + count);
 }
 
 /// The processes that a process has started and that run a command with that word.
-fn children(parent: u32, word: &str) -> Vec<u32> {
+pub(crate) fn children(parent: u32, word: &str) -> Vec<u32> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc").unwrap().flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
@@ -53,7 +53,7 @@ fn children(parent: u32, word: &str) -> Vec<u32> {
     found
 }
 
-fn signal(pid: u32, signal: rustix::process::Signal) {
+pub(crate) fn signal(pid: u32, signal: rustix::process::Signal) {
     let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
     // It may be gone already.
     let _ = rustix::process::kill_process(pid, signal);

@@ -22,6 +22,7 @@ mod power;
 mod readme;
 mod reconnect;
 mod restricted;
+mod roles;
 mod schedule;
 mod seeds;
 mod ssh;

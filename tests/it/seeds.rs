@@ -261,6 +261,8 @@ fn connection() -> Seeds {
         granularity: 1,
         lineage: vec![epoch],
         offers: vec![VOLUME],
+        way_back: "/srv/store/w".to_owned(),
+        way_back_command: String::new(),
     };
     let greet = Greet { program: "1".to_owned(), ..Greet::of(VOLUME) };
     let messages = [
@@ -291,6 +293,8 @@ fn session_files() -> Seeds {
         peer_store: Some(Uuid::from_u128(3)),
         destination: "ssh://there/store/v".to_owned(),
         remote_command: String::new(),
+        way_back: "/srv/store/v".to_owned(),
+        way_back_command: String::new(),
         opening: None,
         condition: Condition::Running,
         policy: SessionPolicy::default(),

@@ -333,7 +333,7 @@ async fn role(process: &Rc<Process>) {
     };
     let result = match primary {
         true => process.core().demote(&volume, true).await,
-        false => process.core().promote(&volume).await,
+        false => process.core().promote(&volume, false).await,
     };
     process.alive().await;
     result.expect("a change of role");

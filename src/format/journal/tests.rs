@@ -1,7 +1,8 @@
+use super::super::roles::{ResyncRecord, RoleState};
 use super::super::state::{CheckpointRecord, SegmentRecord, TouchedRecord};
 use super::*;
 use crate::format::page_test::{compare, text};
-use crate::types::{Geometry, SetStamp};
+use crate::types::{Geometry, SetId, SetStamp};
 use std::collections::BTreeMap;
 
 fn le32(number: u32) -> Vec<u8> {
@@ -66,6 +67,24 @@ fn receive() -> ReceiveRecord {
         durable: 4096,
         aborting: true,
         set: Some(stamp()),
+        begun_us: 6,
+    }
+}
+
+fn resync() -> ResyncRecord {
+    let lineage = vec![stamp().epoch];
+    ResyncRecord { session: id(11), peer: id(12), common: Some(id(13)), diverged: id(14), lineage }
+}
+
+fn turn() -> TurnRecord {
+    TurnRecord {
+        role: Role::Secondary,
+        standing: Standing::Fenced,
+        lineage: vec![stamp().epoch, stamp().epoch],
+        restart: Some(SetId { stamp: stamp(), target: id(15) }),
+        operation: Some(id(16)),
+        rollback: Some(id(17)),
+        resync: Some(resync()),
     }
 }
 
@@ -86,6 +105,13 @@ fn state() -> VolumeState {
         bookmarks: vec![bookmark(), bookmark()],
         touched: vec![TouchedRecord { mark: Epoch(2), file: 70 }, TouchedRecord { mark: Epoch(4), file: 0 }],
         active: vec![(0, 1024), (4096, 1024)],
+        roles: RoleState {
+            standing: Standing::HandingOver,
+            restart: Some(SetId { stamp: stamp(), target: id(15) }),
+            operation: Some(id(16)),
+            resync: Some(resync()),
+            received_us: 32,
+        },
         ..VolumeState::new(
             id(9),
             Geometry::new(1 << 30, 4096, 8).unwrap(),
@@ -141,6 +167,7 @@ fn records() -> Vec<(&'static str, Record)> {
         ("Lineage", Record::Lineage(vec![stamp().epoch, stamp().epoch])),
         ("Forget", Record::Forget { bookmarks: vec![id(1), id(2)] }),
         ("Active", Record::Active { ranges: vec![(0, 1024), (4096, 1024)] }),
+        ("Turn", Record::Turn(Box::new(turn()))),
     ]
 }
 

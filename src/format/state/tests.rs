@@ -1,6 +1,7 @@
 //! The state of a volume: it comes back, and nothing that is no state does.
 
 use super::*;
+use crate::types::Standing;
 
 /// A state with something in every field.
 pub(in crate::format) fn full() -> VolumeState {
@@ -22,6 +23,8 @@ pub(in crate::format) fn full() -> VolumeState {
     state.touched =
         vec![TouchedRecord { mark: Epoch(1), file: 88 }, TouchedRecord { mark: Epoch(2), file: 0 }];
     state.active = vec![(0, 1024), (1 << 20, 4096)];
+    state.roles.standing = Standing::Fenced;
+    state.roles.operation = Some(Uuid::from_u128(10));
     state
 }
 
@@ -73,6 +76,7 @@ pub(in crate::format) fn receive() -> ReceiveRecord {
         durable: 1 << 20,
         aborting: true,
         set: Some(stamp()),
+        begun_us: 6,
     }
 }
 

@@ -52,7 +52,10 @@ pub(super) struct Process {
     /// Channels that end with this process.
     pub wires: RefCell<Vec<Wire>>,
     resting: RefCell<Vec<Waker>>,
-    sessions: RefCell<Vec<(Owner, Rc<RefCell<SessionStatus>>)>>,
+    pub sessions: RefCell<Vec<(Owner, Rc<RefCell<SessionStatus>>)>>,
+    /// Whether the client here may try to write, and whether it is at it.
+    pub writes: Cell<bool>,
+    pub writing: Cell<bool>,
 }
 
 impl Machine {
@@ -117,6 +120,8 @@ impl Machine {
             wires: RefCell::default(),
             resting: RefCell::default(),
             sessions: RefCell::default(),
+            writes: Cell::new(false),
+            writing: Cell::new(false),
         });
         let pool = LocalPool::new();
         let (task, store, spawner) = (Rc::clone(&process), rig.store(), pool.spawner());
@@ -212,13 +217,13 @@ impl Process {
         self.alive().await;
     }
 
-    fn count(&self, change: impl FnOnce(&mut Counts)) {
+    pub fn count(&self, change: impl FnOnce(&mut Counts)) {
         self.shared.count(change);
     }
 }
 
 /// The stamps in pieces of content.
-fn stamps(pieces: Vec<Piece>, block_size: u32) -> Image {
+pub(super) fn stamps(pieces: Vec<Piece>, block_size: u32) -> Image {
     let mut bytes = Vec::new();
     for piece in pieces {
         match piece {
@@ -251,7 +256,7 @@ pub(super) async fn image_of(process: &Rc<Process>, snapshot: Uuid) -> Image {
 }
 
 /// What production holds.
-async fn production(process: &Rc<Process>) -> Image {
+pub(super) async fn production(process: &Rc<Process>) -> Image {
     let core = process.core();
     let read = core.with(VOLUME, |volume| async move { volume.read(0, volume.geometry().size).await });
     let read = read.await;
@@ -264,7 +269,9 @@ async fn live(process: Rc<Process>, store: Opening, spawner: impl LocalSpawn + C
     let core = store.open(identity(process.index), process.shared.block_size).await;
     process.alive().await;
     *process.core.borrow_mut() = Some(Rc::new(core.expect("a store that opens")));
-    if process.index == 0 {
+    if process.shared.options.roles {
+        super::roles::live(process, spawner).await;
+    } else if process.index == 0 {
         primary(process, spawner).await;
     } else {
         secondary(process, spawner).await;
@@ -292,9 +299,9 @@ async fn primary(process: Rc<Process>, spawner: impl LocalSpawn + Clone + 'stati
     let marks = marks.into_iter().map(|mark| mark.cut.set.target).collect();
     process.shared.oracle.borrow().still_sends(&cuts, &marks);
     let first = production(&process).await;
-    process.shared.oracle.borrow_mut().begin(first);
+    let life = process.shared.oracle.borrow_mut().begin(first);
     let writer = Rc::clone(&process);
-    spawner.spawn_local(async move { write(&writer).await }).expect("a pool that runs");
+    spawner.spawn_local(async move { write(&writer, life).await }).expect("a pool that runs");
 
     // Sessions that there are go on; those that are missing begin, by chance a little later.
     let machines = process.shared.up.len();
@@ -314,6 +321,8 @@ async fn primary(process: Rc<Process>, spawner: impl LocalSpawn + Clone + 'stati
                     volume: VOLUME.to_owned(),
                     destination: there.clone(),
                     remote_command: None,
+                    way_back: Some(destination(0)),
+                    way_back_command: None,
                     change,
                 };
                 let begun = replicate_on(&core, request).await;
@@ -335,7 +344,7 @@ async fn primary(process: Rc<Process>, spawner: impl LocalSpawn + Clone + 'stati
 }
 
 /// The client of the primary: one write after the other.
-async fn write(process: &Rc<Process>) {
+async fn write(process: &Rc<Process>, life: usize) {
     let (core, shared) = (process.core(), &process.shared);
     while shared.counts.get().writes < shared.options.writes {
         process.pause().await;
@@ -343,7 +352,7 @@ async fn write(process: &Rc<Process>) {
             let mut rng = shared.rng.borrow_mut();
             (rng.usize(0..BLOCKS), rng.u32(0..6) == 0, rng.u32(0..10) == 0)
         };
-        let stamp = shared.oracle.borrow_mut().write(block, trim);
+        let stamp = shared.oracle.borrow_mut().write(life, block, trim);
         let size = u64::from(shared.block_size);
         let data = Bytes::from(stamp.to_le_bytes().repeat(shared.block_size as usize / 8));
         let done = core.with(VOLUME, move |volume| async move {
@@ -433,7 +442,7 @@ async fn change(process: &Rc<Process>, session: Uuid, condition: Condition, time
 }
 
 /// Every checksum of the store.
-async fn look_closely(process: &Rc<Process>) {
+pub(super) async fn look_closely(process: &Rc<Process>) {
     let report = process.core().verify(None, true).await;
     process.alive().await;
     let findings = report.expect("a scrub").findings;

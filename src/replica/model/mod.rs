@@ -10,6 +10,7 @@
 mod machine;
 mod oracle;
 mod ports;
+mod roles;
 #[cfg(test)]
 mod tests;
 
@@ -34,6 +35,11 @@ pub const KINDS: &[Kind] = &[
         run: |of| {
             simulate(of, Options { deaths: false, power_cuts: false, cuts: false, ..Options::default() })
         },
+    },
+    Kind {
+        name: "roles",
+        what: "two volumes change roles; links break, processes die, the power fails",
+        run: |of| simulate(of, Options { roles: true, writes: 800, lives: 8, ..Options::default() }),
     },
 ];
 
@@ -64,11 +70,13 @@ pub struct Options {
     pub power_cuts: bool,
     /// Links break.
     pub cuts: bool,
+    /// Two machines change roles.
+    pub roles: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { lives: 5, writes: 400, deaths: true, power_cuts: true, cuts: true }
+        Self { lives: 5, writes: 400, deaths: true, power_cuts: true, cuts: true, roles: false }
     }
 }
 
@@ -95,13 +103,33 @@ pub struct Counts {
     pub power_cuts: u64,
     /// States compared.
     pub compared: u64,
+    /// Secondaries that took their primary's place.
+    pub failovers: u64,
+    /// Old primaries that began to follow.
+    pub resyncs: u64,
+    /// Resyncs that were given up.
+    pub aborts: u64,
+    /// Healthy pairs that were turned around.
+    pub handovers: u64,
+    /// Primaries that went on alone.
+    pub alone: u64,
+    /// Writes that were refused.
+    pub refused: u64,
 }
 
 impl Counts {
     /// Adds another run's.
     pub fn add(&mut self, other: &Self) {
-        let Self { writes, sets, wholes, resumed, confirmed, wishes, cuts, deaths, power_cuts, compared } =
-            other;
+        let Self {
+            writes, sets, wholes, resumed, confirmed, wishes, cuts, deaths, power_cuts, compared, ..
+        } = other;
+        let Self { failovers, resyncs, aborts, handovers, alone, refused, .. } = other;
+        self.failovers += failovers;
+        self.resyncs += resyncs;
+        self.aborts += aborts;
+        self.handovers += handovers;
+        self.alone += alone;
+        self.refused += refused;
         self.writes += writes;
         self.sets += sets;
         self.wholes += wholes;
@@ -129,6 +157,7 @@ struct Shared {
     /// The primary is content.
     content: Cell<bool>,
     oracle: RefCell<Oracle>,
+    roles: RefCell<roles::Watch>,
     /// Links that wait for a machine to take them up.
     calls: Vec<RefCell<Vec<Wire>>>,
     /// Whether a machine is up.
@@ -165,10 +194,11 @@ impl Drop for Seed {
 pub fn run(seed: u64, options: Options) -> Counts {
     let _seed = Seed(seed);
     let mut rng = fastrand::Rng::with_seed(seed);
-    let secondaries = [1, 1, 2, 3][rng.usize(0..4)];
+    let secondaries = if options.roles { 1 } else { [1, 1, 2, 3][rng.usize(0..4)] };
     let block_size = [512, 4096][rng.usize(0..2)];
     let shared = Rc::new(Shared {
         oracle: RefCell::new(Oracle::new(secondaries)),
+        roles: RefCell::default(),
         rng: RefCell::new(rng),
         options,
         counts: Cell::default(),
@@ -181,7 +211,7 @@ pub fn run(seed: u64, options: Options) -> Counts {
         up: (0..=secondaries).map(|_| Cell::new(false)).collect(),
     });
     let mut machines: Vec<Machine> = (0..=secondaries).map(|index| Machine::new(&shared, index)).collect();
-    for _ in 0..TURNS_MAX {
+    for _ in 0..if options.roles { TURNS_MAX / 4 } else { TURNS_MAX } {
         if shared.content.get() {
             return shared.counts.get();
         }

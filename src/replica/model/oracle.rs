@@ -42,16 +42,42 @@ impl Oracle {
     }
 
     /// A life of the primary begins with that in production.
-    pub fn begin(&mut self, first: Image) {
+    pub fn begin(&mut self, first: Image) -> usize {
         self.lives.push(Life { first, writes: Vec::new() });
+        self.lives.len() - 1
     }
 
-    /// A write or a trim begins; returns what is to be written.
-    pub fn write(&mut self, block: usize, trim: bool) -> u64 {
+    /// A write or a trim begins in a life; returns what is to be written.
+    pub fn write(&mut self, life: usize, block: usize, trim: bool) -> u64 {
         self.last_stamp += 1;
         let stamp = if trim { 0 } else { self.last_stamp };
-        self.lives.last_mut().expect("a life").writes.push((block, stamp));
+        self.lives[life].writes.push((block, stamp));
         stamp
+    }
+
+    /// The last write of a life was refused: nothing of it is there.
+    pub fn refuse(&mut self, life: usize) {
+        self.lives[life].writes.pop();
+    }
+
+    /// What production holds at the end of a life, so far.
+    pub fn last_image(&self, life: usize) -> Image {
+        let life = &self.lives[life];
+        let mut now = life.first.clone();
+        for (block, stamp) in &life.writes {
+            now[*block] = *stamp;
+        }
+        now
+    }
+
+    /// What the target of a set that was shipped holds.
+    pub fn image(&self, target: Uuid) -> Option<&Image> {
+        self.images.get(&target)
+    }
+
+    /// The number of the last set that a machine has confirmed.
+    pub fn confirmed(&self, machine: usize) -> Option<u64> {
+        self.confirmed[machine].map(|(number, _)| number)
     }
 
     /// A set is about to be shipped whose target holds that.

@@ -48,6 +48,19 @@ fn model_sessions_survive_crashes_of_either_side() {
     assert!(total.deaths > 10 && total.power_cuts > 10 && total.confirmed > 40, "{total:?}");
 }
 
+#[test]
+fn model_roles_change_and_nothing_is_lost() {
+    let total = runs(300, 12, Options { roles: true, writes: 800, lives: 8, ..Options::default() });
+    assert!(total.failovers > 4 && total.resyncs > 4 && total.refused > 10, "{total:?}");
+}
+
+#[test]
+fn model_roles_change_where_nothing_breaks() {
+    let calm = Options { deaths: false, power_cuts: false, cuts: false, roles: true, ..Options::default() };
+    let total = runs(400, 4, calm);
+    assert!(total.failovers > 1 && total.resyncs > 1, "{total:?}");
+}
+
 /// One seed, one run.
 #[test]
 fn model_a_seed_decides_everything() {
@@ -84,6 +97,8 @@ fn model_an_earlier_opening_is_heard_no_more() {
             granularity: 1,
             lineage: vec![epoch],
             offers: Vec::new(),
+            way_back: String::new(),
+            way_back_command: String::new(),
         };
         let stamp = SetStamp { epoch, number: 1, base: None };
         let set = SetId { stamp, target: Uuid::from_u128(5) };

@@ -4,7 +4,7 @@
 use super::{Port, Sender, only_member};
 use crate::error::Result;
 use crate::format::session::{OnBacklog, SessionRecord};
-use crate::snapshot::Gate;
+use crate::snapshot::Brake;
 use std::time::Duration;
 use uuid::Uuid;
 
@@ -35,7 +35,7 @@ impl<P: Port> Sender<'_, P> {
     /// Looks whether writers are to be kept back, wherever the session stands.
     pub(super) async fn guard(&mut self) {
         let Ok(record) = self.core.session(self.session) else { return };
-        if record.policy.on_backlog == OnBacklog::Terminate && self.gate.is_none() {
+        if record.policy.on_backlog == OnBacklog::Terminate && self.brake.is_none() {
             return;
         }
         if let Err(error) = self.bound_backlog(&record).await {
@@ -44,26 +44,26 @@ impl<P: Port> Sender<'_, P> {
     }
 
     /// Keeps the volume's writers back while its backlog is past the bound.
-    pub(super) async fn hold_writers(&mut self, record: &SessionRecord, passed: bool) -> Result<()> {
-        let gate = match record.policy.on_backlog {
-            OnBacklog::Freeze if passed => Some(Gate::Wait),
-            OnBacklog::Readonly if passed => Some(Gate::Refuse),
+    pub(super) async fn brake_writers(&mut self, record: &SessionRecord, passed: bool) -> Result<()> {
+        let brake = match record.policy.on_backlog {
+            OnBacklog::Freeze if passed => Some(Brake::Wait),
+            OnBacklog::Readonly if passed => Some(Brake::Refuse),
             _ => None,
         };
-        if gate == self.gate.as_ref().map(|(gate, _)| *gate) {
+        if brake == self.brake.as_ref().map(|(brake, _)| *brake) {
             return Ok(());
         }
         let volume = only_member(record)?.volume.clone();
-        self.core.set_gate(&volume, self.session, gate).await?;
-        self.gate = gate.map(|gate| (gate, volume));
+        self.core.set_brake(&volume, self.session, brake).await?;
+        self.brake = brake.map(|brake| (brake, volume));
         let (unit, there) = (&record.unit, &record.destination);
-        match gate {
-            Some(Gate::Wait) => {
+        match brake {
+            Some(Brake::Wait) => {
                 tracing::error!(
                     "replication of {unit} to {there}: its backlog is past the bound, writers wait"
                 );
             }
-            Some(Gate::Refuse) => {
+            Some(Brake::Refuse) => {
                 tracing::error!(
                     "replication of {unit} to {there}: its backlog is past the bound, writes are refused"
                 );
@@ -75,10 +75,10 @@ impl<P: Port> Sender<'_, P> {
 
     /// The session is not run any more. Where it is forgotten, nobody waits for it; where the daemon
     /// stops, its writers are kept back to the end.
-    pub(super) async fn let_go(&mut self) {
-        if let (Some((_, volume)), Err(_)) = (self.gate.take(), self.core.session(self.session)) {
+    pub(super) async fn release_brake(&mut self) {
+        if let (Some((_, volume)), Err(_)) = (self.brake.take(), self.core.session(self.session)) {
             // It may be gone, too.
-            let _ = self.core.set_gate(&volume, self.session, None).await;
+            let _ = self.core.set_brake(&volume, self.session, None).await;
         }
     }
 }

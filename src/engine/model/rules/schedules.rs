@@ -80,7 +80,7 @@ fn on_a_secondary_it_is_a_second_name() {
         assert_eq!(core.set_of(second), None);
         let feed = core.feed("a").await.unwrap();
         assert_eq!(feed.newest, Some(state));
-        core.promote("a").await.unwrap();
+        core.promote("a", false).await.unwrap();
         core.take_scheduled("a").await.unwrap().unwrap();
         core.close().await.unwrap();
     })

@@ -1,4 +1,4 @@
-//! The gate: what keeps a volume's writers back while somebody who follows it can't keep up.
+//! The brake: what keeps a volume's writers back while somebody who follows it can't keep up.
 //!
 //! It stands before everything else that a client's write or trim does, so who waits here holds
 //! nothing that others wait for: reads, flushes, takes and deletions pass it by. Nobody waits
@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 /// What becomes of writes meanwhile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Gate {
+pub enum Brake {
     /// They wait.
     Wait,
     /// They are refused.
@@ -24,21 +24,21 @@ pub enum Gate {
 
 /// Who keeps writers back, and how.
 #[derive(Default)]
-pub(super) struct Gates(RefCell<BTreeMap<Uuid, Gate>>);
+pub(super) struct Brakes(RefCell<BTreeMap<Uuid, Brake>>);
 
-impl Gates {
+impl Brakes {
     /// The hardest of them; none: writers pass.
-    pub fn closed(&self) -> Option<Gate> {
+    pub fn closed(&self) -> Option<Brake> {
         self.0.borrow().values().max().copied()
     }
 }
 
 impl Volume {
     /// Keeps writers back for the sake of a session, or lets them pass again as far as that goes.
-    pub fn set_gate(&self, session: Uuid, gate: Option<Gate>) {
-        match gate {
-            Some(gate) => self.gates.0.borrow_mut().insert(session, gate),
-            None => self.gates.0.borrow_mut().remove(&session),
+    pub fn set_brake(&self, session: Uuid, brake: Option<Brake>) {
+        match brake {
+            Some(brake) => self.brakes.0.borrow_mut().insert(session, brake),
+            None => self.brakes.0.borrow_mut().remove(&session),
         };
         self.space.freed.notify();
     }
@@ -47,12 +47,12 @@ impl Volume {
     ///
     /// # Errors
     /// `Full` where writes are refused, or are not wanted any more.
-    pub(super) async fn pass_gate(&self, who: Who, wanted: Wanted<'_>) -> Result<()> {
+    pub(super) async fn pass_brake(&self, who: Who, wanted: Wanted<'_>) -> Result<()> {
         if who == Who::Store {
             return Ok(());
         }
-        while let Some(gate) = self.gates.closed() {
-            if gate == Gate::Refuse || self.closing.get() || !wanted() {
+        while let Some(brake) = self.brakes.closed() {
+            if brake == Brake::Refuse || self.closing.get() || !wanted() {
                 let error = Error::new(
                     ErrorKind::Full,
                     "too much waits to be shipped to those who follow the volume",
