@@ -121,14 +121,14 @@ impl Core {
         self.with(volume, |volume| async move { Ok(volume.is_kept_readable()) }).await
     }
 
-    /// A comparison is done with a volume.
+    /// A comparison is done with a volume. What was kept readable for it is so no longer.
     pub async fn end_digests(&self, volume: &str, comparison: Uuid) -> Result<()> {
-        self.on_engine(volume, move |engine, _| async move {
-            drop(engine.comparisons.1.borrow_mut().remove(&comparison));
+        let ended = self.on_engine(volume, move |engine, _| async move {
             drop(engine.comparisons.0.borrow_mut().remove(&comparison));
-            Ok(())
-        })
-        .await
+            let kept = engine.comparisons.1.borrow_mut().remove(&comparison);
+            Ok(kept.is_some())
+        });
+        if ended.await? { self.prune_sent(volume).await } else { Ok(()) }
     }
 
     /// The content of a block of the snapshot that a comparison is about; none: it is damaged.

@@ -378,11 +378,15 @@ impl Core {
     /// its receiver has nor as the one that it is to get. What every receiver has, or has passed,
     /// is the base of deltas and nothing else: of that a bookmark stays. A cut that some
     /// receiver has yet to reach stays as it is, for that one must not pass it; and so does every
-    /// one while somebody compares.
+    /// one while somebody compares. Of a secondary nothing is touched.
     ///
     /// # Errors
     /// `NotFound`, `Io`.
     pub async fn prune_sent(&self, volume: &str) -> Result<()> {
+        if self.unit(volume).await?.1 != Role::Primary {
+            // Its cuts are what it received.
+            return Ok(());
+        }
         let _turn = self.sets_turn(volume).await;
         let sessions = self.sessions_of(volume, Side::Sender);
         let members: Vec<_> = sessions.iter().filter_map(|session| session.member(volume)).collect();

@@ -7,8 +7,10 @@ use std::time::Duration;
 use crate::support::pair::Pair;
 use crate::support::server::Server;
 use crate::support::stamper::{Stamper, state};
-use crate::support::{json, ok};
+use crate::support::{fails, json, ok};
+use snapvol::control::Access;
 use snapvol::nbd::client::{Client, Options};
+use uuid::Uuid;
 
 const BLOCK: u64 = 4096;
 
@@ -74,6 +76,18 @@ fn what_every_receiver_has_costs_no_before_images() {
     fill(&mut writer, 500..510, 9);
     writer.trim(1500 * BLOCK, u32::try_from(20 * BLOCK).unwrap()).unwrap();
     are_equal(&pair);
+    // What a secondary has is not the business of who ends a comparison there.
+    let (far, comparison) = (Access::open(&pair.b()).unwrap(), Uuid::new_v4());
+    far.keep_readable("v", comparison).unwrap();
+    far.end_digests("v", comparison).unwrap();
+    // Nothing stays behind a comparison, and one without a session that works says why.
+    fill(&mut writer, 0..2000, 8);
+    assert_eq!(saved(&pair.a()), 0);
+    is_about(ship(&pair.a()), 2000);
+    ok(&pair.a(), &["pause", "v"]);
+    let why = fails(3, &pair.a(), &["verify", "v", &pair.there()]);
+    assert!(why.contains("is paused"), "{why}");
+    ok(&pair.a(), &["resume", "v"]);
     // A close in good order forgets nothing and adds nothing.
     fill(&mut writer, 700..712, 10);
     writer.disconnect().unwrap();
@@ -81,6 +95,31 @@ fn what_every_receiver_has_costs_no_before_images() {
     let _a = Server::start(&pair.a(), &[]);
     is_about(ship(&pair.a()), 12);
     are_equal(&pair);
+}
+
+/// Who begins with a state from before the newest bookmark is not left there.
+#[test]
+fn a_receiver_behind_a_bookmark_is_brought_along() {
+    let pair = Pair::new("16M");
+    let (_a, _b) = (Server::start(&pair.a(), &[]), Server::start(&pair.b(), &["--create", "other:1M"]));
+    let mut writer = client(&pair.a());
+    fill(&mut writer, 0..500, 1);
+    ok(&pair.a(), &["snapshot", "v@s"]);
+    let far = pair.dir.path().join("c");
+    let there = far.join("v").to_str().unwrap().to_owned();
+    ok(&far, &["init"]);
+    ok(&pair.a(), &["copy", "v@s", &there]);
+    fill(&mut writer, 100..200, 2);
+    ok(&pair.a(), &["replicate", "v", &pair.there(), "--timeout", "1h"]);
+    ok(&pair.a(), &["cut", "v", "--wait"]);
+    // Nothing has changed since that bookmark.
+    let _c = Server::start(&far, &["--create", "other:1M"]);
+    ok(&pair.a(), &["replicate", "v", &there, "--timeout", "1h"]);
+    ok(&pair.a(), &["cut", "v", "--wait"]);
+    let mut reader = client(&far);
+    assert_eq!(reader.read(150 * BLOCK, 4096).unwrap(), [2; 4096]);
+    let report = json(&pair.a(), &["verify", "v", &there, "--json"]);
+    assert_eq!(report["equal"], true, "{report}");
 }
 
 /// After the death of the process what was being written is shipped, whole regions of it, and
