@@ -270,7 +270,12 @@ impl Core {
         check_line(&open.volume, &ours, &lineage)?;
         let diverged = self.with(&open.volume, move |volume| async move {
             if resync.lineage != lineage {
-                // It may have changed roles since; what comes now belongs to that line.
+                // It may have changed roles since; what comes now belongs to that line, and what is
+                // half received is of no use.
+                match volume.receive_abort().await {
+                    Err(error) if error.kind() == ErrorKind::NotFound => {}
+                    aborted => aborted?,
+                }
                 let resync = Some(ResyncRecord { lineage, ..resync.clone() });
                 volume.turn(&check_of(&volume), TurnRecord { resync, ..same(&volume) }).await?;
             }

@@ -228,6 +228,18 @@ impl Core {
         self.with(volume, |volume| async move { Ok(volume.roles()) }).await
     }
 
+    /// Whether a volume is a primary that nobody has fenced, in that role epoch.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub async fn is_primary_in(&self, volume: &str, epoch: RoleEpoch) -> Result<bool> {
+        self.with(volume, move |volume| async move {
+            let primary = volume.role() == Role::Primary && volume.roles().standing != Standing::Fenced;
+            Ok(primary && volume.lineage().last() == Some(&epoch))
+        })
+        .await
+    }
+
     /// The number of the set that is half received.
     ///
     /// # Errors

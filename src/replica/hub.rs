@@ -191,8 +191,11 @@ impl Hub {
     /// How all sessions stand, also those that this store receives.
     #[must_use]
     pub fn statuses(&self) -> Vec<SessionStatus> {
+        let core = self.shared.store.core();
         let mut all: Vec<SessionStatus> =
             lock(&self.workers).values().map(|worker| lock(&worker.status).clone()).collect();
+        // A session may have been forgotten by another one, and its thread not know that yet.
+        all.retain(|status| core.session(status.session).is_ok());
         all.extend(manage::idle_statuses(&self.shared.store, true));
         all.sort_by(|a, b| (&a.unit, &a.peer).cmp(&(&b.unit, &b.peer)));
         for status in &mut all {

@@ -462,6 +462,10 @@ impl<P: Port> Sender<'_, P> {
             if record.condition != Condition::Running {
                 return Ok(Left::Changed);
             }
+            if !self.core.is_primary_in(&member.volume, epoch).await? {
+                // Its role changed beside the session: what that means, an opening tells.
+                return Ok(Left::Changed);
+            }
             let asked = self.status.cuts_asked;
             let common = own.as_ref().and_then(|own: &OwnChanges| own.diverged.common);
             let step = self.step(&record, member, epoch, (shown, common), half.as_ref()).await?;
