@@ -534,13 +534,12 @@ impl Core {
             return Err(Error::conflict(format!("volume {} was parted from its sender there", open.volume))
                 .hint("end the session here, too, with 'unreplicate'"));
         }
-        if let Some(other) = self.fed_by(&open.volume).filter(|record| record.session != open.session) {
-            if resync {
-                // It is what an earlier attempt at a resync has left.
-                self.forget_session(other.session).await?;
-            }
+        let others = || self.fed_by(&open.volume).filter(|record| record.session != open.session);
+        if resync && let Some(other) = others() {
+            // It is what an earlier attempt at a resync has left.
+            self.forget_session(other.session).await?;
         }
-        if let Some(other) = self.fed_by(&open.volume).filter(|record| record.session != open.session) {
+        if let Some(other) = others() {
             return Err(Error::conflict(format!(
                 "volume {} is fed by another session, {}",
                 open.volume, other.session
