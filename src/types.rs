@@ -168,6 +168,11 @@ impl FromStr for Name {
         if is_name(text) {
             return Ok(Self(text.to_owned()));
         }
+        if let Ok(DrillName { volume, drill }) = text.parse() {
+            return Err(Error::invalid(format!("{text} is a drill, of which that can't be asked")).hint(
+                format!("it is attached, listed, and ended with 'snapvol drill {volume} --end {drill}'"),
+            ));
+        }
         Err(Error::invalid(format!("'{}' is no valid name", text.escape_debug()))
             .hint("a name has 1 to 63 letters, digits, '.', '_' or '-' and starts with a letter or digit"))
     }
@@ -203,6 +208,38 @@ impl FromStr for SnapName {
 impl fmt::Display for SnapName {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(out, "{}@{}", self.volume, self.snapshot)
+    }
+}
+
+/// `VOL+N`: drill N of a volume. It is the name of a volume, too, but one that users can't give
+/// to theirs.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct DrillName {
+    /// The volume.
+    pub volume: Name,
+    /// The drill of it.
+    pub drill: Name,
+}
+
+impl FromStr for DrillName {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text.split_once('+') {
+            Some((volume, drill)) if is_name(volume) && is_name(drill) => {
+                Ok(Self { volume: Name(volume.to_owned()), drill: Name(drill.to_owned()) })
+            }
+            _ => {
+                Err(Error::invalid(format!("'{}' names no drill", text.escape_debug()))
+                    .hint("write it as VOL+N"))
+            }
+        }
+    }
+}
+
+impl fmt::Display for DrillName {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{}+{}", self.volume, self.drill)
     }
 }
 
@@ -345,6 +382,18 @@ mod tests {
         for bad in ["", "_a", ".", "..", "-x", "a/b", "a b", "ä", "a@b", &"x".repeat(64)] {
             assert!(bad.parse::<Name>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn drills() {
+        let drill: DrillName = "db.1+try-2".parse().unwrap();
+        assert_eq!((drill.volume.as_str(), drill.drill.as_str()), ("db.1", "try-2"));
+        assert_eq!(drill.to_string(), "db.1+try-2");
+        for bad in ["", "db", "+", "db+", "+x", "db+a+b", "_db+a", "db+_a", "db+a@s", "a/b+c"] {
+            assert!(bad.parse::<DrillName>().is_err(), "{bad}");
+        }
+        let error = "db+try".parse::<Name>().unwrap_err();
+        assert!(error.to_string().contains("is a drill"), "{error}");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Arguments that several commands take, and how they are parsed.
 
 use crate::error::{Error, Result};
-use crate::types::{Name, SnapName};
+use crate::types::{DrillName, Name, SnapName};
 use std::str::FromStr;
 
 /// `VOL` or `VOL@SNAP`.
@@ -35,6 +35,33 @@ impl std::fmt::Display for Target {
         match &self.snapshot {
             Some(snapshot) => write!(out, "{}@{snapshot}", self.volume),
             None => self.volume.fmt(out),
+        }
+    }
+}
+
+/// What is exported under a name: a volume, a snapshot or a drill.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum ExportName {
+    Target(Target),
+    Drill(DrillName),
+}
+
+impl FromStr for ExportName {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text.parse() {
+            Ok(drill) => Ok(Self::Drill(drill)),
+            Err(_) => Ok(Self::Target(text.parse()?)),
+        }
+    }
+}
+
+impl std::fmt::Display for ExportName {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Target(target) => target.fmt(out),
+            Self::Drill(drill) => drill.fmt(out),
         }
     }
 }
@@ -104,6 +131,17 @@ mod tests {
         assert_eq!("db".parse::<Target>().unwrap().to_string(), "db");
         for bad in ["", "@", "db@", "@x", "db@a@b", "_db", "a/b", "db@_x"] {
             assert!(bad.parse::<Target>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn exports() {
+        for good in ["db", "db@monday", "db+drill"] {
+            assert_eq!(good.parse::<ExportName>().unwrap().to_string(), good);
+        }
+        assert!(matches!("db+drill".parse(), Ok(ExportName::Drill(_))));
+        for bad in ["", "db+", "db+a@b", "db@a+b", "+a"] {
+            assert!(bad.parse::<ExportName>().is_err(), "{bad}");
         }
     }
 

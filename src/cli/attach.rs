@@ -9,7 +9,7 @@ pub mod handshake;
 mod keeper;
 pub(super) mod netlink;
 
-use super::args::Target;
+use super::args::{ExportName, Target};
 use super::leases::Lease;
 use super::output;
 use crate::control::Access;
@@ -31,9 +31,9 @@ const RESTART_SECONDS: u64 = 60;
 /// connects again, and what is mounted goes on.
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// The volume or snapshot
-    #[arg(value_name = "VOL[@SNAP]")]
-    export: Target,
+    /// The volume, snapshot or drill
+    #[arg(value_name = "VOL[@SNAP|+N]")]
+    export: ExportName,
 
     /// The device, such as /dev/nbd0; a free one unless named
     #[arg(value_name = "/dev/nbdN")]
@@ -110,7 +110,8 @@ fn attach(family: &Nbd, args: &Args, address: &Address, lease: Option<&Lease>) -
     let Negotiated { socket, size, flags, block_size } =
         handshake::connect(address, &args.export.to_string())?;
     // A volume that is read-only is another snapshot whenever somebody connects.
-    let moves = flags & flag::READ_ONLY != 0 && args.export.snapshot.is_none();
+    let moves = flags & flag::READ_ONLY != 0
+        && matches!(args.export, ExportName::Target(Target { snapshot: None, .. }));
     let usual = if lease.is_some() && !moves { RESTART_SECONDS } else { 0 };
     let patience = args.dead_conn_timeout.unwrap_or(usual);
     let request = netlink::Connect {

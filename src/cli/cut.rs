@@ -8,7 +8,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 /// How often it is looked whether the cut has arrived.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
+pub(super) const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// Cut a set now, in every session of the volume
 #[derive(clap::Args)]
@@ -29,7 +29,11 @@ pub(super) fn run(access: &Access, args: &Args) -> Result<()> {
     Ok(())
 }
 
-fn all_came_true(sessions: &[SessionStatus], wishes: &[(Uuid, u64)]) -> Result<bool> {
+/// Whether those sessions have shipped what was there when they were asked.
+///
+/// # Errors
+/// `Conflict` when one of them does not work.
+pub(super) fn all_came_true(sessions: &[SessionStatus], wishes: &[(Uuid, u64)]) -> Result<bool> {
     let mut all = true;
     for (session, wish) in wishes {
         let Some(status) = sessions.iter().find(|status| status.session == *session) else {

@@ -9,7 +9,7 @@
 //! *before* it changes anything; a keeper makes sure of its lease after each handshake
 //! and before the kernel gets the connection. From then on the daemon counts a client.
 
-use super::args::Target;
+use super::args::{ExportName, Target};
 use crate::error::{Error, Result};
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{File, OpenOptions};
@@ -37,7 +37,7 @@ impl Lease {
     ///
     /// # Errors
     /// `Io`.
-    pub fn take(dir: &Path, export: &Target) -> Result<Self> {
+    pub fn take(dir: &Path, export: &ExportName) -> Result<Self> {
         let path = super::absolute(dir)?.join(format!("{PREFIX}{}-{export}", Uuid::new_v4()));
         let failed = |error| Error::os(format!("make {}", path.display()), error);
         // For the store's owner to see, whoever attaches; the directory is closed to others.
@@ -53,6 +53,14 @@ impl Lease {
 /// # Errors
 /// `Conflict` for what is attached; `Io`.
 pub(super) fn end(dir: &Path, force: bool, touches: impl Fn(&Target) -> bool) -> Result<()> {
+    end_exports(dir, force, |export| matches!(export, ExportName::Target(target) if touches(target)))
+}
+
+/// The same, of any export.
+///
+/// # Errors
+/// As there.
+pub(super) fn end_exports(dir: &Path, force: bool, touches: impl Fn(&ExportName) -> bool) -> Result<()> {
     // Without a directory there is nothing; whoever opens the store says so.
     let Ok(entries) = std::fs::read_dir(dir) else { return Ok(()) };
     let until = Instant::now() + PATIENCE;
@@ -61,7 +69,7 @@ pub(super) fn end(dir: &Path, force: bool, touches: impl Fn(&Target) -> bool) ->
         let export = name
             .to_str()
             .and_then(|name| name.strip_prefix(PREFIX)?.get(IDENTITY_LEN + 1..))
-            .and_then(|export| export.parse::<Target>().ok());
+            .and_then(|export| export.parse::<ExportName>().ok());
         let Some(export) = export.filter(|export| touches(export)) else { continue };
         let path = entry.path();
         while !force && is_held(&path)? {
@@ -103,9 +111,10 @@ mod tests {
     fn what_is_attached_is_kept_from_changes() {
         let dir = tempfile::tempdir().unwrap();
         let target = |text: &str| text.parse::<Target>().unwrap();
+        let export = |text: &str| text.parse::<ExportName>().unwrap();
         let volume = |name: &'static str| move |export: &Target| export.volume.as_str() == name;
-        let lease = Lease::take(dir.path(), &target("db")).unwrap();
-        let snapshot = Lease::take(dir.path(), &target("web@one-1")).unwrap();
+        let lease = Lease::take(dir.path(), &export("db")).unwrap();
+        let snapshot = Lease::take(dir.path(), &export("web@one-1")).unwrap();
         assert!(end(dir.path(), false, volume("db")).unwrap_err().to_string().contains("attached"));
         assert!(end(dir.path(), false, |export| *export == target("web@one-1")).is_err());
         assert!(end(dir.path(), false, volume("other")).is_ok());
@@ -118,6 +127,12 @@ mod tests {
         drop(snapshot);
         end(dir.path(), false, volume("web")).unwrap();
         assert!(!path.exists());
+        // A drill is no part of its volume.
+        let drill = Lease::take(dir.path(), &export("db+try")).unwrap();
+        assert!(end(dir.path(), false, volume("db")).is_ok());
+        assert!(end_exports(dir.path(), false, |there| *there == export("db+try")).is_err());
+        end_exports(dir.path(), true, |there| *there == export("db+try")).unwrap();
+        assert!(!drill.path.exists());
         assert!(end(&dir.path().join("none"), false, volume("db")).is_ok());
     }
 }

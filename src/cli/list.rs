@@ -2,7 +2,7 @@
 
 use super::output::{self, human, table};
 use crate::control::Access;
-use crate::engine::api::StoreInfo;
+use crate::engine::api::{DrillInfo, StoreInfo};
 use crate::error::Result;
 use crate::types::{Name, Role};
 
@@ -32,6 +32,13 @@ fn text(info: &StoreInfo) -> String {
         let role = match volume.role {
             Role::Primary => "primary",
             Role::Secondary => "secondary",
+        };
+        let role = match &volume.drill {
+            None => role.to_owned(),
+            Some(DrillInfo { volume, snapshot: Some(snapshot), .. }) => {
+                format!("drill of {volume}@{snapshot}")
+            }
+            Some(DrillInfo { volume, created, .. }) => format!("drill of {volume} at {created}"),
         };
         rows.push(vec![
             volume.name.clone(),
@@ -68,6 +75,7 @@ mod tests {
                 name: "db".into(),
                 uuid: uuid::Uuid::nil(),
                 role: Role::Primary,
+                drill: None,
                 state: "ok".into(),
                 on_full: OnFull::Freeze,
                 size: 10 << 30,
@@ -84,6 +92,8 @@ mod tests {
                     saved: 4096,
                     freed_by_delete: 4096,
                     holds: vec!["tape".into()],
+                    of: None,
+                    set: None,
                 }],
             }],
         }

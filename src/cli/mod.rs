@@ -17,8 +17,10 @@ mod demote;
 mod detach;
 mod diff;
 mod digests;
+mod drill;
 mod failback;
 mod failover;
+mod forced;
 mod hold;
 mod init;
 mod leases;
@@ -36,6 +38,7 @@ mod replicate;
 mod resize;
 mod resync;
 mod rollback;
+mod schedule;
 mod scrub;
 mod send;
 mod serve;
@@ -45,6 +48,7 @@ pub mod shipping;
 mod snapshot;
 mod status;
 mod unreplicate;
+mod update;
 mod verify;
 
 use crate::control::Access;
@@ -117,6 +121,9 @@ enum Command {
     Failback(failback::Args),
     #[command(hide = true)]
     Peer(peer::Args),
+    Drill(drill::Args),
+    Update(update::Args),
+    Schedule(schedule::Args),
     Verify(verify::Args),
     #[command(hide = true)]
     Digests(digests::Args),
@@ -186,10 +193,16 @@ fn run(dir: &Path, command: Command) -> Result<()> {
         Command::Pause(args) => with_store(dir, |access| pause::run(access, &args)),
         Command::Resume(args) => with_store(dir, |access| pause::resume(access, &args)),
         Command::Cut(args) => with_store(dir, |access| cut::run(access, &args)),
+        Command::Peer(args) => match peer::run(dir, &args)? {
+            Some(asked) => run_asked(dir, asked),
+            None => Ok(()),
+        },
+        Command::Drill(args) => drill::run(dir, &args),
+        Command::Update(args) => with_store(dir, |access| update::run(access, &args)),
+        Command::Schedule(args) => with_store(dir, |access| schedule::run(access, &args)),
         Command::Failback(args) => failback::run(dir, &args),
         Command::Resync(args) => resync::run(dir, &args),
         Command::Failover(args) => with_store(dir, |access| failover::run(access, &args)),
-        Command::Peer(_) => peer::run(dir),
         Command::Verify(args) => with_store(dir, |access| verify::run(access, &args)),
         Command::Digests(args) => with_store(dir, |access| digests::run(access, &args)),
         Command::Check(args) => check::run(dir, &args),
@@ -198,6 +211,13 @@ fn run(dir: &Path, command: Command) -> Result<()> {
         Command::Completions(args) => completions::run(&args),
         Command::Man(args) => man::run(&args),
     }
+}
+
+/// Runs what the other side of an ssh connection asked for and may have.
+fn run_asked(dir: &Path, asked: Vec<String>) -> Result<()> {
+    let line = ["snapvol".to_owned()].into_iter().chain(asked);
+    let cli = Cli::try_parse_from(line).map_err(|error| Error::invalid(error.kind().to_string()))?;
+    run(dir, cli.command)
 }
 
 /// Runs a command on the store, whoever has it open, and closes it again.

@@ -3,7 +3,7 @@
 use super::args::parse_time;
 use crate::control::Access;
 use crate::error::{Error, Result};
-use crate::format::session::Start;
+use crate::format::session::{OnBacklog, Start};
 use crate::replica::manage::{PolicyChange, Replicate};
 use crate::transport::Destination;
 use crate::types::{Name, parse_size};
@@ -35,9 +35,15 @@ pub(super) struct Args {
     /// 7d; 0 for no bound
     #[arg(long, value_name = "SIZE|AGE")]
     backlog: Option<Backlog>,
-    /// What happens at that bound: the session ends; 'resume' ships the volume whole again
+    /// What happens at that bound
     #[arg(long, value_enum)]
-    on_backlog: Option<OnBacklog>,
+    on_backlog: Option<AtBound>,
+    /// Warn, in the log and in status, when the far side is that far behind; 0s: never [default: 5m]
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    warn_lag: Option<u64>,
+    /// Warn when so much waits to be shipped; 0: at half of --backlog, if that is a size
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    warn_backlog: Option<u64>,
     /// The program to run there, as its shell takes it
     #[arg(long, value_name = "COMMAND")]
     remote_command: Option<String>,
@@ -88,9 +94,23 @@ impl FromStr for Backlog {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum OnBacklog {
-    /// The session ends and lets go of what is kept for it
+enum AtBound {
+    /// The session ends and lets go of what is kept for it; 'resume' ships the volume whole again
     Terminate,
+    /// Writers of the volume wait until there is less
+    Freeze,
+    /// Writes are refused until there is less
+    Readonly,
+}
+
+impl From<AtBound> for OnBacklog {
+    fn from(at_bound: AtBound) -> Self {
+        match at_bound {
+            AtBound::Terminate => Self::Terminate,
+            AtBound::Freeze => Self::Freeze,
+            AtBound::Readonly => Self::Readonly,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -102,11 +122,10 @@ enum StartHow {
 }
 
 pub(super) fn run(access: &Access, args: Args) -> Result<()> {
-    let bound = match (args.backlog, args.on_backlog) {
-        (None, _) => (None, None),
-        (Some(Backlog::Bytes(0)), _) => (Some(0), Some(0)),
-        (Some(Backlog::Bytes(bytes)), _) => (Some(bytes), Some(0)),
-        (Some(Backlog::Age(ms)), _) => (Some(0), Some(ms)),
+    let bound = match args.backlog {
+        None => (None, None),
+        Some(Backlog::Bytes(bytes)) => (Some(bytes), Some(0)),
+        Some(Backlog::Age(ms)) => (Some(0), Some(ms)),
     };
     if args.high_water == Some(0) || args.timeout == Some(0) {
         return Err(Error::invalid("a time-out or a high-water mark of 0 would cut without end"));
@@ -123,9 +142,12 @@ pub(super) fn run(access: &Access, args: Args) -> Result<()> {
             limit: args.limit,
             backlog_bytes: bound.0,
             backlog_ms: bound.1,
+            on_backlog: args.on_backlog.map(OnBacklog::from),
             before_cut: args.before_cut,
             after_cut: args.after_cut,
             on_error: args.on_error,
+            warn_lag_ms: args.warn_lag,
+            warn_backlog: args.warn_backlog,
             start: args.start.map(|how| match how {
                 StartHow::Confirmed => Start::Confirmed,
                 StartHow::Alone => Start::Alone,

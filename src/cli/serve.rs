@@ -9,14 +9,15 @@ mod notify;
 use super::create::options;
 use super::output;
 use crate::control::access::open_locked;
+use crate::control::scrape::Scrape;
 use crate::control::service::StoreService;
 use crate::control::{self, require_store};
 use crate::engine::store::OpenOptions;
-use crate::engine::{Store, Watch};
+use crate::engine::{Store, Ticker, Watch};
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::DriverKind;
 use crate::nbd::{Limits, Listen, Server};
-use crate::replica::Hub;
+use crate::replica::{Hub, warnings};
 use crate::types::{Name, OnFull, parse_size};
 use rustix::process::{Resource, Rlimit};
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -30,6 +31,8 @@ use std::time::Duration;
 
 /// How often the space that is left is looked at.
 const WATCH_EVERY: Duration = Duration::from_secs(2);
+/// How often schedules are looked at.
+const TICK_EVERY: Duration = Duration::from_secs(1);
 
 /// Serve all volumes and snapshots over NBD, until SIGTERM or SIGINT
 ///
@@ -48,6 +51,11 @@ pub(super) struct Args {
     /// Listen on TCP too; anybody who reaches the address can read and write. May be repeated
     #[arg(long, value_name = "ADDR:PORT")]
     listen: Vec<String>,
+
+    /// Answer Prometheus with metrics on http://ADDR:PORT/metrics; anybody who reaches the address
+    /// can read them
+    #[arg(long, value_name = "ADDR:PORT")]
+    metrics: Option<String>,
 
     /// How to talk to the disk: io_uring, plain system calls, or io_uring where the kernel allows it
     #[arg(long, value_enum, default_value_t = IoKind::Auto)]
@@ -175,6 +183,14 @@ fn start_nbd(dir: &Path, args: &Args, descriptors: u64, store: &Arc<Store>) -> R
     Server::start(Arc::clone(store), &listen, limits)
 }
 
+/// Starts to answer Prometheus, if that was asked for.
+fn start_metrics(args: &Args, store: &Arc<Store>, hub: &Arc<Hub>) -> Result<Option<Scrape>> {
+    let Some(address) = &args.metrics else { return Ok(None) };
+    let scrape = Scrape::start(address, Arc::clone(store), Arc::clone(hub))?;
+    tracing::info!("metrics at http://{}/metrics", scrape.address());
+    Ok(Some(scrape))
+}
+
 /// Takes all descriptors that the process may have; returns how many that are.
 fn raise_descriptors() -> u64 {
     let limit = rustix::process::getrlimit(Resource::Nofile);
@@ -203,8 +219,10 @@ fn serve(dir: &Path, args: &Args, descriptors: u64, store: &Arc<Store>, signals:
     let mut nbd = start_nbd(dir, args, descriptors, store)?;
     let hub = Hub::start(store);
     let service = StoreService::new(Arc::clone(store), nbd.uris(""), Arc::clone(&hub));
+    let mut scrape = start_metrics(args, store, &hub)?;
     let mut control = control::Server::start(dir, Arc::new(service))?;
-    let watching = watch_space(store);
+    let watching = watch(store, &hub);
+    let ticking = run_schedules(store);
     let announced = announce(store, &nbd);
     if announced.is_ok() {
         notify::send("READY=1");
@@ -216,27 +234,52 @@ fn serve(dir: &Path, args: &Args, descriptors: u64, store: &Arc<Store>, signals:
     }
     notify::send("STOPPING=1");
     drop(watching);
+    drop(ticking);
+    if let Some(scrape) = &mut scrape {
+        scrape.stop();
+    }
     control.stop();
     hub.stop();
     nbd.stop();
     announced
 }
 
-/// Looks at the space that is left every few seconds, until what it returns is dropped.
-fn watch_space(store: &Arc<Store>) -> Option<Sender<()>> {
+/// Looks at the space that is left and at how far sessions are behind every few seconds, until
+/// what it returns is dropped.
+fn watch(store: &Arc<Store>, hub: &Arc<Hub>) -> Option<Sender<()>> {
     let (stop, stopped) = channel();
-    let store = Arc::clone(store);
-    let spawned = std::thread::Builder::new().name("space".to_owned()).spawn(move || {
-        let mut watch = Watch::default();
+    let (store, hub) = (Arc::clone(store), Arc::clone(hub));
+    let spawned = std::thread::Builder::new().name("watch".to_owned()).spawn(move || {
+        let (mut space, mut sessions) = (Watch::default(), warnings::Watch::default());
         loop {
-            store.watch(&mut watch);
+            store.watch(&mut space);
+            hub.watch(&mut sessions);
             if stopped.recv_timeout(WATCH_EVERY) != Err(RecvTimeoutError::Timeout) {
                 return;
             }
         }
     });
     if let Err(error) = &spawned {
-        tracing::warn!("nobody watches the space that is left: {error}");
+        tracing::warn!("nobody watches space and sessions: {error}");
+    }
+    spawned.is_ok().then_some(stop)
+}
+
+/// Takes and deletes snapshots by schedule, until what it returns is dropped.
+fn run_schedules(store: &Arc<Store>) -> Option<Sender<()>> {
+    let (stop, stopped) = channel();
+    let store = Arc::clone(store);
+    let spawned = std::thread::Builder::new().name("schedule".to_owned()).spawn(move || {
+        let mut ticker = Ticker::default();
+        loop {
+            store.tick(&mut ticker);
+            if stopped.recv_timeout(TICK_EVERY) != Err(RecvTimeoutError::Timeout) {
+                return;
+            }
+        }
+    });
+    if let Err(error) = &spawned {
+        tracing::warn!("no snapshot is taken by schedule: {error}");
     }
     spawned.is_ok().then_some(stop)
 }

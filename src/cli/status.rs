@@ -103,6 +103,9 @@ fn sessions(all: &[SessionStatus], history: bool) -> String {
                 human(session.rate)
             ));
         }
+        for warning in &session.warnings {
+            text.push_str(&format!("    warning: {warning}\n"));
+        }
         if let Some(error) = &session.last_error {
             text.push_str(&format!("    {} failures in a row, the last: {error}\n", session.failures));
         }
@@ -147,6 +150,9 @@ fn volumes(status: &Status) -> String {
             0 => String::new(),
             dropped => format!(", {dropped} snapshots deleted to make room"),
         };
+        if let Some(error) = volume.schedule.as_ref().and_then(|schedule| schedule.error.as_ref()) {
+            text.push_str(&format!("volume {}: its schedule is tried again: {error}\n", volume.name));
+        }
         if volume.state != "ok" || !dropped.is_empty() {
             text.push_str(&format!("volume {}: {}{waiting}{dropped}\n", volume.name, volume.state));
         }
@@ -158,7 +164,7 @@ fn volumes(status: &Status) -> String {
 mod tests {
     use super::*;
     use crate::engine::api::{
-        ClientInfo, OutstandingSet, SetHistory, SetProgress, TransferInfo, VolumeStatus,
+        ClientInfo, OutstandingSet, ScheduleStatus, SetHistory, SetProgress, TransferInfo, VolumeStatus,
     };
     use crate::types::OnFull;
 
@@ -179,6 +185,10 @@ mod tests {
                 reserved: 20 << 20,
                 waiting_writes: 3,
                 dropped_snapshots: 0,
+                schedule: Some(ScheduleStatus {
+                    error: Some("no space".into()),
+                    ..ScheduleStatus::default()
+                }),
             }],
             clients: vec![ClientInfo { export: "db".into(), peer: "unix".into(), writable: true }],
             transfers: vec![TransferInfo {
@@ -201,6 +211,7 @@ mod tests {
                 lag_blocks: 3,
                 failures: 2,
                 last_error: Some("no route".into()),
+                warnings: vec!["400 s behind".into()],
                 history: vec![SetHistory { number: 6, whole: true, bytes: 2048, seconds: 0.5 }],
                 ..SessionStatus::default()
             }],
@@ -209,12 +220,14 @@ mod tests {
 served as process 7, version 0.1.0, engine plain
 listening on nbd://127.0.0.1:10809
 space is critically low: 0 B of 1.0 GiB are free, 20.0 MiB more are kept back for deletions
+volume db: its schedule is tried again: no space
 volume db: frozen, 3 writes wait for space
 CLIENT OF  PEER  ACCESS
 db         unix  read-write
 send db@a: 1.0 KiB of 2.0 KiB
 db -> /srv/there/db: waiting, set 6 is there, 2.5 s and 3 blocks behind, 1 sets outstanding
     set 7: 1.0 KiB of 4.0 KiB, 512 B/s
+    warning: 400 s behind
     2 failures in a row, the last: no route
 ";
         assert_eq!(text(&status), expected);

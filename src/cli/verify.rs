@@ -4,6 +4,7 @@
 //! with what is decided in `replica::compare`.
 
 use super::args::Target;
+use super::cut::{LOOK_EVERY, all_came_true};
 use super::digests::{FromFar, ToFar, VERSION};
 use super::output::{self, human};
 use super::progress::Progress;
@@ -28,7 +29,8 @@ const ATTEMPTS: usize = 5;
 ///
 /// Digests travel, no data. Only what is in use on either side is read. A snapshot is found
 /// there by its identity, whatever its name; without @SNAP it is the youngest one that both
-/// sides have, and those that replication made count, too. Exit code 0: every byte is the same;
+/// sides have, and those that replication made count, too: a session that does not keep its
+/// last one here ships another first. Exit code 0: every byte is the same;
 /// 4: some differ, or can't be read because they are damaged; 3: the snapshot is not there.
 ///
 /// With --repair, a block that is damaged on one side gets the other side's content, on either
@@ -74,7 +76,7 @@ pub(super) fn run(store: &Access, args: &Args) -> Result<()> {
     let (input, output) = (peer.input(), peer.output());
     let mut near = Near::new(store, volume);
     let mut far = Far { place: peer.place().to_owned(), input, output };
-    let done = agree(&mut near, &mut far, named).and_then(|name| {
+    let done = agree(&mut near, &mut far, named, &there.to_string()).and_then(|name| {
         let known = snapshots.iter().find(|snapshot| snapshot.uuid == near.snapshot);
         let bar = Progress::bytes(&format!("{volume}@{name}"), known.map(|snapshot| snapshot.in_use));
         let mut found = compare(&mut near, &mut far, &mut |bytes| bar.add(bytes))?;
@@ -124,13 +126,19 @@ fn agree<W: Write, R: BufRead>(
     near: &mut Near<'_>,
     far: &mut Far<W, R>,
     named: Option<Uuid>,
+    there: &str,
 ) -> Result<String> {
+    // The newest state in common may have shrunk to a bookmark here, which can't be read.
+    let (mut bookmarks, mut unreadable) = (true, None);
     for _ in 0..ATTEMPTS {
         let wanted = match named {
             Some(named) => vec![named],
-            None => near.store.offers(&near.volume)?,
+            None => near.store.offers(&near.volume, bookmarks)?,
         };
         let Some(held) = far.greet(near.comparison, &wanted)? else {
+            if let Some(error) = unreadable {
+                return Err(error);
+            }
             let what = if named.is_some() { "the snapshot is" } else { "no snapshot of the volume is" };
             return Err(Error::conflict(format!("{}: {what} held there", far.place))
                 .hint("bring it there with 'snapvol copy', or follow the volume with 'snapvol replicate'"));
@@ -145,7 +153,12 @@ fn agree<W: Write, R: BufRead>(
         near.ask(0..0, Grain::Chunk)?;
         match near.answer() {
             Ok(answer) => return Ok(answer.name),
-            Err(error) if named.is_none() && error.kind() == ErrorKind::NotFound => {}
+            Err(error) if named.is_none() && error.kind() == ErrorKind::NotFound => {
+                if bookmarks && let Err(error) = near.have_one_shipped(there) {
+                    // What else both have is older.
+                    (bookmarks, unreadable) = (false, Some(error));
+                }
+            }
             Err(error) => return Err(error),
         }
     }
@@ -209,6 +222,34 @@ impl<'a> Near<'a> {
         let (comparison, snapshot) = (Uuid::new_v4(), Uuid::nil());
         let volume = volume.to_owned();
         Self { store, volume, comparison, snapshot, block_size: 0, asked: VecDeque::new() }
+    }
+
+    /// Has the session to that destination ship a set whose target stays readable here.
+    fn have_one_shipped(&self, there: &str) -> Result<()> {
+        let why = |error: Error| {
+            error.context(format!(
+                "what both sides have of volume {} can't be read here any more, and no set is shipped",
+                self.volume
+            ))
+        };
+        self.store.keep_readable(&self.volume, self.comparison)?;
+        let wishes = self.store.cut(&self.volume).map_err(why)?;
+        loop {
+            let sessions = self.store.status()?.sessions;
+            let is_there = |wish: &(Uuid, u64)| {
+                sessions.iter().any(|status| status.session == wish.0 && status.peer == there)
+            };
+            let mine: Vec<(Uuid, u64)> = wishes.iter().copied().filter(is_there).collect();
+            if mine.is_empty() {
+                let what = format!("no session leads from volume {} to {there}", self.volume);
+                return Err(why(Error::conflict(what).hint("name a snapshot that both sides have")));
+            }
+            if all_came_true(&sessions, &mine).map_err(why)? {
+                return Ok(());
+            }
+            std::thread::sleep(LOOK_EVERY);
+            self.store.keep_readable(&self.volume, self.comparison)?;
+        }
     }
 
     fn block(&self, at: u64) -> BlockOf {

@@ -11,13 +11,15 @@ use super::wire::{Call, to_texts};
 use crate::delta::digest::{Answer, BlockOf, Content, Question};
 use crate::engine::Store;
 use crate::engine::api::{
-    CheckReport, CreateOptions, Diff, HalfReceived, Received, SendRequest, Status, StoreInfo,
+    CheckReport, CreateOptions, Diff, DrillInfo, HalfReceived, Received, ScheduleInfo, SendRequest, Status,
+    StoreInfo, UpdateSource,
 };
 use crate::engine::roles::{RoleAnswer, RoleRequest, Seen, TakeOver};
 use crate::engine::sessions::live_file;
 use crate::engine::sets::{Feed, FeedSet, OpenFeed, Relation};
 use crate::engine::store::OpenOptions;
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::upkeep::Schedule;
 use crate::replica::manage::{self, FarAnswer, FarRequest, Replicate};
 use crate::replica::receiver::{Changes, FarStore};
 use crate::replica::{failover, resync};
@@ -270,11 +272,23 @@ impl Access {
         }
     }
 
-    /// Identities of a volume's snapshots, youngest first.
-    pub fn offers(&self, volume: &str) -> Result<Vec<Uuid>> {
+    /// For a comparison, or until it is silent for a while, what a volume's receivers have stays
+    /// readable here.
+    pub fn keep_readable(&self, volume: &str, comparison: Uuid) -> Result<()> {
         match self {
-            Self::Local(store) => store.offers(volume),
-            Self::Remote(client) => client.call(&Call::Offers { volume: volume.to_owned() }),
+            Self::Local(store) => store.keep_readable(volume, comparison),
+            Self::Remote(client) => {
+                client.call(&Call::KeepReadable { volume: volume.to_owned(), comparison })
+            }
+        }
+    }
+
+    /// Identities of a volume's snapshots, youngest first; with the `bookmarks` of replication,
+    /// which can't be read.
+    pub fn offers(&self, volume: &str, bookmarks: bool) -> Result<Vec<Uuid>> {
+        match self {
+            Self::Local(store) => store.offers(volume, bookmarks),
+            Self::Remote(client) => client.call(&Call::Offers { volume: volume.to_owned(), bookmarks }),
         }
     }
 
@@ -315,6 +329,62 @@ impl Access {
         match self {
             Self::Local(store) => store.demote(volume, force),
             Self::Remote(client) => client.call(&Call::Demote { volume: volume.to_owned(), force }),
+        }
+    }
+
+    /// Begins a drill.
+    pub fn begin_drill(&self, volume: &str, snapshot: Option<&str>, name: Option<&str>) -> Result<DrillInfo> {
+        match self {
+            Self::Local(store) => store.begin_drill(volume, snapshot, name),
+            Self::Remote(client) => client.call(&Call::BeginDrill {
+                volume: volume.to_owned(),
+                snapshot: snapshot.map(str::to_owned),
+                name: name.map(str::to_owned),
+            }),
+        }
+    }
+
+    /// Sets a volume's schedule, or ends it.
+    pub fn set_schedule(&self, volume: &str, schedule: Option<Schedule>) -> Result<()> {
+        match self {
+            Self::Local(store) => store.set_schedule(volume, schedule),
+            Self::Remote(client) => client.call(&Call::SetSchedule { volume: volume.to_owned(), schedule }),
+        }
+    }
+
+    /// A volume's schedule and what it took.
+    pub fn schedule(&self, volume: &str) -> Result<ScheduleInfo> {
+        match self {
+            Self::Local(store) => store.schedule(volume),
+            Self::Remote(client) => client.call(&Call::Schedule { volume: volume.to_owned() }),
+        }
+    }
+
+    /// From where a volume is updated.
+    pub fn update_source(&self, volume: &str) -> Result<UpdateSource> {
+        match self {
+            Self::Local(store) => store.update_source(volume),
+            Self::Remote(client) => client.call(&Call::UpdateSource { volume: volume.to_owned() }),
+        }
+    }
+
+    /// Remembers from where a volume is updated, and when it was asked.
+    pub fn remember_source(&self, volume: &str, source: UpdateSource) -> Result<()> {
+        match self {
+            Self::Local(store) => store.remember_source(volume, source),
+            Self::Remote(client) => client.call(&Call::RememberSource { volume: volume.to_owned(), source }),
+        }
+    }
+
+    /// Ends a drill; what is returned is its name.
+    pub fn end_drill(&self, volume: &str, name: Option<&str>, force: bool) -> Result<String> {
+        match self {
+            Self::Local(store) => store.end_drill(volume, name, force),
+            Self::Remote(client) => client.call(&Call::EndDrill {
+                volume: volume.to_owned(),
+                name: name.map(str::to_owned),
+                force,
+            }),
         }
     }
 
@@ -464,7 +534,7 @@ impl FarDir {
         }
     }
 
-    fn with<T>(&self, work: impl FnOnce(&Access) -> Result<T>) -> Result<T> {
+    pub(super) fn with<T>(&self, work: impl FnOnce(&Access) -> Result<T>) -> Result<T> {
         let access = Access::open(&self.dir)?;
         let done = work(&access);
         let closed = access.close();

@@ -10,6 +10,9 @@
 pub mod access;
 pub mod client;
 pub mod http;
+pub mod metrics;
+pub mod only;
+pub mod scrape;
 pub mod server;
 pub mod service;
 pub mod wire;

@@ -135,7 +135,10 @@ impl Service for StoreService {
                 json(store.restore_content(&of, &content))
             }
             Call::EndDigests { volume, comparison } => json(store.end_digests(name(&volume)?, comparison)),
-            Call::Offers { volume } => json(store.offers(name(&volume)?)),
+            Call::KeepReadable { volume, comparison } => {
+                json(store.keep_readable(name(&volume)?, comparison))
+            }
+            Call::Offers { volume, bookmarks } => json(store.offers(name(&volume)?, bookmarks)),
             Call::Status {} => json(self.status()),
             Call::Replicate { request } => {
                 let done = manage::replicate(store, request);
@@ -166,6 +169,17 @@ impl Service for StoreService {
                 json(begun)
             }
             Call::Cut { volume } => json(self.hub.cut(name(&volume)?)),
+            Call::BeginDrill { volume, snapshot, name: drill } => {
+                let (snapshot, drill) = (some_name(snapshot.as_ref())?, some_name(drill.as_ref())?);
+                json(store.begin_drill(name(&volume)?, snapshot, drill))
+            }
+            Call::SetSchedule { volume, schedule } => json(store.set_schedule(&volume, schedule)),
+            Call::UpdateSource { volume } => json(store.update_source(name(&volume)?)),
+            Call::RememberSource { volume, source } => json(store.remember_source(name(&volume)?, source)),
+            Call::Schedule { volume } => json(store.schedule(name(&volume)?)),
+            Call::EndDrill { volume, name: drill, force } => {
+                json(store.end_drill(name(&volume)?, some_name(drill.as_ref())?, force))
+            }
             Call::HandOver { volume, pause_max_ms, force } => {
                 json(self.hand_over(name(&volume)?, None, pause_max_ms, force))
             }

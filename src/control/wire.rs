@@ -1,9 +1,10 @@
 //! What travels over the control socket: operations, and failures as JSON.
 
 use crate::delta::digest::{BlockOf, Content, Question};
-use crate::engine::api::CreateOptions;
+use crate::engine::api::{CreateOptions, UpdateSource};
 use crate::engine::sets::FeedSet;
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::upkeep::Schedule;
 use crate::replica::manage::{FarRequest, Replicate};
 use crate::replica::{failover, resync};
 use crate::types::{OnFull, SnapName};
@@ -87,7 +88,8 @@ pub enum Call {
     Content { of: BlockOf },
     RestoreContent { of: BlockOf, content: Content },
     EndDigests { volume: String, comparison: Uuid },
-    Offers { volume: String },
+    KeepReadable { volume: String, comparison: Uuid },
+    Offers { volume: String, bookmarks: bool },
     Status {},
     Replicate { request: Replicate },
     Unreplicate { volume: String, destination: Option<String> },
@@ -97,6 +99,12 @@ pub enum Call {
     Resync { request: resync::Request },
     HandOver { volume: String, pause_max_ms: u64, force: bool },
     Far { request: FarRequest },
+    BeginDrill { volume: String, snapshot: Option<String>, name: Option<String> },
+    SetSchedule { volume: String, schedule: Option<Schedule> },
+    Schedule { volume: String },
+    UpdateSource { volume: String },
+    RememberSource { volume: String, source: UpdateSource },
+    EndDrill { volume: String, name: Option<String>, force: bool },
 }
 
 impl Call {

@@ -3,6 +3,7 @@
 //!
 //! Sizes are in bytes, times in RFC 3339, snapshots oldest first.
 
+use crate::format::upkeep::Schedule;
 use crate::types::{OnFull, Role};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -67,9 +68,12 @@ pub struct VolumeInfo {
     pub uuid: Uuid,
     /// Who may change it.
     pub role: Role,
+    /// What it shows a copy of, if it is a drill.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drill: Option<DrillInfo>,
     /// `ok`, `receiving`, `rolling-back`, `frozen` (writers wait for space), `read-only (disk
-    /// full)` (writes are refused for lack of space), `read-only` (latched after a failed
-    /// write), `damaged`.
+    /// full)` (writes are refused for lack of space), `frozen (backlog)` and `read-only (backlog)`
+    /// (a session can't keep up), `read-only` (latched after a failed write), `damaged`.
     pub state: String,
     /// What happens when space runs out.
     pub on_full: OnFull,
@@ -85,6 +89,21 @@ pub struct VolumeInfo {
     pub saved: u64,
     /// Oldest first.
     pub snapshots: Vec<SnapshotInfo>,
+}
+
+/// What a drill shows, where nothing was written to it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DrillInfo {
+    /// Its export: `VOL+N`.
+    pub export: String,
+    /// The volume.
+    pub volume: String,
+    /// The snapshot; `null` for a state that a session brought.
+    pub snapshot: Option<String>,
+    /// The identity of that state.
+    pub uuid: Uuid,
+    /// When it was taken, RFC 3339.
+    pub created: String,
 }
 
 /// A snapshot.
@@ -106,6 +125,12 @@ pub struct SnapshotInfo {
     pub freed_by_delete: u64,
     /// Tags that keep it from being deleted.
     pub holds: Vec<String>,
+    /// The identity of the state that it is a second name of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub of: Option<Uuid>,
+    /// The number of the set that brought that state.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub set: Option<u64>,
 }
 
 /// What a changed extent is.
@@ -292,6 +317,21 @@ pub struct SessionStatus {
     pub lag_seconds: f64,
     /// Blocks by which it is behind, about.
     pub lag_blocks: u64,
+    /// The same in bytes.
+    #[serde(default)]
+    pub lag_bytes: u64,
+    /// Bytes that were sent in this run of the daemon.
+    #[serde(default)]
+    pub shipped_bytes: u64,
+    /// Sets that were applied in this run.
+    #[serde(default)]
+    pub shipped_sets: u64,
+    /// Attempts that failed in this run.
+    #[serde(default)]
+    pub failed_attempts: u64,
+    /// Marks that it has passed, in words.
+    #[serde(default)]
+    pub warnings: Vec<String>,
     /// Failures since something was applied.
     pub failures: u64,
     /// What went wrong last.
@@ -354,6 +394,75 @@ pub struct VolumeStatus {
     pub waiting_writes: usize,
     /// Snapshots deleted to make room, since the volume was opened.
     pub dropped_snapshots: u64,
+    /// Its schedule, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<ScheduleStatus>,
+}
+
+/// A volume's schedule.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScheduleInfo {
+    /// The volume.
+    pub volume: String,
+    /// When it takes snapshots and which it keeps; none: it has no schedule.
+    pub schedule: Option<Schedule>,
+    /// What came of it.
+    #[serde(flatten)]
+    pub status: ScheduleStatus,
+}
+
+/// From where a volume is updated.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpdateSource {
+    /// The volume there, as a destination; empty: nobody said so yet.
+    pub source: String,
+    /// The program to run there, as its shell takes it; empty: `snapvol`.
+    pub remote_command: String,
+    /// When it was asked last whether there is something newer, in microseconds since 1970; 0:
+    /// never.
+    pub checked_us: u64,
+}
+
+/// What a schedule did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScheduleStatus {
+    /// Snapshots that it took and that are there.
+    pub snapshots: usize,
+    /// When the youngest of them was taken, RFC 3339.
+    pub last: Option<String>,
+    /// What keeps it from its work; it is tried again.
+    pub error: Option<String>,
+}
+
+/// A volume in figures that are at hand at any time, for whoever asks every few seconds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VolumeFigures {
+    /// Its name.
+    pub name: String,
+    /// Who may change it.
+    pub role: Role,
+    /// As `list` shows it.
+    pub state: String,
+    /// Bytes that clients see.
+    pub size: u64,
+    /// Bytes in use by production data.
+    pub in_use: u64,
+    /// Bytes of before-images.
+    pub saved: u64,
+    /// Bytes of its journal.
+    pub journal: u64,
+    /// Bytes kept back so that deletions work on a full disk.
+    pub reserved: u64,
+    /// Snapshots that users see.
+    pub snapshots: u64,
+    /// Requests of writers that wait for space.
+    pub waiting_writes: u64,
+    /// Snapshots deleted to make room, since the volume was opened.
+    pub dropped_snapshots: u64,
+    /// Clients that read it or its snapshots, and those that may write.
+    pub clients: (u64, u64),
+    /// Requests by kind: their number, and the bytes that they were about.
+    pub requests: Vec<(&'static str, u64, u64)>,
 }
 
 /// A client of an export.

@@ -1,9 +1,26 @@
-//! The clients of an engine's exports: who is there, and how they are made to leave.
+//! The clients of an engine's exports: who is there, what they asked for, and how they are made
+//! to leave.
 
+use super::device::Kind;
 use crate::store::event::Event;
 use slab::Slab;
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::rc::Rc;
+
+/// Requests of one kind, and the bytes that they were about.
+pub(super) type Count = (u64, u64);
+
+/// What clients asked of a volume and its snapshots since the engine began.
+#[derive(Default)]
+pub(super) struct Traffic([Cell<Count>; Kind::ALL.len()]);
+
+impl Traffic {
+    /// What there was of each kind.
+    pub fn counts(&self) -> impl Iterator<Item = (Kind, Count)> + '_ {
+        Kind::ALL.into_iter().zip(&self.0).map(|(kind, count)| (kind, count.get()))
+    }
+}
 
 /// A connected client.
 pub(super) struct Client {
@@ -21,6 +38,7 @@ pub(super) struct Client {
 pub(super) struct Clients {
     list: RefCell<Slab<Rc<Client>>>,
     left: Event,
+    traffic: RefCell<BTreeMap<String, Rc<Traffic>>>,
 }
 
 /// A client's place in the list, until it is dropped.
@@ -28,6 +46,7 @@ pub(super) struct Seat {
     clients: Rc<Clients>,
     number: usize,
     client: Rc<Client>,
+    traffic: Rc<Traffic>,
 }
 
 impl Drop for Seat {
@@ -38,6 +57,13 @@ impl Drop for Seat {
 }
 
 impl Seat {
+    /// A request was taken.
+    pub fn count(&self, kind: Kind, bytes: u64) {
+        let count = &self.traffic.0[kind as usize];
+        let (requests, sum) = count.get();
+        count.set((requests + 1, sum + bytes));
+    }
+
     /// Resolves when the client is to leave.
     pub fn closed(&self) -> impl Future<Output = ()> + 'static {
         let client = Rc::clone(&self.client);
@@ -61,7 +87,13 @@ impl Clients {
             event: Event::default(),
         });
         let number = self.list.borrow_mut().insert(Rc::clone(&client));
-        Seat { clients: Rc::clone(self), number, client }
+        let traffic = Rc::clone(self.traffic.borrow_mut().entry(volume.to_owned()).or_default());
+        Seat { clients: Rc::clone(self), number, client, traffic }
+    }
+
+    /// What clients asked of a volume and its snapshots.
+    pub fn traffic(&self, volume: &str) -> Rc<Traffic> {
+        self.traffic.borrow().get(volume).cloned().unwrap_or_default()
     }
 
     /// All clients.

@@ -12,10 +12,12 @@
 
 use super::api::CreateOptions;
 use super::batch::{self, Batches, Deletions};
+use super::drill::is_drill;
 use super::export::Export;
 use super::sessions::{self, Sessions};
 use super::thread::{Engine, Handle, Pending, no_volume};
 use super::turns::Turns;
+use super::upkeep::{self, Upkeep};
 use super::volumes;
 use crate::error::{Error, Result};
 use crate::snapshot::{DeleteCheck, Volume};
@@ -55,12 +57,13 @@ pub(super) struct Admin {
 pub(crate) struct Core {
     pub(super) dir: PathBuf,
     pub(super) handles: Vec<Handle>,
-    tuning: Tuning,
+    pub(super) tuning: Tuning,
     lending: Lending,
     places: RwLock<BTreeMap<String, Place>>,
     admin: Mutex<Admin>,
     pub(super) identity: Uuid,
     pub(super) sessions: Sessions,
+    pub(super) upkeep: Upkeep,
     /// Volumes that are taking their sender's place at this moment.
     pub(super) turning: std::sync::Mutex<BTreeSet<String>>,
     /// Who takes a cut of a volume.
@@ -88,21 +91,29 @@ impl Core {
             admin: Mutex::default(),
             identity,
             sessions: Sessions::default(),
+            upkeep: Upkeep::default(),
             turning: std::sync::Mutex::default(),
             cutting: std::sync::Mutex::default(),
         };
-        let (batches, found, sessions) = core
+        let (batches, found, sessions, upkeep) = core
             .on_store(|engine, dir| async move {
                 let batches = batch::committed(&engine.io, &dir, true).await?;
                 let found = volumes::found(&engine.io, &dir).await?;
-                Ok((batches, found, sessions::read(&engine.io, &dir, true).await?))
+                let sessions = sessions::read(&engine.io, &dir, true).await?;
+                Ok((batches, found, sessions, upkeep::read(&engine.io, &dir, true).await?))
             })
             .await?;
         for (file, error) in &sessions.damaged {
             tracing::error!("the session {file} can't be read: {error}");
         }
+        if let Some(error) = &upkeep.damage {
+            tracing::error!("nothing is done by schedule: {error}");
+        }
         core.sessions = sessions;
+        core.upkeep = upkeep;
+        let (drills, found) = found.into_iter().partition(|(name, _)| is_drill(name));
         core.open_volumes(found, &batches).await;
+        core.open_drills(drills, &batches).await;
         if let Err(error) = core.finish_deletions().await {
             // The snapshots stay; the file says which were meant.
             tracing::error!("deletions that a crash interrupted are not completed: {error}");
@@ -157,14 +168,14 @@ impl Core {
         }
     }
 
-    fn not_opened(&self, name: String, error: Error) {
+    pub(super) fn not_opened(&self, name: String, error: Error) {
         tracing::error!("volume {name} stays closed: {error}");
         self.places_mut().insert(name, Place::Broken(error));
     }
 
     /// Lets a volume know when another one works with the last space there is. The engine
     /// hears of it before anything that is asked of the volume later.
-    fn share_lending(&self, engine: &Handle, volume: &str) {
+    pub(super) fn share_lending(&self, engine: &Handle, volume: &str) {
         let (lending, name) = (self.lending.clone(), volume.to_owned());
         drop(engine.call(move |engine| async move {
             engine.volume(&name)?.share_lending(&lending);
@@ -182,7 +193,9 @@ impl Core {
         let places = std::mem::take(&mut *self.places_mut());
         let mut first = None;
         let mut all_clean = true;
-        for (name, place) in places {
+        // A drill reads from its volume as long as it is open.
+        let (drills, volumes): (Vec<_>, Vec<_>) = places.into_iter().partition(|(name, _)| is_drill(name));
+        for (name, place) in drills.into_iter().chain(volumes) {
             let Place::Open(engine) = place else {
                 all_clean = false;
                 continue;
@@ -227,11 +240,16 @@ impl Core {
         self.admin.lock().await
     }
 
+    /// Takes a turn if nobody else has one.
+    pub(super) fn try_admin(&self) -> Option<MutexGuard<'_, Admin>> {
+        self.admin.try_lock()
+    }
+
     pub(super) fn places(&self) -> RwLockReadGuard<'_, BTreeMap<String, Place>> {
         self.places.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn places_mut(&self) -> RwLockWriteGuard<'_, BTreeMap<String, Place>> {
+    pub(super) fn places_mut(&self) -> RwLockWriteGuard<'_, BTreeMap<String, Place>> {
         self.places.write().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -340,6 +358,7 @@ impl Core {
         let _admin = self.admin().await;
         self.check_not_fed(volume, "its deletion")?;
         self.check_not_followed(volume)?;
+        self.check_no_drills(volume)?;
         let closed = self
             .on_engine(volume, move |engine, name| async move {
                 let found = engine.volume(&name)?;
@@ -381,7 +400,7 @@ impl Core {
     pub async fn export(&self, name: &str) -> Result<Export> {
         let (volume, snapshot) = match name.split_once('@') {
             Some((volume, snapshot)) => (volume.to_owned(), Some(snapshot.to_owned())),
-            None if name.is_empty() => match &self.names()[..] {
+            None if name.is_empty() => match &self.volume_names()[..] {
                 [only] => (only.clone(), None),
                 _ => {
                     return Err(Error::not_found("the empty export name means nothing here")

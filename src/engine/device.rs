@@ -39,6 +39,39 @@ pub struct ZeroHow {
     pub fua: bool,
 }
 
+/// What a request asks for, for who counts them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "as the methods of Device")]
+pub enum Kind {
+    Read,
+    Write,
+    Flush,
+    Trim,
+    Zero,
+    Cache,
+    Status,
+}
+
+impl Kind {
+    /// All of them, in their order.
+    pub const ALL: [Self; 7] =
+        [Self::Read, Self::Write, Self::Flush, Self::Trim, Self::Zero, Self::Cache, Self::Status];
+
+    /// Its word.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Write => "write",
+            Self::Flush => "flush",
+            Self::Trim => "trim",
+            Self::Zero => "write-zeroes",
+            Self::Cache => "cache",
+            Self::Status => "block-status",
+        }
+    }
+}
+
 /// A served volume or snapshot, on the thread of its engine.
 pub trait Device {
     /// The size in bytes; it may grow while it is served.
@@ -103,6 +136,9 @@ pub trait Device {
     /// What changed since a pinned `snapshot` (`DELTA_*`, 0: unchanged), as for
     /// [`Device::allocation`].
     fn delta(&self, snapshot: &str, offset: u64, len: u64) -> LocalBoxFuture<'static, Result<Vec<Extent>>>;
+
+    /// A request of so many bytes was taken; it may still fail.
+    fn count(&self, _kind: Kind, _bytes: u64) {}
 
     /// The client sends nothing more: what of its requests waits for space ends now.
     fn leave(&self) {}

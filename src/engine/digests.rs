@@ -8,7 +8,7 @@ use super::core::Core;
 use super::thread::Engine;
 use crate::delta::digest::{Answer, BlockOf, CHUNK, Content, Found, Grain, Question, Span, spans_of};
 use crate::error::{Error, Result};
-use crate::snapshot::{Piece, SnapshotReader, is_damage};
+use crate::snapshot::{Piece, Readable, SnapshotReader, is_damage};
 use bytes::BytesMut;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -29,9 +29,17 @@ const WINDOW: u64 = 32 * CHUNK;
 /// Windows that one answer goes through, at most: those where nothing is in use are quick.
 const WINDOWS_MAX: u64 = 8192;
 
-/// The snapshots that an engine keeps open for comparisons.
+/// The snapshots that an engine keeps open for comparisons, and the volumes whose cuts do not
+/// shrink to bookmarks meanwhile.
 #[derive(Default)]
-pub(super) struct Comparisons(RefCell<BTreeMap<Uuid, Rc<Open>>>);
+pub(super) struct Comparisons(RefCell<BTreeMap<Uuid, Rc<Open>>>, RefCell<BTreeMap<Uuid, Kept>>);
+
+/// A volume whose cuts stay readable for a comparison.
+struct Kept {
+    _readable: Readable,
+    /// It was asked for again since somebody last looked.
+    asked: bool,
+}
 
 struct Open {
     reader: SnapshotReader,
@@ -72,14 +80,55 @@ impl Comparisons {
     }
 }
 
+/// Keeps the cuts of a volume readable until nobody asks for it any more.
+fn keep(engine: &Rc<Engine>, volume: &str, comparison: Uuid) -> Result<()> {
+    let kept = Kept { _readable: engine.volume(volume)?.keep_readable(), asked: true };
+    if engine.comparisons.1.borrow_mut().insert(comparison, kept).is_some() {
+        return Ok(());
+    }
+    let io = engine.io.clone();
+    let engine = Rc::downgrade(engine);
+    io.clone().spawn(async move {
+        loop {
+            io.sleep(SILENCE_MAX).await;
+            let Some(engine) = engine.upgrade() else { return };
+            let mut all = engine.comparisons.1.borrow_mut();
+            let asked = all.get_mut(&comparison).is_some_and(|kept| std::mem::take(&mut kept.asked));
+            if !asked {
+                return drop(all.remove(&comparison));
+            }
+        }
+    });
+    Ok(())
+}
+
 impl Core {
-    /// A comparison is done with a volume.
+    /// For a comparison, cuts of a volume do not shrink to bookmarks: what every receiver has
+    /// can be read. It has to be said again before a minute is over.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub async fn keep_readable(&self, volume: &str, comparison: Uuid) -> Result<()> {
+        let name = volume.to_owned();
+        self.on_engine(volume, move |engine, _| async move { keep(&engine, &name, comparison) }).await
+    }
+
+    /// Whether somebody wants that.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub async fn is_kept_readable(&self, volume: &str) -> Result<bool> {
+        self.with(volume, |volume| async move { Ok(volume.is_kept_readable()) }).await
+    }
+
+    /// A comparison is done with a volume. What was kept readable for it is so no longer.
     pub async fn end_digests(&self, volume: &str, comparison: Uuid) -> Result<()> {
-        self.on_engine(volume, move |engine, _| async move {
+        let ended = self.on_engine(volume, move |engine, _| async move {
             drop(engine.comparisons.0.borrow_mut().remove(&comparison));
-            Ok(())
-        })
-        .await
+            let kept = engine.comparisons.1.borrow_mut().remove(&comparison);
+            Ok(kept.is_some())
+        });
+        if ended.await? { self.prune_sent(volume).await } else { Ok(()) }
     }
 
     /// The content of a block of the snapshot that a comparison is about; none: it is damaged.

@@ -10,6 +10,7 @@ mod check;
 mod clients;
 pub(crate) mod core;
 mod digests;
+pub mod drill;
 mod export;
 #[cfg(any(test, feature = "simulation"))]
 pub mod model;
@@ -18,6 +19,7 @@ mod receive;
 mod report;
 pub mod resync;
 pub mod roles;
+pub mod schedule;
 mod send;
 mod served_snapshot;
 pub(crate) mod sessions;
@@ -27,11 +29,13 @@ mod space;
 mod thread;
 mod transfers;
 pub(crate) mod turns;
+mod upkeep;
 mod volumes;
 
 #[doc(hidden)]
 pub use batch::{decode_deletions, encode_deletions};
 pub use export::{Export, ExportInfo};
+pub use schedule::Ticker;
 pub use space::Watch;
 pub use store::Store;
 pub(crate) use volumes::rfc3339;

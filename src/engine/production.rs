@@ -2,7 +2,8 @@
 
 use super::clients::Seat;
 use super::device::{
-    ALLOCATION_HOLE, ALLOCATION_ZERO, DELTA_DATA, DELTA_DISCARD, Device, Extent, Piece, ReadNow, ZeroHow,
+    ALLOCATION_HOLE, ALLOCATION_ZERO, DELTA_DATA, DELTA_DISCARD, Device, Extent, Kind, Piece, ReadNow,
+    ZeroHow,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::snapshot::{Delta, SnapshotReader, Volume, Who};
@@ -96,8 +97,8 @@ impl Device for ProductionDevice {
     }
 
     fn allocation(&self, offset: u64, len: u64) -> LocalBoxFuture<'static, Result<Vec<Extent>>> {
-        let runs = self.volume.allocation(offset, len);
-        async move { Ok(allocation_extents(runs?)) }.boxed_local()
+        let volume = Rc::clone(&self.volume);
+        async move { Ok(allocation_extents(volume.shown_allocation(offset, len).await?)) }.boxed_local()
     }
 
     fn pin_delta(&self, snapshot: &str) -> Result<()> {
@@ -119,6 +120,10 @@ impl Device for ProductionDevice {
             Ok(delta_extents(&delta, offset, len))
         }
         .boxed_local()
+    }
+
+    fn count(&self, kind: Kind, bytes: u64) {
+        self.seat.count(kind, bytes);
     }
 
     fn leave(&self) {

@@ -1,10 +1,11 @@
 //! What a store tells of itself: lists, checks, status.
 
-use super::api::{CheckReport, ClientInfo, Status, StoreInfo, VolumeInfo};
+use super::api::{CheckReport, ClientInfo, Status, StoreInfo, VolumeFigures, VolumeInfo};
 use super::core::Core;
-use super::thread::no_volume;
+use super::thread::{Engine, no_volume};
 use super::{check, volumes};
 use crate::error::{ErrorKind, Result};
+use crate::snapshot::Volume;
 use crate::types::{OnFull, Role};
 use uuid::Uuid;
 
@@ -26,7 +27,13 @@ impl Core {
                 Ok(engine) => {
                     let asked = name.clone();
                     match engine.call(move |engine| volumes::describe(engine, asked)).await {
-                        Ok(info) => infos.push(info),
+                        Ok(mut info) => {
+                            for snapshot in &mut info.snapshots {
+                                snapshot.of = self.made(snapshot.uuid).and_then(|made| made.of);
+                                snapshot.set = self.set_of(snapshot.uuid).map(|set| set.stamp.number);
+                            }
+                            infos.push(info);
+                        }
                         Err(error) if volume.is_none() && error.kind() == ErrorKind::Corrupt => {
                             tracing::error!("{error}");
                             infos.push(damaged(name));
@@ -85,6 +92,20 @@ impl Core {
         Ok(())
     }
 
+    /// All open volumes in figures, sorted by name.
+    pub async fn figures(&self) -> Result<Vec<VolumeFigures>> {
+        let mut all = Vec::new();
+        for handle in &self.handles {
+            let told = handle.call(|engine| async move {
+                let volumes = engine.volumes.borrow();
+                Ok(volumes.iter().map(|(name, volume)| figures(&engine, name, volume)).collect::<Vec<_>>())
+            });
+            all.extend(told.await?);
+        }
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(all)
+    }
+
     /// Clients and transfers; what the daemon knows of itself is its to fill in.
     pub async fn status(&self) -> Result<Status> {
         let mut status = Status { version: env!("CARGO_PKG_VERSION").to_owned(), ..Status::default() };
@@ -115,7 +136,34 @@ impl Core {
             status.volumes.extend(volumes);
         }
         status.volumes.sort_by(|a, b| a.name.cmp(&b.name));
+        for volume in &mut status.volumes {
+            volume.schedule = self.schedule_status(&volume.name).await;
+        }
         Ok(status)
+    }
+}
+
+/// A volume in figures.
+fn figures(engine: &Engine, name: &str, volume: &Volume) -> VolumeFigures {
+    let (in_use, saved, journal) = volume.figures();
+    let space = volume.space();
+    let clients = engine.clients.of(name, true);
+    let writers = clients.iter().filter(|client| client.writable).count() as u64;
+    let traffic = engine.clients.traffic(name);
+    VolumeFigures {
+        name: name.to_owned(),
+        role: volume.role(),
+        state: volume.state_word().to_owned(),
+        size: volume.geometry().size,
+        in_use,
+        saved,
+        journal,
+        reserved: space.reserved,
+        snapshots: volume.snapshots().len() as u64,
+        waiting_writes: space.waiting as u64,
+        dropped_snapshots: space.dropped,
+        clients: (clients.len() as u64 - writers, writers),
+        requests: traffic.counts().map(|(kind, (count, bytes))| (kind.word(), count, bytes)).collect(),
     }
 }
 
@@ -123,6 +171,7 @@ impl Core {
 fn damaged(name: String) -> VolumeInfo {
     VolumeInfo {
         name,
+        drill: None,
         uuid: Uuid::nil(),
         role: Role::Primary,
         state: "damaged".to_owned(),

@@ -10,6 +10,7 @@ use crate::delta::sender::Source;
 use crate::delta::token::ResumeToken;
 use crate::delta::{Extent, ExtentKind, SnapshotId, StreamHeader};
 use crate::error::{Error, Result};
+use crate::format::state::BookmarkRecord;
 use crate::snapshot::{Delta, DeltaRun, Piece, SnapshotReader, Volume};
 use crate::types::Geometry;
 use bytes::{Bytes, BytesMut};
@@ -25,13 +26,45 @@ const BATCH_BYTES: u64 = 2 << 20;
 /// Extents in one batch, at most.
 const BATCH_EXTENTS: usize = 4096;
 
+/// What a delta starts from.
+enum Base {
+    /// A snapshot, which stays as long as this does.
+    Snapshot(SnapshotReader),
+    /// What is left of one; nothing of it is needed once the delta is computed.
+    Bookmark(BookmarkRecord),
+}
+
+impl Base {
+    fn uuid(&self) -> Uuid {
+        match self {
+            Self::Snapshot(reader) => reader.uuid(),
+            Self::Bookmark(record) => record.uuid,
+        }
+    }
+
+    fn size(&self) -> u64 {
+        match self {
+            Self::Snapshot(reader) => reader.size(),
+            Self::Bookmark(record) => record.size,
+        }
+    }
+
+    fn id(&self) -> SnapshotId {
+        let name = match self {
+            Self::Snapshot(reader) => reader.name().to_owned(),
+            Self::Bookmark(record) => record.name.clone(),
+        };
+        SnapshotId { uuid: self.uuid(), name }
+    }
+}
+
 /// The sends under way on an engine.
 #[derive(Default)]
 pub(super) struct Sends(RefCell<Slab<Rc<Sending>>>);
 
 struct Sending {
     target: SnapshotReader,
-    _base: Option<SnapshotReader>,
+    _base: Option<Base>,
     delta: Delta,
     volume: String,
     sent: RefCell<u64>,
@@ -79,7 +112,7 @@ pub(super) async fn open(engine: Handle, request: &SendRequest) -> Result<Engine
     Ok(EngineSource { engine, number, cursor: header.resume_from, header })
 }
 
-/// The same of snapshots by identity, internal ones too; not compressed.
+/// The same of snapshots by identity, internal ones too, and from bookmarks; not compressed.
 pub(super) async fn open_by_id(
     engine: Handle,
     volume: &str,
@@ -92,7 +125,11 @@ pub(super) async fn open_by_id(
     let begun = engine.call(move |engine| async move {
         let volume = engine.volume(&volume)?;
         let target = volume.open_snapshot_by_id(target)?;
-        let base = base.map(|base| volume.open_snapshot_by_id(base)).transpose()?;
+        let base = match base.map(|base| (base, volume.bookmark(base))) {
+            None => None,
+            Some((_, Some(bookmark))) => Some(Base::Bookmark(bookmark)),
+            Some((base, None)) => Some(Base::Snapshot(volume.open_snapshot_by_id(base)?)),
+        };
         begin_between(&engine, &volume, base, target, resume.as_deref(), false, own).await
     });
     let (number, header) = begun.await?;
@@ -103,28 +140,27 @@ async fn begin(engine: &Engine, request: &SendRequest) -> Result<(usize, StreamH
     let volume = engine.volume(&request.volume)?;
     let target = volume.open_snapshot(&request.snapshot)?;
     let base = request.from.as_ref().map(|name| volume.open_snapshot(name)).transpose()?;
+    let base = base.map(Base::Snapshot);
     begin_between(engine, &volume, base, target, request.resume.as_deref(), request.compress, None).await
 }
 
 async fn begin_between(
     engine: &Engine,
     volume: &Rc<Volume>,
-    base: Option<SnapshotReader>,
+    base: Option<Base>,
     target: SnapshotReader,
     resume: Option<&str>,
     compressed: bool,
     own: Option<OwnChanges>,
 ) -> Result<(usize, StreamHeader)> {
-    let common = base.as_ref().map(SnapshotReader::uuid);
-    let name_of =
-        |reader: &SnapshotReader| SnapshotId { uuid: reader.uuid(), name: reader.name().to_owned() };
+    let common = base.as_ref().map(Base::uuid);
     let (base_id, base_size) = match (&own, &base) {
         // The receiver has the common state and changes of its own above it.
         (Some(own), _) => {
             let Diverged { shown, size, .. } = own.diverged;
             (Some(SnapshotId { uuid: shown, name: "diverged".to_owned() }), size)
         }
-        (None, Some(base)) => (Some(name_of(base)), base.size()),
+        (None, Some(base)) => (Some(base.id()), base.size()),
         (None, None) => (None, 0),
     };
     let base_uuid = base_id.as_ref().map(|base| base.uuid);
@@ -157,7 +193,7 @@ async fn begin_between(
         volume_name: volume.name(),
         base: base_id,
         base_size,
-        target: name_of(&target),
+        target: SnapshotId { uuid: target.uuid(), name: target.name().to_owned() },
         created,
         geometry: Geometry { size: target.size(), ..geometry },
         resume_from,

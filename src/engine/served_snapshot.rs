@@ -2,7 +2,7 @@
 //! its newest received snapshot, pinned for the connection.
 
 use super::clients::Seat;
-use super::device::{ALLOCATION_HOLE, ALLOCATION_ZERO, Device, Extent, Piece, ZeroHow};
+use super::device::{ALLOCATION_HOLE, ALLOCATION_ZERO, Device, Extent, Kind, Piece, ZeroHow};
 use super::production::{allocation_extents, delta_extents};
 use crate::error::{Error, ErrorKind, Result};
 use crate::snapshot::SnapshotReader;
@@ -108,6 +108,10 @@ impl Device for SnapshotDevice {
         .boxed_local()
     }
 
+    fn count(&self, kind: Kind, bytes: u64) {
+        self.seat.count(kind, bytes);
+    }
+
     fn closed(&self) -> LocalBoxFuture<'static, ()> {
         self.seat.closed().boxed_local()
     }
@@ -175,6 +179,10 @@ impl Device for EmptyDevice {
 
     fn delta(&self, _: &str, _: u64, _: u64) -> LocalBoxFuture<'static, Result<Vec<Extent>>> {
         async { Err(Error::invalid("that context was not negotiated")) }.boxed_local()
+    }
+
+    fn count(&self, kind: Kind, bytes: u64) {
+        self.seat.count(kind, bytes);
     }
 
     fn closed(&self) -> LocalBoxFuture<'static, ()> {

@@ -6,6 +6,7 @@
 
 use super::api::{CreateOptions, Received};
 use super::core::Core;
+use super::drill::is_drill;
 use super::receive::EngineTarget;
 use super::send::{self, EngineSource};
 use super::turns::Turn;
@@ -13,7 +14,8 @@ use crate::delta::receiver;
 use crate::delta::token::ResumeToken;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::session::{Condition, MemberRecord, SessionPolicy, SessionRecord, Side};
-use crate::format::state::LINEAGE_MAX;
+use crate::format::state::{BookmarkRecord, LINEAGE_MAX, SnapshotRecord};
+use crate::snapshot::Brake;
 use crate::types::{Geometry, OnFull, Role, RoleEpoch, SetId, SetStamp};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -27,6 +29,26 @@ pub struct Cut {
     pub set: SetId,
     /// When it was taken, in microseconds since 1970, by this host's clock.
     pub created_us: u64,
+}
+
+/// A cut, or what is left of one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// It.
+    pub cut: Cut,
+    /// It can't be read or shipped any more, and a delta can start from it.
+    pub is_bookmark: bool,
+}
+
+/// Which cuts of a volume are needed, and as what.
+#[derive(Default)]
+struct Needed {
+    /// As states that can be read.
+    states: BTreeSet<Uuid>,
+    /// As bases of deltas.
+    marks: BTreeSet<Uuid>,
+    /// The number of the cut that every receiver has, or has passed.
+    passed: Option<u64>,
 }
 
 /// What a sender asks a receiver to take part in.
@@ -197,9 +219,11 @@ impl Core {
         self.with(volume, |volume| async move { Ok(volume.last_cut()) }).await
     }
 
-    /// The names of all volumes, sorted.
+    /// The names of all volumes that are no drills, sorted.
     pub fn volume_names(&self) -> Vec<String> {
-        self.names()
+        let mut names = self.names();
+        names.retain(|name| !is_drill(name));
+        names
     }
 
     /// An identity that nothing else has.
@@ -229,21 +253,62 @@ impl Core {
     /// `NotFound`.
     pub async fn cuts(&self, volume: &str) -> Result<Vec<Cut>> {
         let records = self.with(volume, |volume| async move { Ok(volume.cuts()) }).await?;
-        let cut = |record: crate::format::state::SnapshotRecord| {
+        let cut = |record: SnapshotRecord| {
             let set = SetId { stamp: record.set?, target: record.uuid };
             Some(Cut { set, created_us: record.created_us })
         };
         Ok(records.into_iter().filter_map(cut).collect())
     }
 
-    /// Identities of the snapshots of a volume, cuts among them, youngest first.
+    /// What deltas can start from besides users' snapshots, oldest first: the cuts, and what is
+    /// left of earlier ones.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub async fn marks(&self, volume: &str) -> Result<Vec<Mark>> {
+        let marks = self.with(volume, |volume| async move {
+            let cut = |record: SnapshotRecord| {
+                let set = SetId { stamp: record.set?, target: record.uuid };
+                let cut = Cut { set, created_us: record.created_us };
+                Some((record.epoch, Mark { cut, is_bookmark: false }))
+            };
+            let bookmark = |record: BookmarkRecord| {
+                let set = SetId { stamp: record.set, target: record.uuid };
+                let cut = Cut { set, created_us: record.created_us };
+                (record.epoch, Mark { cut, is_bookmark: true })
+            };
+            let cuts = volume.cuts().into_iter().filter_map(cut);
+            let mut all: Vec<_> = cuts.chain(volume.bookmarks().into_iter().map(bookmark)).collect();
+            all.sort_unstable_by_key(|(epoch, _)| *epoch);
+            Ok(all.into_iter().map(|(_, mark)| mark).collect())
+        });
+        marks.await
+    }
+
+    /// Identities of the snapshots of a volume, cuts among them, youngest first: what can be
+    /// read.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub async fn states(&self, volume: &str) -> Result<Vec<Uuid>> {
+        self.known(volume, false).await
+    }
+
+    /// The same with the bookmarks: what a delta can start from.
     ///
     /// # Errors
     /// `NotFound`.
     pub async fn offers(&self, volume: &str) -> Result<Vec<Uuid>> {
-        let held = self.with(volume, |volume| async move {
+        self.known(volume, true).await
+    }
+
+    async fn known(&self, volume: &str, bookmarks: bool) -> Result<Vec<Uuid>> {
+        let held = self.with(volume, move |volume| async move {
             let (snapshots, cuts) = (volume.snapshots(), volume.cuts());
             let mut all: Vec<_> = snapshots.into_iter().chain(cuts).map(|r| (r.epoch, r.uuid)).collect();
+            if bookmarks {
+                all.extend(volume.bookmarks().into_iter().map(|b| (b.epoch, b.uuid)));
+            }
             all.sort_unstable();
             all.dedup();
             Ok(all.into_iter().rev().map(|(_, uuid)| uuid).take(OFFERS_MAX).collect())
@@ -265,21 +330,36 @@ impl Core {
         self.with(volume, |volume| async move { volume.take_cut().await }).await
     }
 
-    /// Bytes written or discarded since a snapshot, as far as the maps tell.
+    /// Bytes written or discarded since a snapshot or a bookmark, as far as the maps tell.
     ///
     /// # Errors
     /// `NotFound`, `Corrupt`, `Io`.
-    pub async fn changed_since(&self, volume: &str, snapshot: Uuid) -> Result<u64> {
+    pub async fn changed_since(&self, volume: &str, state: Uuid) -> Result<u64> {
         let delta = self.with(volume, move |volume| async move {
-            // Nobody deletes it meanwhile.
-            let reader = volume.open_snapshot_by_id(snapshot)?;
-            volume.delta_between(Some(reader.uuid()), None).await
+            // Nobody deletes it meanwhile; of a bookmark all is asked at once.
+            let _open = match volume.bookmark(state) {
+                Some(_) => None,
+                None => Some(volume.open_snapshot_by_id(state)?),
+            };
+            volume.delta_between(Some(state), None).await
         });
         let (data, discards) = delta.await?.totals();
         Ok(data + discards)
     }
 
-    /// What the stream of a set is made of.
+    /// Keeps a volume's writers back for the sake of a session, or lets them pass again.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub async fn set_brake(&self, volume: &str, session: Uuid, brake: Option<Brake>) -> Result<()> {
+        let set = self.with(volume, move |volume| async move {
+            volume.set_brake(session, brake);
+            Ok(())
+        });
+        set.await
+    }
+
+    /// What the stream of a set is made of; the base may be a bookmark.
     ///
     /// # Errors
     /// `NotFound`, `Invalid`.
@@ -295,39 +375,60 @@ impl Core {
     }
 
     /// Deletes the cuts of a volume that none of its sessions needs: neither as the state that
-    /// its receiver has nor as the one that it is to get.
+    /// its receiver has nor as the one that it is to get. What every receiver has, or has passed,
+    /// is the base of deltas and nothing else: of that a bookmark stays. A cut that some
+    /// receiver has yet to reach stays as it is, for that one must not pass it; and so does every
+    /// one while somebody compares. Of a secondary nothing is touched.
     ///
     /// # Errors
     /// `NotFound`, `Io`.
     pub async fn prune_sent(&self, volume: &str) -> Result<()> {
+        if self.unit(volume).await?.1 != Role::Primary {
+            // Its cuts are what it received.
+            return Ok(());
+        }
         let _turn = self.sets_turn(volume).await;
         let sessions = self.sessions_of(volume, Side::Sender);
-        let needed = sessions.iter().filter_map(|session| session.member(volume));
-        let needed = needed.flat_map(|member| [member.durable, member.applied, member.target]);
-        let mut needed: BTreeSet<Uuid> = needed.flatten().map(|set| set.target).collect();
+        let members: Vec<_> = sessions.iter().filter_map(|session| session.member(volume)).collect();
+        let targets: BTreeSet<Uuid> = members.iter().filter_map(|m| m.target).map(|set| set.target).collect();
+        let marks = members.iter().flat_map(|member| [member.durable, member.applied]).flatten();
+        let mut needed = Needed { marks: marks.map(|set| set.target).collect(), ..Needed::default() };
+        // A first set may have arrived, though nobody here has heard of it yet.
+        let slowest = members.iter().filter_map(|member| member.applied.or(member.target));
+        needed.passed = slowest.map(|set| set.stamp.number).min();
+        needed.states = targets;
         if self.turned(volume).is_some() {
             // It is the newest state in common with the volume whose place this one took.
-            needed.extend(self.roles(volume).await?.restart.map(|set| set.target));
+            needed.states.extend(self.roles(volume).await?.restart.map(|set| set.target));
         }
         self.prune_cuts(volume, needed).await
     }
 
-    /// Deletes the cuts that are not `needed`. What is open stays until the next time.
-    async fn prune_cuts(&self, volume: &str, needed: BTreeSet<Uuid>) -> Result<()> {
+    /// Deletes or shrinks cuts, and forgets bookmarks. What is open stays until the next time.
+    async fn prune_cuts(&self, volume: &str, needed: Needed) -> Result<()> {
         if !self.sessions.damaged.is_empty() {
             return Ok(());
         }
         let pruned = self.with(volume, move |volume| async move {
             for cut in volume.cuts() {
-                if needed.contains(&cut.uuid) {
-                    continue;
-                }
-                match volume.delete(&[cut.uuid]).await {
+                let number = cut.set.map_or(0, |set| set.number);
+                let done = if needed.states.contains(&cut.uuid) {
+                    Ok(())
+                } else if !needed.marks.contains(&cut.uuid) {
+                    volume.delete(&[cut.uuid]).await
+                } else if needed.passed.is_some_and(|passed| number <= passed) && !volume.is_kept_readable() {
+                    volume.shrink(cut.uuid).await
+                } else {
+                    Ok(())
+                };
+                match done {
                     Err(error) if error.kind() != ErrorKind::Conflict => return Err(error),
                     _ => {}
                 }
             }
-            Ok(())
+            let bookmarks = volume.bookmarks().into_iter().map(|bookmark| bookmark.uuid);
+            let gone: Vec<Uuid> = bookmarks.filter(|uuid| !needed.marks.contains(uuid)).collect();
+            volume.forget_bookmarks(&gone).await
         });
         pruned.await
     }
@@ -433,13 +534,12 @@ impl Core {
             return Err(Error::conflict(format!("volume {} was parted from its sender there", open.volume))
                 .hint("end the session here, too, with 'unreplicate'"));
         }
-        if resync
-            && let Some(other) = self.fed_by(&open.volume).filter(|record| record.session != open.session)
-        {
+        let others = || self.fed_by(&open.volume).filter(|record| record.session != open.session);
+        if resync && let Some(other) = others() {
             // It is what an earlier attempt at a resync has left.
             self.forget_session(other.session).await?;
         }
-        if let Some(other) = self.fed_by(&open.volume).filter(|record| record.session != open.session) {
+        if let Some(other) = others() {
             return Err(Error::conflict(format!(
                 "volume {} is fed by another session, {}",
                 open.volume, other.session
@@ -513,13 +613,14 @@ impl Core {
     ///
     /// # Errors
     /// `NotFound`.
-    async fn feed(&self, volume: &str) -> Result<Feed> {
-        let (cuts, held) = (self.cuts(volume).await?, self.offers(volume).await?);
+    pub(super) async fn feed(&self, volume: &str) -> Result<Feed> {
+        let (cuts, held) = (self.cuts(volume).await?, self.states(volume).await?);
         let found = self.with(volume, |volume| async move {
             let newest = volume.newest_state().map(|record| record.uuid);
             Ok((newest, volume.half_received()))
         });
         let (newest, half) = found.await?;
+        let newest = newest.map(|newest| self.original(newest));
         let half = half.map(|(record, _)| HalfSet {
             set: record.set.map(|stamp| SetId { stamp, target: record.target }),
             durable: record.durable,
@@ -566,6 +667,7 @@ impl Core {
         if resync.is_some() {
             self.finish_resync(&feed.volume).await?;
         }
+        self.take_what_is_due(&feed.volume).await;
         if let Some(keep) = feed.keep {
             self.keep_states(feed.session, &feed.volume, keep).await?;
         }
@@ -607,8 +709,8 @@ impl Core {
         self.check_feed(session, volume)?;
         let mut cuts = self.cuts(volume).await?;
         let from = cuts.iter().rposition(|cut| cut.set.stamp.number <= keep).unwrap_or(0);
-        let needed = cuts.split_off(from).into_iter().map(|cut| cut.set.target).collect();
-        self.prune_cuts(volume, needed).await
+        let states = cuts.split_off(from).into_iter().map(|cut| cut.set.target).collect();
+        self.prune_cuts(volume, Needed { states, ..Needed::default() }).await
     }
 
     /// Drops what is half received.

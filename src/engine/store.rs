@@ -5,7 +5,9 @@
 //! command does is decided in `Core`; here are the threads it runs on, the lock, and
 //! the waiting.
 
-use super::api::{CheckReport, CreateOptions, Diff, HalfReceived, Received, SendRequest, Status, StoreInfo};
+use super::api::{
+    CheckReport, CreateOptions, Diff, HalfReceived, Received, SendRequest, Status, StoreInfo, VolumeFigures,
+};
 use super::check;
 use super::core::Core;
 use super::export::Export;
@@ -317,13 +319,24 @@ impl Store {
         block_on(self.core.end_digests(volume, comparison))
     }
 
-    /// Identities of a volume's snapshots, those of replication among them, youngest first;
-    /// of very many the youngest.
+    /// For a comparison, or until it is silent for a while, what every receiver of a volume has
+    /// stays readable here.
     ///
     /// # Errors
     /// `NotFound`.
-    pub fn offers(&self, volume: &str) -> Result<Vec<Uuid>> {
-        block_on(self.core.offers(volume))
+    pub fn keep_readable(&self, volume: &str, comparison: Uuid) -> Result<()> {
+        block_on(self.core.keep_readable(volume, comparison))
+    }
+
+    /// Identities of a volume's snapshots, those of replication among them, youngest first; with
+    /// `bookmarks`, also of what is left of earlier ones.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn offers(&self, volume: &str, bookmarks: bool) -> Result<Vec<Uuid>> {
+        block_on(async {
+            if bookmarks { self.core.offers(volume).await } else { self.core.states(volume).await }
+        })
     }
 
     /// Applies a stream; the answer comes when all of it is durable.
@@ -394,6 +407,14 @@ impl Store {
     /// `NotFound`, or what keeps it from looking.
     pub fn scrub(&self, volume: Option<&str>) -> Result<CheckReport> {
         block_on(self.core.verify(volume, true))
+    }
+
+    /// All open volumes in figures, sorted by name.
+    ///
+    /// # Errors
+    /// `Interrupted` when the store is closing.
+    pub fn figures(&self) -> Result<Vec<VolumeFigures>> {
+        block_on(self.core.figures())
     }
 
     /// Clients and transfers; what the daemon knows of itself is its to fill in.

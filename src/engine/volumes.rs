@@ -2,6 +2,7 @@
 
 use super::api::{CreateOptions, SnapshotInfo, VolumeInfo, VolumeStatus};
 use super::batch::Batches;
+use super::drill::{self, is_drill};
 use super::thread::{Engine, Handle};
 use crate::error::{Error, Result};
 use crate::io::Io;
@@ -85,7 +86,15 @@ pub(super) async fn open(
                 .await
                 .map_err(|e| e.context(format!("volume {name}")))?;
         }
+        let origin = drill::origin_of(&engine, &name)?;
         let (volume, opened) = Volume::open(&engine.io, &dir, &name, tuning, &committed).await?;
+        if let Some(origin) = origin
+            && let Err(error) = volume.set_origin(origin)
+        {
+            // Nothing was written that a close could miss.
+            let _ = volume.close().await;
+            return Err(error);
+        }
         if !opened.clean {
             tracing::info!("volume {name}: recovered, {} staged writes taken up again", opened.staged);
         }
@@ -156,7 +165,7 @@ pub(super) async fn listed(io: &Io, store: &Path) -> Result<Vec<(String, Option<
             Err(error) => error.os_kind() == Some(OsKind::NotADirectory),
             Ok(_) => false,
         };
-        if no_directory || name.parse::<Name>().is_err() {
+        if no_directory || !is_volume_name(&name) {
             tracing::warn!("{} is no volume and is left alone", dir.display());
             continue;
         }
@@ -181,6 +190,11 @@ pub(super) async fn found(io: &Io, store: &Path) -> Result<Vec<(String, Option<U
     listed(io, store).await
 }
 
+/// Whether a volume may have that name, a drill among them.
+fn is_volume_name(name: &str) -> bool {
+    name.parse::<Name>().is_ok() || is_drill(name)
+}
+
 /// Whether it is half made or half removed.
 fn is_half(name: &str) -> bool {
     name.starts_with(".new-") || name.starts_with(".gone-")
@@ -198,6 +212,7 @@ pub(super) fn statuses(engine: &Engine) -> Vec<VolumeStatus> {
             reserved: space.reserved,
             waiting_writes: space.waiting,
             dropped_snapshots: space.dropped,
+            schedule: None,
         }
     };
     volumes.iter().map(status).collect()
@@ -219,10 +234,14 @@ pub(super) async fn describe(engine: Rc<Engine>, name: String) -> Result<VolumeI
             saved: s.saved,
             freed_by_delete: s.freed_by_delete,
             holds: s.record.holds,
+            of: None,
+            set: None,
         })
         .collect();
+    let drill = drill::described(&engine, &name);
     Ok(VolumeInfo {
         name,
+        drill,
         uuid: summary.uuid,
         role: summary.role,
         state: summary.state.to_owned(),

@@ -8,9 +8,9 @@
 use super::codec::{Fields, Put};
 use super::roles::TurnRecord;
 use super::state::{
-    LayerRecord, ReceiveRecord, SegmentRecord, SnapshotRecord, VolumeState, on_full_code, on_full_from,
-    put_layer, put_lineage, put_receive, put_snapshot, role_code, role_from, take_layer, take_lineage,
-    take_receive, take_snapshot,
+    BookmarkRecord, LayerRecord, ReceiveRecord, SegmentRecord, SnapshotRecord, VolumeState, on_full_code,
+    on_full_from, put_layer, put_lineage, put_ranges, put_receive, put_snapshot, role_code, role_from,
+    take_layer, take_lineage, take_ranges, take_receive, take_snapshot,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::types::{Block, Epoch, OnFull, Role, RoleEpoch, Seq, Standing};
@@ -93,6 +93,8 @@ pub enum Record {
         added: Vec<LayerRecord>,
         /// The end of a restored receive, which its hidden snapshot goes with.
         ends_receive: bool,
+        /// Those that are cuts become bookmarks.
+        remembered: bool,
     },
     /// A snapshot is held.
     Hold {
@@ -159,6 +161,16 @@ pub enum Record {
     Policy(OnFull),
     /// The role epochs that led to the present one.
     Lineage(Vec<RoleEpoch>),
+    /// Bookmarks are gone.
+    Forget {
+        /// Them.
+        bookmarks: Vec<Uuid>,
+    },
+    /// From here on anything may be touched in these regions.
+    Active {
+        /// First block and count.
+        ranges: Vec<(u64, u64)>,
+    },
     /// Role, standing, lineage and restart point change together.
     Turn(Box<TurnRecord>),
 }
@@ -309,26 +321,6 @@ pub fn frame_at(number: u64, bytes: &[u8]) -> Option<(Frame, usize)> {
     (sum == crc).then_some((frame, len))
 }
 
-fn put_ranges(out: &mut Put, ranges: &[(u64, u64)]) {
-    out.count(ranges.len());
-    for (start, count) in ranges {
-        out.u64(*start);
-        out.u64(*count);
-    }
-}
-
-fn take_ranges(from: &mut Fields<'_>) -> Result<Vec<(u64, u64)>> {
-    (0..from.count(16)?)
-        .map(|_| {
-            let (start, count) = (from.u64()?, from.u64()?);
-            match start.checked_add(count) {
-                Some(end) if count > 0 && end <= 1 << 40 => Ok((start, count)),
-                _ => Err(Error::corrupt("a range of granules is outside every volume")),
-            }
-        })
-        .collect()
-}
-
 /// Appends kind and fields; what is returned follows them.
 fn put_record(out: &mut Put, record: &Record) -> Vec<Bytes> {
     match record {
@@ -384,7 +376,7 @@ fn put_record(out: &mut Put, record: &Record) -> Vec<Bytes> {
             out.u8(10);
             out.uuid(*batch);
         }
-        Record::Delete { snapshots, removed, added, ends_receive } => {
+        Record::Delete { snapshots, removed, added, ends_receive, remembered } => {
             out.u8(12);
             out.count(snapshots.len());
             for uuid in snapshots {
@@ -399,6 +391,7 @@ fn put_record(out: &mut Put, record: &Record) -> Vec<Bytes> {
                 put_layer(out, layer);
             }
             out.u8(u8::from(*ends_receive));
+            out.u8(u8::from(*remembered));
         }
         Record::Hold { snapshot, tag } => {
             out.u8(13);
@@ -465,6 +458,17 @@ fn put_record(out: &mut Put, record: &Record) -> Vec<Bytes> {
             out.u8(25);
             put_lineage(out, lineage);
         }
+        Record::Forget { bookmarks } => {
+            out.u8(27);
+            out.count(bookmarks.len());
+            for bookmark in bookmarks {
+                out.uuid(*bookmark);
+            }
+        }
+        Record::Active { ranges } => {
+            out.u8(28);
+            put_ranges(out, ranges);
+        }
         Record::Turn(turn) => {
             out.u8(11);
             turn.put(out);
@@ -512,6 +516,7 @@ fn take_record(payload: &Bytes) -> Result<Record> {
             removed: (0..from.count(8)?).map(|_| Ok(Epoch(from.u64()?))).collect::<Result<_>>()?,
             added: (0..from.count(40)?).map(|_| take_layer(&mut from)).collect::<Result<_>>()?,
             ends_receive: from.flag()?,
+            remembered: from.flag()?,
         },
         13 => Record::Hold { snapshot: from.uuid()?, tag: from.text()? },
         14 => Record::Release { snapshot: from.uuid()?, tag: from.text()? },
@@ -532,6 +537,8 @@ fn take_record(payload: &Bytes) -> Result<Record> {
         23 => Record::Role(role_from(from.u8()?)?),
         24 => Record::Policy(on_full_from(from.u8()?)?),
         25 => Record::Lineage(take_lineage(&mut from)?),
+        27 => Record::Forget { bookmarks: (0..from.count(16)?).map(|_| from.uuid()).collect::<Result<_>>()? },
+        28 => Record::Active { ranges: take_ranges(&mut from)? },
         other => return Err(Error::corrupt(format!("record kind {other} is unknown"))),
     };
     from.end()?;
@@ -572,7 +579,13 @@ impl VolumeState {
                     self.end_receive(snapshot.size);
                 }
             }
-            Record::Delete { snapshots, removed, added, ends_receive } => {
+            Record::Delete { snapshots, removed, added, ends_receive, remembered } => {
+                if *remembered {
+                    let gone = self.snapshots.iter().filter(|s| snapshots.contains(&s.uuid));
+                    let bookmarks: Vec<BookmarkRecord> = gone.filter_map(BookmarkRecord::of).collect();
+                    self.bookmarks.extend(bookmarks);
+                    self.bookmarks.sort_by_key(|b| b.epoch);
+                }
                 self.snapshots.retain(|s| !snapshots.contains(&s.uuid));
                 self.replace_layers(removed, added);
                 if *ends_receive {
@@ -610,6 +623,8 @@ impl VolumeState {
             }
             Record::Policy(policy) => self.on_full = *policy,
             Record::Lineage(lineage) => self.lineage.clone_from(lineage),
+            Record::Forget { bookmarks } => self.bookmarks.retain(|b| !bookmarks.contains(&b.uuid)),
+            Record::Active { ranges } => self.active.extend_from_slice(ranges),
             Record::Turn(turn) => {
                 self.role = turn.role;
                 self.lineage.clone_from(&turn.lineage);

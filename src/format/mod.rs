@@ -12,6 +12,7 @@ pub mod slot;
 pub mod state;
 pub mod store;
 pub mod stream;
+pub mod upkeep;
 
 #[cfg(test)]
 mod page_test;

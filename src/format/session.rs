@@ -86,6 +86,10 @@ pub struct SessionPolicy {
     pub after_cut: String,
     /// Shell command run when attempts keep failing; empty: none.
     pub on_error: String,
+    /// Milliseconds of lag from which on the owner is warned; 0: never.
+    pub warn_lag_ms: u64,
+    /// Bytes of backlog from which on the owner is warned; 0: at half of the bound, if there is one.
+    pub warn_backlog: u64,
 }
 
 impl Default for SessionPolicy {
@@ -101,6 +105,8 @@ impl Default for SessionPolicy {
             before_cut: String::new(),
             after_cut: String::new(),
             on_error: String::new(),
+            warn_lag_ms: 5 * 60_000,
+            warn_backlog: 0,
         }
     }
 }
@@ -266,6 +272,8 @@ fn put_policy(out: &mut Put, policy: &SessionPolicy) {
     for command in [&policy.before_cut, &policy.after_cut, &policy.on_error] {
         out.text(command);
     }
+    out.u64(policy.warn_lag_ms);
+    out.u64(policy.warn_backlog);
 }
 
 fn take_policy(from: &mut Fields<'_>) -> Result<SessionPolicy> {
@@ -289,6 +297,8 @@ fn take_policy(from: &mut Fields<'_>) -> Result<SessionPolicy> {
         before_cut: from.text()?,
         after_cut: from.text()?,
         on_error: from.text()?,
+        warn_lag_ms: from.u64()?,
+        warn_backlog: from.u64()?,
     })
 }
 

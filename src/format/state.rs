@@ -11,6 +11,8 @@ use uuid::Uuid;
 
 /// Bytes of a snapshot without name and holds: a larger bound refuses good states.
 const SNAPSHOT_SIZE_MIN: usize = 57;
+/// Bytes of a bookmark without name and base.
+const BOOKMARK_SIZE_MIN: usize = 94;
 /// Role epochs that a volume remembers.
 pub const LINEAGE_MAX: usize = 64;
 
@@ -96,6 +98,48 @@ pub struct ReceiveRecord {
     pub begun_us: u64,
 }
 
+/// What is left of a cut that is no snapshot any more: no before-images, so it can't be read,
+/// but what has changed since is known, so it can be the base of a delta.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BookmarkRecord {
+    /// The identity that it had as a snapshot.
+    pub uuid: Uuid,
+    /// The name that it had.
+    pub name: String,
+    /// When it was taken, in microseconds since 1970.
+    pub created_us: u64,
+    /// The epoch that it began.
+    pub epoch: Epoch,
+    /// Bytes of the volume then.
+    pub size: u64,
+    /// The set that it ended.
+    pub set: SetStamp,
+}
+
+impl BookmarkRecord {
+    /// What is remembered of a snapshot; only of those that sessions took or received.
+    #[must_use]
+    pub fn of(snapshot: &SnapshotRecord) -> Option<Self> {
+        Some(Self {
+            uuid: snapshot.uuid,
+            name: snapshot.name.clone(),
+            created_us: snapshot.created_us,
+            epoch: snapshot.epoch,
+            size: snapshot.size,
+            set: snapshot.set?,
+        })
+    }
+}
+
+/// Where the journal's state has what was touched since a mark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TouchedRecord {
+    /// The epoch of the mark.
+    pub mark: Epoch,
+    /// The number in the file's name; 0: there is no file, and everything counts as touched.
+    pub file: u64,
+}
+
 /// The checkpoint that a journal starts from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CheckpointRecord {
@@ -141,6 +185,12 @@ pub struct VolumeState {
     pub lineage: Vec<RoleEpoch>,
     /// The number of the youngest cut that this volume took or received.
     pub last_cut: u64,
+    /// Cuts that are remembered and can't be read any more, oldest first.
+    pub bookmarks: Vec<BookmarkRecord>,
+    /// What was touched since each mark up to the checkpoint, oldest first.
+    pub touched: Vec<TouchedRecord>,
+    /// First block and count of regions in which anything may have been touched since.
+    pub active: Vec<(u64, u64)>,
     /// What turns have left.
     pub roles: RoleState,
 }
@@ -165,6 +215,9 @@ impl VolumeState {
             receive: None,
             lineage: Vec::new(),
             last_cut: 0,
+            bookmarks: Vec::new(),
+            touched: Vec::new(),
+            active: Vec::new(),
             roles: RoleState::default(),
         }
     }
@@ -173,6 +226,21 @@ impl VolumeState {
     #[must_use]
     pub fn snapshot(&self, uuid: Uuid) -> Option<&SnapshotRecord> {
         self.snapshots.iter().find(|s| s.uuid == uuid)
+    }
+
+    /// The bookmark of that identity.
+    #[must_use]
+    pub fn bookmark(&self, uuid: Uuid) -> Option<&BookmarkRecord> {
+        self.bookmarks.iter().find(|b| b.uuid == uuid)
+    }
+
+    /// The epochs of all marks: cuts and what is left of them, sorted.
+    #[must_use]
+    pub fn marks(&self) -> Vec<Epoch> {
+        let cuts = self.snapshots.iter().filter(|s| s.set.is_some()).map(|s| s.epoch);
+        let mut marks: Vec<Epoch> = cuts.chain(self.bookmarks.iter().map(|b| b.epoch)).collect();
+        marks.sort_unstable();
+        marks
     }
 
     /// The sealed layer of that first epoch.
@@ -224,6 +292,16 @@ impl VolumeState {
         }
         put_lineage(out, &self.lineage);
         out.u64(self.last_cut);
+        out.count(self.bookmarks.len());
+        for bookmark in &self.bookmarks {
+            put_bookmark(out, bookmark);
+        }
+        out.count(self.touched.len());
+        for touched in &self.touched {
+            out.u64(touched.mark.0);
+            out.u64(touched.file);
+        }
+        put_ranges(out, &self.active);
         self.roles.put(out);
     }
 
@@ -260,6 +338,12 @@ impl VolumeState {
         let receive = if from.flag()? { Some(take_receive(from)?) } else { None };
         let lineage = take_lineage(from)?;
         let last_cut = from.u64()?;
+        let bookmarks =
+            (0..from.count(BOOKMARK_SIZE_MIN)?).map(|_| take_bookmark(from)).collect::<Result<_>>()?;
+        let touched = (0..from.count(16)?)
+            .map(|_| Ok(TouchedRecord { mark: Epoch(from.u64()?), file: from.u64()? }))
+            .collect::<Result<_>>()?;
+        let active = take_ranges(from)?;
         let roles = RoleState::take(from)?;
         Ok(Self {
             uuid,
@@ -277,6 +361,9 @@ impl VolumeState {
             receive,
             lineage,
             last_cut,
+            bookmarks,
+            touched,
+            active,
             roles,
         })
     }
@@ -339,6 +426,46 @@ pub(super) fn take_snapshot(from: &mut Fields<'_>) -> Result<SnapshotRecord> {
         holds: (0..from.count(4)?).map(|_| from.text()).collect::<Result<_>>()?,
         set: take_set(from)?,
     })
+}
+
+fn put_bookmark(out: &mut Put, bookmark: &BookmarkRecord) {
+    out.uuid(bookmark.uuid);
+    out.text(&bookmark.name);
+    out.u64(bookmark.created_us);
+    out.u64(bookmark.epoch.0);
+    out.u64(bookmark.size);
+    put_set(out, Some(bookmark.set));
+}
+
+fn take_bookmark(from: &mut Fields<'_>) -> Result<BookmarkRecord> {
+    Ok(BookmarkRecord {
+        uuid: from.uuid()?,
+        name: from.text()?,
+        created_us: from.u64()?,
+        epoch: Epoch(from.u64()?),
+        size: from.u64()?,
+        set: take_set(from)?.ok_or_else(|| Error::corrupt("a bookmark belongs to no set"))?,
+    })
+}
+
+pub(super) fn put_ranges(out: &mut Put, ranges: &[(u64, u64)]) {
+    out.count(ranges.len());
+    for (first, count) in ranges {
+        out.u64(*first);
+        out.u64(*count);
+    }
+}
+
+pub(super) fn take_ranges(from: &mut Fields<'_>) -> Result<Vec<(u64, u64)>> {
+    (0..from.count(16)?)
+        .map(|_| {
+            let (start, count) = (from.u64()?, from.u64()?);
+            match start.checked_add(count) {
+                Some(end) if count > 0 && end <= 1 << 40 => Ok((start, count)),
+                _ => Err(Error::corrupt("a range of blocks or granules is outside every volume")),
+            }
+        })
+        .collect()
 }
 
 pub(super) fn put_set(out: &mut Put, set: Option<SetStamp>) {

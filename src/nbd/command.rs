@@ -4,7 +4,7 @@ use super::metacontext::{Context, Selected};
 use super::outbox::Outbox;
 use super::proto::{Request, cmd, cmd_flag, errno};
 use super::reply::{EXTENTS_MAX, Refusal, Reply};
-use crate::engine::device::{Device, Extent, Piece, ZeroHow};
+use crate::engine::device::{Device, Extent, Kind, Piece, ZeroHow};
 use crate::error::{Error, ErrorKind};
 use crate::types::SECTOR;
 use bytes::Bytes;
@@ -40,6 +40,21 @@ pub(super) enum Command {
     Zero(ZeroHow),
     Cache,
     Status { one: bool },
+}
+
+impl Command {
+    /// What it counts as.
+    pub fn kind(self) -> Kind {
+        match self {
+            Self::Read { .. } => Kind::Read,
+            Self::Write { .. } => Kind::Write,
+            Self::Flush => Kind::Flush,
+            Self::Trim { .. } => Kind::Trim,
+            Self::Zero(_) => Kind::Zero,
+            Self::Cache => Kind::Cache,
+            Self::Status { .. } => Kind::Status,
+        }
+    }
 }
 
 /// What a device answered.

@@ -412,6 +412,9 @@ impl<'a> Receiver<'a> {
             };
         }
         self.line.debt.paid();
+        if let Ok(command) = &command {
+            self.line.export.device.count(command.kind(), u64::from(request.len));
+        }
         let done = match &command {
             Ok(Command::Read { .. }) => self.line.read_now(&request, bytes),
             Ok(Command::Write { fua: false }) => self.line.write_now(&request, bytes, &payload),

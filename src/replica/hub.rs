@@ -5,6 +5,7 @@ use super::handover::Wish;
 use super::link::{Inbound, Link};
 use super::manage;
 use super::sender::{self, Event, Port};
+use super::warnings::{self, Mark, Say};
 use super::wire::{Body, Frame, Greet};
 use crate::engine::Store;
 use crate::engine::api::SessionStatus;
@@ -197,7 +198,36 @@ impl Hub {
         all.retain(|status| core.session(status.session).is_ok());
         all.extend(manage::idle_statuses(&self.shared.store, true));
         all.sort_by(|a, b| (&a.unit, &a.peer).cmp(&(&b.unit, &b.peer)));
+        for status in &mut all {
+            if let Ok(record) = self.shared.store.core().session(status.session) {
+                status.warnings = warnings::passed(&record.policy, status);
+            }
+        }
         all
+    }
+
+    /// Says in the log which marks sessions have passed since the last look.
+    pub fn watch(&self, watch: &mut warnings::Watch) {
+        let statuses = self.statuses();
+        watch.retain(|session| statuses.iter().any(|status| status.session == session));
+        for status in &statuses {
+            let Ok(record) = self.shared.store.core().session(status.session) else { continue };
+            for say in watch.see(&record.policy, status) {
+                match say {
+                    Say::Passed(what) => {
+                        tracing::warn!("replication of {} to {}: {what}", status.unit, status.peer);
+                    }
+                    Say::Clear(mark) => {
+                        let what = if mark == Mark::Lag { "lag" } else { "backlog" };
+                        tracing::info!(
+                            "replication of {} to {}: its {what} is below the mark again",
+                            status.unit,
+                            status.peer
+                        );
+                    }
+                }
+            }
+        }
     }
 
     /// Ends all sessions' threads and connections.

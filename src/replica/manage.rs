@@ -34,9 +34,12 @@ pub struct PolicyChange {
     pub limit: Option<u64>,
     pub backlog_bytes: Option<u64>,
     pub backlog_ms: Option<u64>,
+    pub on_backlog: Option<OnBacklog>,
     pub before_cut: Option<String>,
     pub after_cut: Option<String>,
     pub on_error: Option<String>,
+    pub warn_lag_ms: Option<u64>,
+    pub warn_backlog: Option<u64>,
     pub start: Option<Start>,
 }
 
@@ -55,8 +58,10 @@ impl PolicyChange {
         set(&mut policy.before_cut, self.before_cut);
         set(&mut policy.after_cut, self.after_cut);
         set(&mut policy.on_error, self.on_error);
+        set(&mut policy.warn_lag_ms, self.warn_lag_ms);
+        set(&mut policy.warn_backlog, self.warn_backlog);
+        set(&mut policy.on_backlog, self.on_backlog);
         set(&mut policy.start, self.start);
-        policy.on_backlog = OnBacklog::Terminate;
     }
 }
 

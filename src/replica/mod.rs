@@ -21,6 +21,7 @@ pub mod plan;
 pub mod receiver;
 pub mod resync;
 pub mod sender;
+pub mod warnings;
 pub mod wire;
 
 mod link;

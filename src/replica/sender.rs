@@ -3,10 +3,13 @@
 //! Invariants:
 //! - what is shipped is durable here: a set is read only after its take has returned;
 //! - the record names a set as target before its first byte leaves, and a mark before the cut
-//!   that it replaces is deleted, so whatever crash comes, base and target are there;
+//!   that it replaces is deleted, so whatever crash comes, base and target are there: the target
+//!   as a snapshot, the base as one or as a bookmark;
 //! - a mark is recorded when the receiver has told it, and never from anything else.
 //!
 //! It awaits the store and its [`Port`], and nothing else.
+
+mod apart;
 
 use super::handover::{Between, HandOver, Wish};
 use super::plan::{self, Facts, Step, back_off, set_to};
@@ -14,10 +17,11 @@ use super::wire::{Body, Message, WINDOW, far_failure};
 use crate::delta::{FrameMaker, Source};
 use crate::engine::api::{OutstandingSet, SessionStatus, SetHistory, SetProgress};
 use crate::engine::core::Core;
-use crate::engine::sets::{Diverged, Feed, HalfSet, OpenFeed, OwnChanges, Relation};
+use crate::engine::sets::{Diverged, Feed, HalfSet, Mark, OpenFeed, OwnChanges, Relation};
 use crate::engine::turns::Turn;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::session::{Condition, MemberRecord, SessionRecord, Side};
+use crate::format::session::{Condition, MemberRecord, OnBacklog, SessionRecord, Side};
+use crate::snapshot::Brake;
 use crate::types::{Role, RoleEpoch, SetId, Standing};
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -138,6 +142,10 @@ pub(super) struct Sender<'a, P> {
     allowed_at: Duration,
     /// Bytes sent, and when, for the rate.
     sent: Vec<(Duration, u64)>,
+    /// When what piles up was looked at last while nothing is shipped.
+    looked: Option<Duration>,
+    /// What becomes of writes for this session's sake, and of which volume.
+    brake: Option<(Brake, String)>,
 }
 
 /// Runs a session until it is stopped or forgotten.
@@ -156,8 +164,11 @@ pub(crate) async fn run<P: Port>(core: &Core, port: &mut P, session: Uuid) {
         under_way: 0,
         allowed_at: now,
         sent: Vec::new(),
+        looked: None,
+        brake: None,
     };
     sender.live().await;
+    sender.release_brake().await;
 }
 
 fn only_member(record: &SessionRecord) -> Result<&MemberRecord> {
@@ -177,6 +188,9 @@ impl<P: Port> Sender<'_, P> {
                     && let Err(error) = self.bound_backlog(&record).await
                 {
                     tracing::warn!("replication of {}: {error}", record.unit);
+                }
+                if record.condition == Condition::Ended {
+                    let _ = self.brake_writers(&record, false).await;
                 }
                 self.show(if record.condition == Condition::Paused { "paused" } else { "ended" });
                 if record.condition == Condition::Paused && self.wants_word(&record).await {
@@ -200,6 +214,7 @@ impl<P: Port> Sender<'_, P> {
                 }
                 continue;
             }
+            self.guard().await;
             let outcome = self.converse(&record).await;
             self.port.hang_up();
             self.status.set = None;
@@ -232,6 +247,7 @@ impl<P: Port> Sender<'_, P> {
     /// Rests after a failure; true: the session is to end.
     async fn rest_after(&mut self, record: &SessionRecord, error: &Error) -> bool {
         self.status.failures += 1;
+        self.status.failed_attempts += 1;
         self.status.last_error = Some(error.to_string());
         let failures = self.status.failures;
         tracing::warn!("replication of {} to {}: {error}", record.unit, record.destination);
@@ -267,12 +283,13 @@ impl<P: Port> Sender<'_, P> {
     /// Ends a session for which too much piled up.
     async fn bound_backlog(&mut self, record: &SessionRecord) -> Result<()> {
         let (policy, member) = (&record.policy, only_member(record)?);
-        let Some(applied) = member.applied else { return Ok(()) };
+        let Some(applied) = member.applied else { return self.brake_writers(record, false).await };
+        let Some(behind) = self.apart(&member.volume, applied.target).await? else { return Ok(()) };
         let age = self.port.now().saturating_sub(self.mark_cut).as_millis();
-        let mut passed = policy.backlog_ms > 0 && age > u128::from(policy.backlog_ms);
-        if policy.backlog_bytes > 0 && !passed {
-            let bytes = self.core.changed_since(&member.volume, applied.target).await?;
-            passed = bytes > policy.backlog_bytes;
+        let passed = (policy.backlog_ms > 0 && age > u128::from(policy.backlog_ms))
+            || (policy.backlog_bytes > 0 && behind > policy.backlog_bytes);
+        if policy.on_backlog != OnBacklog::Terminate || self.brake.is_some() {
+            return self.brake_writers(record, passed).await;
         }
         if !passed {
             return Ok(());
@@ -589,14 +606,20 @@ impl<P: Port> Sender<'_, P> {
         half: Option<&HalfSet>,
     ) -> Result<Step> {
         let volume = &member.volume;
+        self.guard().await;
         let turn = self.core.sets_turn(volume).await;
-        let cuts = self.core.cuts(volume).await?;
+        let (cuts, marks) = (self.core.cuts(volume).await?, self.core.marks(volume).await?);
         let mut queue = self.core.offers(volume).await?;
         queue.reverse();
-        let changed = match cuts.last() {
-            Some(cut) => self.core.changed_since(volume, cut.set.target).await?,
+        let newest = marks.last().map(|mark| (mark.cut.set.target, mark.is_bookmark));
+        let changed = match newest {
+            Some((newest, _)) => self.core.changed_since(volume, newest).await?,
             None => u64::MAX,
         };
+        // A bookmark can't be shipped: who is behind it needs a cut of what is here now. So does who
+        // compares what is here with what is there.
+        let bookmark = newest.filter(|(_, is_bookmark)| *is_bookmark).map(|(newest, _)| newest);
+        let passed = bookmark.is_some() && (bookmark != shown || self.core.is_kept_readable(volume).await?);
         let now = self.port.now();
         let timeout = Duration::from_millis(record.policy.timeout_ms);
         let waited = self.last.is_none_or(|last| now.saturating_sub(last) >= timeout);
@@ -612,18 +635,18 @@ impl<P: Port> Sender<'_, P> {
                 || waited
                 || self.handover.is_some()
                 || changed >= record.policy.high_water,
-            changed: changed > 0,
+            changed: changed > 0 || passed,
         };
         let mut step = plan::next(&facts);
-        self.outline(&cuts, common.or(shown), changed, now).await?;
+        self.outline(&marks, common.or(shown), changed, now).await?;
         self.covers = matches!(step, Step::Cut { .. });
         if let Step::Cut { base } = step {
             let cut = self.cut(record, &turn, volume).await?;
             step = Step::Ship { set: set_to(&cut, base), resume: None };
         }
         if let Step::Ship { set, resume } = &step {
-            let newest = cuts.last().is_some_and(|cut| cut.set.target == set.target);
-            self.covers |= newest && changed == 0;
+            let is_newest = newest.is_some_and(|(newest, _)| newest == set.target);
+            self.covers |= is_newest && changed == 0;
             if resume.is_none() {
                 self.last = Some(now);
             }
@@ -680,7 +703,8 @@ impl<P: Port> Sender<'_, P> {
         changed.await.map(drop)
     }
 
-    /// Records what the receiver told; then cuts that nobody needs go, on both sides.
+    /// Records what the receiver told; then cuts that nobody needs go, on both sides, and what
+    /// every receiver has shrinks to a bookmark here.
     async fn mark(
         &mut self,
         member: &MemberRecord,
@@ -824,7 +848,10 @@ impl<P: Port> Sender<'_, P> {
                 self.wants_to_hand_over(wish);
                 Ok(Heard::Nothing)
             }
-            Event::Timeout => Ok(Heard::Nothing),
+            Event::Timeout => {
+                self.guard().await;
+                Ok(Heard::Nothing)
+            }
         }
     }
 
@@ -843,6 +870,7 @@ impl<P: Port> Sender<'_, P> {
         self.sent.retain(|(at, _)| now.saturating_sub(*at) < RATE_TIME);
         let recent: u64 = self.sent.iter().map(|(_, bytes)| bytes).sum();
         self.status.rate = recent / RATE_TIME.as_secs();
+        self.status.shipped_bytes += bytes;
         if let Some(progress) = &mut self.status.set {
             progress.sent_bytes += bytes;
         }
@@ -855,6 +883,7 @@ impl<P: Port> Sender<'_, P> {
         let seconds = time.as_secs_f64();
         self.status.history.insert(0, SetHistory { number: set.stamp.number, whole, bytes, seconds });
         self.status.history.truncate(HISTORY_MAX);
+        self.status.shipped_sets += 1;
         let all: u64 = self.status.history.iter().map(|set| set.bytes).sum();
         let time: f64 = self.status.history.iter().map(|set| set.seconds).sum();
         #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
@@ -866,16 +895,16 @@ impl<P: Port> Sender<'_, P> {
     /// What the owner is told: sets that are not applied, and how far behind that is.
     async fn outline(
         &mut self,
-        cuts: &[crate::engine::sets::Cut],
+        marks: &[Mark],
         shown: Option<Uuid>,
         changed: u64,
         now: Duration,
     ) -> Result<()> {
-        let after = shown.and_then(|shown| cuts.iter().position(|cut| cut.set.target == shown));
-        let ahead = &cuts[after.map_or(0, |at| at + 1)..];
-        self.status.outstanding = ahead
-            .iter()
-            .map(|cut| OutstandingSet {
+        let after = shown.and_then(|shown| marks.iter().position(|mark| mark.cut.set.target == shown));
+        let ahead = &marks[after.map_or(0, |at| at + 1)..];
+        let shippable = ahead.iter().filter(|mark| !mark.is_bookmark);
+        self.status.outstanding = shippable
+            .map(|Mark { cut, .. }| OutstandingSet {
                 number: cut.set.stamp.number,
                 created: crate::engine::rfc3339(cut.created_us),
             })
@@ -884,9 +913,10 @@ impl<P: Port> Sender<'_, P> {
         let (_, _, geometry) = self.core.unit(&member.volume).await?;
         let behind = match (after, ahead.is_empty()) {
             (Some(_), true) => changed,
-            (Some(at), false) => self.core.changed_since(&member.volume, cuts[at].set.target).await?,
+            (Some(at), false) => self.core.changed_since(&member.volume, marks[at].cut.set.target).await?,
             (None, _) => geometry.size,
         };
+        self.status.lag_bytes = behind;
         self.status.lag_blocks = behind.div_ceil(u64::from(geometry.block_size));
         let lag = if behind == 0 { Duration::ZERO } else { now.saturating_sub(self.mark_cut) };
         if behind == 0 {

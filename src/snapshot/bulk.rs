@@ -102,6 +102,7 @@ impl Volume {
             parts.extend(self.whole_blocks(*offset, data).await?);
         }
         let asked: Vec<Range<u64>> = parts.iter().map(|part| self.blocks_of(part)).collect();
+        self.touch(&ranges, &asked, admitted.epoch).await?;
         for range in &ranges {
             self.know_retained(range).await?;
             self.clear_rest(range, &mut parts).await?;

@@ -7,6 +7,7 @@
 //! the new journal takes the place of the old one in one rename. Only then is the other
 //! file brought to the same content, so that one of them may rot.
 
+use super::touched::TouchedCut;
 use super::volume::{Exclusive, Volume, Who};
 use crate::error::{ErrorKind, Result};
 use crate::format::checkpoint::{Header, SECTOR_LEN as HEADER_LEN};
@@ -30,6 +31,7 @@ struct Cut {
     stale: BitMap,
     tail: Option<LayerContents>,
     images: Vec<AfterImage>,
+    touched: TouchedCut,
 }
 
 impl Volume {
@@ -44,6 +46,13 @@ impl Volume {
         }
         let volume = Rc::clone(self);
         self.io.spawn(async move {
+            while volume.checkpointing.get() && !volume.closing.get() {
+                volume.changed.wait().await;
+            }
+            // A close makes its own, and what would begin after it must not.
+            if volume.closing.get() {
+                return;
+            }
             if let Err(error) = volume.checkpoint().await {
                 tracing::warn!("volume {}: no checkpoint: {error}", volume.name());
                 volume.resting.set(true);
@@ -74,7 +83,7 @@ impl Volume {
             self.changed.wait().await;
         }
         if !self.has_second_copy().await
-            && let Err(error) = self.checkpoint_now(self.exclusive().await).await
+            && let Err(error) = self.checkpoint_now(Some(self.exclusive().await)).await
         {
             tracing::warn!("volume {}: the checkpoint has no second copy: {error}", self.name());
         }
@@ -106,36 +115,44 @@ impl Volume {
     /// Whoever keeps others away may wait for space himself, and gets none while the reserve
     /// is lent: so he is waited for before.
     async fn checkpoint_with_reserve(self: &Rc<Self>) -> Result<()> {
-        match self.checkpoint_now(self.exclusive().await).await {
+        match self.checkpoint_now(Some(self.exclusive().await)).await {
             Err(error) if error.kind() == ErrorKind::Full && self.reserve.bytes() > 0 => {}
             other => return other,
         }
         let exclusive = self.exclusive().await;
-        self.lending_reserve(self.checkpoint_now(exclusive)).await
+        self.lending_reserve(self.checkpoint_now(Some(exclusive))).await
     }
 
-    async fn checkpoint_now(self: &Rc<Self>, exclusive: Exclusive) -> Result<()> {
+    /// Without `exclusive` the caller keeps others away until it is done.
+    pub(super) async fn checkpoint_now(self: &Rc<Self>, exclusive: Option<Exclusive>) -> Result<()> {
         // After a rotation that failed nobody knows which journal the next open finds, and
         // that one may start from the file that would be written here.
         self.writable(Who::Store)?;
-        let cut = {
+        let mut cut = {
             // Nobody takes or deletes at the cut, and only the tail is not sealed.
             let _exclusive = exclusive;
             self.seal_closed().await?;
             self.cut()
         };
         let old = self.s.borrow().durable.checkpoint;
+        let old_touched = self.touched_files(&self.s.borrow().durable.touched);
         let new = cut.state.checkpoint;
         let (written, maps) = (usize::from(new.file - 1), (cut.production.clone(), cut.stale.clone()));
         let (state, other) = (cut.state.clone(), 3 - new.file);
-        if let Err(error) = self.publish_checkpoint(cut).await {
-            self.s.borrow_mut().written[written] = None;
+        if let Err(error) = self.publish_checkpoint(&mut cut).await {
+            {
+                let mut s = self.s.borrow_mut();
+                s.written[written] = None;
+                s.touched.uncut(&cut.touched);
+            }
             self.journal.uncut();
             return Err(error);
         }
         {
             let mut s = self.s.borrow_mut();
             s.durable.checkpoint = new;
+            s.durable.touched.clone_from(&cut.touched.records);
+            s.touched.stored(cut.touched);
             s.written[written] = Some(maps.clone());
         }
         match self.write_checkpoint(&state, other, &maps).await {
@@ -143,6 +160,11 @@ impl Volume {
             Err(error) => {
                 tracing::warn!("volume {}: the checkpoint has no second copy: {error}", self.name());
             }
+        }
+        let kept = self.touched_files(&self.s.borrow().durable.touched);
+        for path in old_touched.iter().filter(|path| !kept.contains(path)) {
+            // It may be gone since an earlier crash.
+            let _ = self.io.remove(path).await;
         }
         if old.tail_pages {
             for path in [self.paths.tail_pages(old.seq.0), self.paths.second_tail_pages(old.seq.0)] {
@@ -161,7 +183,10 @@ impl Volume {
         self.push_after_images(&fresh);
         let images = self.after_images(&self.s.borrow().slots.in_force());
         let seq = self.journal.cut();
-        let s = self.s.borrow();
+        let s = &mut *self.s.borrow_mut();
+        let ends = self.closing.get() && s.admitted.is_empty() && s.slots.is_empty();
+        let touched = s.touched.cut(seq, ends);
+        s.durable.active.clone_from(&touched.active);
         let mut state = s.durable.clone();
         state.seq = self.journal.next_seq();
         state.epoch = s.epoch;
@@ -180,21 +205,25 @@ impl Volume {
         });
         let file = if state.checkpoint.file == 1 { 2 } else { 1 };
         state.checkpoint = CheckpointRecord { file, seq, tail_pages: tail.is_some() };
-        Cut { seq, state, production: s.production.clone(), stale: s.stale.clone(), tail, images }
+        let (production, stale) = (s.production.clone(), s.stale.clone());
+        Cut { seq, state, production, stale, tail, images, touched }
     }
 
-    async fn publish_checkpoint(self: &Rc<Self>, cut: Cut) -> Result<()> {
+    async fn publish_checkpoint(self: &Rc<Self>, cut: &mut Cut) -> Result<()> {
         self.clone_synced().await?;
-        let maps = (cut.production, cut.stale);
+        let maps = (cut.production.clone(), cut.stale.clone());
         self.write_checkpoint(&cut.state, cut.state.checkpoint.file, &maps).await?;
-        if let Some(contents) = cut.tail {
+        self.write_touched(&mut cut.touched).await?;
+        cut.state.touched.clone_from(&cut.touched.records);
+        if let Some(contents) = cut.tail.take() {
             let pieces = self.io.compute(move || layer::encode(&contents)).await?;
             for path in [self.paths.tail_pages(cut.seq.0), self.paths.second_tail_pages(cut.seq.0)] {
                 self.write_layer_file(&path, pieces.clone()).await?;
             }
             self.io.sync_dir(&self.paths.snapshots()).await?;
         }
-        self.journal.rotate((cut.seq, Record::State(Box::new(cut.state))), cut.images).await
+        let state = Record::State(Box::new(cut.state.clone()));
+        self.journal.rotate((cut.seq, state), std::mem::take(&mut cut.images)).await
     }
 
     /// Writes one of the two files: the maps that the state's checkpoint stands for.

@@ -10,6 +10,7 @@
 //! All of it is done in steps, beside the writers: what is decided stays right meanwhile,
 //! since the layers are sealed and nobody else changes the queue.
 
+use super::origin::is_origin_tag;
 use super::volume::{State, Volume, Who};
 use crate::error::{Error, Result};
 use crate::format::journal::{Record, frame_size};
@@ -121,30 +122,29 @@ impl Volume {
     }
 
     /// Frees what deletions left.
-    async fn reclaim(self: &Rc<Self>) -> Result<()> {
+    pub(super) async fn reclaim(self: &Rc<Self>) -> Result<()> {
         let result = self.save.reclaim(&self.journal).await;
         self.kick_puncher();
         self.kick_checkpoint();
         result
     }
 
-    pub(super) async fn delete_one(self: &Rc<Self>, uuid: Uuid, ends_receive: bool) -> Result<()> {
+    /// Deletes one; a cut that is `remembered` stays as a bookmark.
+    pub(super) async fn delete_one(self: &Rc<Self>, uuid: Uuid, remembered: bool) -> Result<()> {
         self.writable(Who::Store)?;
         let Some(record) = self.s.borrow().durable.snapshot(uuid).cloned() else { return Ok(()) };
         let check = self.s.borrow().can_delete(uuid);
-        if let Some(error) = refusal(&self.name(), &record.name, &check)
-            && !ends_receive
-        {
+        if let Some(error) = refusal(&self.name(), &record.name, &check) {
             return Err(error);
         }
         // From here on nobody opens it.
         self.s.borrow_mut().hidden.insert(uuid);
-        let result = self.with_reserve(|| self.delete_hidden(uuid, record.epoch, ends_receive)).await;
+        let result = self.with_reserve(|| self.delete_hidden(uuid, record.epoch, remembered)).await;
         self.s.borrow_mut().hidden.remove(&uuid);
         result
     }
 
-    async fn delete_hidden(self: &Rc<Self>, uuid: Uuid, epoch: Epoch, ends_receive: bool) -> Result<()> {
+    async fn delete_hidden(self: &Rc<Self>, uuid: Uuid, epoch: Epoch, remembered: bool) -> Result<()> {
         let is_tail = self.s.borrow().tail() == Some(epoch);
         let end = if is_tail { self.raise_epoch() } else { self.s.borrow().end_of(epoch) };
         self.seal_closed().await?;
@@ -163,7 +163,8 @@ impl Volume {
             snapshots: vec![uuid],
             removed: removed.clone(),
             added: records.clone(),
-            ends_receive,
+            ends_receive: false,
+            remembered,
         };
         let room = match self.journal.reserve(frame_size(&record)).await {
             Ok(room) => room,
@@ -194,6 +195,7 @@ impl Volume {
             s.freed.forget_from(epoch);
             s.forget_retained();
         }
+        self.marks_changed();
         self.weigh_layers();
         self.count_dead(&old_records, &records);
         for record in old_records {
@@ -525,6 +527,17 @@ pub(super) fn refusal(volume: &str, snapshot: &str, check: &DeleteCheck) -> Opti
     let name = format!("{volume}@{snapshot}");
     match check {
         DeleteCheck::Free => None,
+        DeleteCheck::Held(tags) if tags.iter().any(|tag| is_origin_tag(tag)) => {
+            let drills: Vec<String> = tags
+                .iter()
+                .filter_map(|tag| tag.strip_prefix('+'))
+                .map(|n| format!("{volume}+{n}"))
+                .collect();
+            Some(
+                Error::conflict(format!("snapshot {name} is what a drill shows: {}", drills.join(", ")))
+                    .hint(format!("'snapvol drill {volume} --end N' ends drill N")),
+            )
+        }
         DeleteCheck::Held(tags) => Some(
             Error::conflict(format!("snapshot {name} is held: {}", tags.join(", ")))
                 .hint(format!("'snapvol release {name} TAG' lets go of it")),

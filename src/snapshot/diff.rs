@@ -63,6 +63,13 @@ impl Delta {
         })
     }
 
+    /// What lies past the end of the younger state is gone with it.
+    fn cut_off(&mut self) {
+        let over = self.size.div_ceil(u64::from(self.block_size))..crate::map::bitmap::BITS_MAX;
+        self.write.clear_range(over.clone());
+        self.discard.clear_range(over);
+    }
+
     /// Bytes to write and to discard in all.
     #[must_use]
     pub fn totals(&self) -> (u64, u64) {
@@ -102,7 +109,8 @@ impl Volume {
     }
 
     /// The same by identity; without `from`, everything that is in use in `to`. The
-    /// snapshots must be kept from deletion by the caller.
+    /// snapshots must be kept from deletion by the caller. `from` may be a bookmark: then blocks
+    /// may be discarded that were not in use before either.
     ///
     /// # Errors
     /// As for [`Self::delta`].
@@ -124,7 +132,65 @@ impl Volume {
         to: Option<uuid::Uuid>,
         bytes: Range<u64>,
     ) -> Result<Delta> {
-        self.healed(async || self.delta_once(from, to, bytes.clone()).await).await
+        let mark = from.and_then(|from| self.s.borrow().durable.bookmark(from).map(|b| b.epoch));
+        match mark {
+            Some(mark) => self.healed(async || self.delta_since_mark(mark, to, bytes.clone()).await).await,
+            None => self.healed(async || self.delta_once(from, to, bytes.clone()).await).await,
+        }
+    }
+
+    /// The epoch and the size of a snapshot.
+    fn end_at(&self, uuid: uuid::Uuid) -> Result<(Epoch, u64)> {
+        let found = self.s.borrow().durable.snapshot(uuid).map(|r| (r.epoch, r.size));
+        found.ok_or_else(|| Error::not_found(format!("volume {} has no snapshot {uuid}", self.name())))
+    }
+
+    /// The delta from a bookmark: what was touched since then, to be written where the younger
+    /// end uses it and to be discarded elsewhere.
+    async fn delta_since_mark(
+        self: &Rc<Self>,
+        mark: Epoch,
+        to: Option<uuid::Uuid>,
+        bytes: Range<u64>,
+    ) -> Result<Delta> {
+        let younger = to.map(|to| self.end_at(to)).transpose()?;
+        let end = younger.map_or(Epoch(u64::MAX), |(epoch, _)| epoch);
+        if end <= mark {
+            return Err(out_of_order());
+        }
+        if let Some((epoch, _)) = younger {
+            self.load_from(epoch).await?;
+        }
+        let (geometry, touched, now) = {
+            let s = self.s.borrow();
+            let now = Now { map: s.production.clone(), staged: BitMap::new() };
+            (s.durable.geometry, s.touched.between(mark..end), now)
+        };
+        let size = younger.map_or(geometry.size, |(_, size)| size);
+        let mut delta = Delta { block_size: geometry.block_size, size, ..Delta::default() };
+        let wanted = page_range(geometry.block_size, &bytes);
+        let pages = touched.pages_from(wanted.start).take_while(|(page, _)| wanted.contains(page));
+        for (index, (page, changed)) in pages.enumerate() {
+            {
+                let s = self.s.borrow();
+                let used = match younger {
+                    Some((epoch, _)) => s.frozen_words(epoch, page)?,
+                    None => s.used_words(&now.map, page),
+                };
+                let (mut write, mut discard) = (changed.to_words(), changed.to_words());
+                for i in 0..PAGE_WORDS {
+                    write[i] &= used[i];
+                    discard[i] &= !used[i];
+                }
+                delta.write.set_page(page, Page::from_words(&write));
+                delta.discard.set_page(page, Page::from_words(&discard));
+            }
+            if (index + 1).is_multiple_of(PAGES_AT_ONCE) {
+                self.io.step_aside().await;
+            }
+        }
+        delta.cut_off();
+        Ok(delta)
     }
 
     async fn delta_once(
@@ -134,16 +200,12 @@ impl Volume {
         bytes: Range<u64>,
     ) -> Result<Delta> {
         self.seal_closed().await?;
-        let record = |uuid: uuid::Uuid| {
-            let found = self.s.borrow().durable.snapshot(uuid).map(|r| (r.epoch, r.size));
-            found.ok_or_else(|| Error::not_found(format!("volume {} has no snapshot {uuid}", self.name())))
-        };
-        let older = from.map(record).transpose()?.map(|(epoch, _)| epoch);
-        let younger = to.map(record).transpose()?;
+        let older = from.map(|from| self.end_at(from)).transpose()?.map(|(epoch, _)| epoch);
+        let younger = to.map(|to| self.end_at(to)).transpose()?;
         if let (Some(older), Some((younger, _))) = (older, younger)
             && older >= younger
         {
-            return Err(Error::invalid("the first snapshot is not the older of the two").hint("swap them"));
+            return Err(out_of_order());
         }
         self.load_from(older.or(younger.map(|(e, _)| e)).unwrap_or_default()).await?;
         let (geometry, now) = {
@@ -158,8 +220,7 @@ impl Volume {
         let size = younger.map_or(geometry.size, |(_, size)| size);
         let mut delta = Delta { block_size: geometry.block_size, size, ..Delta::default() };
         let blocks = size.div_ceil(u64::from(geometry.block_size));
-        let page_bytes = PAGE_BITS * u64::from(geometry.block_size);
-        let wanted = bytes.start / page_bytes..bytes.end.div_ceil(page_bytes);
+        let wanted = page_range(geometry.block_size, &bytes);
         let pages = match older {
             Some(older) => self.s.borrow().touched(older, end, &now)?,
             None => self.s.borrow().used_pages(younger.map(|(e, _)| e), &now, blocks)?,
@@ -183,12 +244,19 @@ impl Volume {
             }
             self.io.step_aside().await;
         }
-        // What lies past the end of the younger state is gone with it.
-        let over = blocks..(blocks.next_multiple_of(PAGE_BITS)).max(blocks);
-        delta.write.clear_range(over.clone());
-        delta.discard.clear_range(over);
+        delta.cut_off();
         Ok(delta)
     }
+}
+
+fn out_of_order() -> Error {
+    Error::invalid("the first snapshot is not the older of the two").hint("swap them")
+}
+
+/// The pages of blocks that a range of bytes touches.
+fn page_range(block_size: u32, bytes: &Range<u64>) -> Range<u64> {
+    let page_bytes = PAGE_BITS * u64::from(block_size);
+    bytes.start / page_bytes..bytes.end.div_ceil(page_bytes)
 }
 
 impl State {

@@ -17,7 +17,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 /// How long a writer that waits for space sleeps before it looks again.
-const RETRY: Duration = Duration::from_millis(200);
+pub(super) const RETRY: Duration = Duration::from_millis(200);
 
 /// How long nobody may have waited before the log says so.
 const QUIET: Duration = Duration::from_secs(5);
@@ -423,8 +423,10 @@ impl Volume {
             largest = largest.max(of_one.1);
         }
         let pages = s.production.page_count() * LAYER_PAGE_BYTES;
+        let touched = s.touched.page_count() * LAYER_PAGE_BYTES;
         // In the layer that is sealed and in the one that takes over, and in each one's second
-        // file of them.
-        self.space.layers.set(largest + 4 * pages.min(LAYER_PAGES_BYTES_MAX));
+        // file of them; and those of the touched maps in a checkpoint.
+        let pages = 4 * pages.min(LAYER_PAGES_BYTES_MAX) + touched.min(LAYER_PAGES_BYTES_MAX);
+        self.space.layers.set(largest + pages);
     }
 }

@@ -62,7 +62,11 @@ impl Volume {
     /// acknowledged, and [`Self::write`] does it or says why not.
     pub fn write_now(self: &Rc<Self>, who: Who, offset: u64, data: &Bytes) -> bool {
         let Some(blocks) = self.whole(offset, data.len() as u64) else { return false };
-        match self.way(who, &blocks) {
+        let way = self.way(who, &blocks);
+        if way.is_none() || !self.touch_now(&blocks) {
+            return false;
+        }
+        match way {
             Some(Way::Straight) => {
                 // What failed, the long way does again and says.
                 matches!(self.clone_volume.write_now(Block(blocks.start), data), Some(Ok(())))
@@ -70,6 +74,13 @@ impl Volume {
             Some(Way::Stage(epoch)) => self.stage_now(&blocks, epoch, data),
             None => false,
         }
+    }
+
+    /// Notes that blocks are about to change, if that needs no wait.
+    fn touch_now(&self, blocks: &Range<u64>) -> bool {
+        let s = &mut *self.s.borrow_mut();
+        let held = s.blocks(&s.granules(blocks));
+        s.touched.note(&[held], std::slice::from_ref(blocks), s.epoch)
     }
 
     /// The blocks of a range that consists of whole ones.
@@ -90,7 +101,7 @@ impl Volume {
         let s = self.s.borrow();
         let granules = s.granules(blocks);
         let range = s.blocks(&granules);
-        let paused = s.paused > 0 && who == Who::Client;
+        let paused = (s.paused > 0 || self.brakes.closed().is_some()) && who == Who::Client;
         let in_use = s.production.runs(granules.clone()).next() == Some((granules, true));
         if paused || !in_use || !self.locks.is_free(&range) || s.retained.unknown_in(&range).is_some() {
             return None;

@@ -1,5 +1,6 @@
 //! What a volume says of itself, and its small settings.
 
+use super::brake::Brake;
 use super::roles::Gate;
 use super::volume::{Volume, Who};
 use crate::error::{Error, Result};
@@ -93,6 +94,8 @@ impl Volume {
             "unconfirmed"
         } else if self.split.get() {
             "split"
+        } else if let Some(brake) = self.brakes.closed() {
+            if brake == Brake::Wait { "frozen (backlog)" } else { "read-only (backlog)" }
         } else if self.space().waiting > 0 {
             "frozen"
         } else if self.space().refused {
@@ -136,6 +139,16 @@ impl Volume {
             .filter(|r| !r.is_internal() && !s.hidden.contains(&r.uuid))
             .cloned()
             .collect()
+    }
+
+    /// Bytes in use by production, of before-images, and of the journal; nothing is read for it.
+    #[must_use]
+    pub fn figures(&self) -> (u64, u64, u64) {
+        let s = self.s.borrow();
+        let geometry = s.durable.geometry;
+        let granule = u64::from(geometry.block_size) * u64::from(geometry.granularity);
+        let in_use = (s.production.count() * granule).min(geometry.size);
+        (in_use, self.save.live_bytes(), self.journal.len())
     }
 
     /// What happens when space runs out.

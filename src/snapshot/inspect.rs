@@ -6,6 +6,7 @@
 
 use super::mend::{GIVEN_UP, Sources, is_damage};
 use super::recover;
+use super::touched;
 use crate::error::{Error, Result};
 use crate::format::state::{LayerRecord, SegmentRecord, VolumeState};
 use crate::map::{SavedImage, SealedLayer};
@@ -233,6 +234,18 @@ impl Inspector<'_> {
                         Err(_) => "both copies are damaged: restore the volume's directory from a copy",
                     };
                     self.out.file(paths.checkpoint(file), &error, advice);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        for record in first.touched.iter().filter(|record| record.file != 0) {
+            self.out.files += 1;
+            match touched::load_map(io, paths, first, record).await {
+                Ok(map) => self.out.bytes += map.page_count() * 24,
+                Err(error) if is_damage(&error) => {
+                    let advice = "everything counts as changed since that set: the next one of its sessions \
+                                  may be as large as the volume";
+                    self.out.file(paths.touched(record.mark, record.file), &error, advice);
                 }
                 Err(error) => return Err(error),
             }

@@ -282,6 +282,7 @@ impl Volume {
             removed: vec![old.first],
             added: vec![new.clone()],
             ends_receive: false,
+            remembered: false,
         };
         for (segment, count) in &new.live {
             self.save.add_live(*segment, *count);

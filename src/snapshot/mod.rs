@@ -5,6 +5,7 @@
 //! task may have changed it meanwhile. `ARCHITECTURE.md` follows a write through it.
 
 mod admission;
+mod brake;
 mod bulk;
 mod check;
 mod checkpoint;
@@ -22,6 +23,7 @@ mod mend;
 #[cfg(any(test, feature = "simulation"))]
 pub mod model;
 mod open;
+mod origin;
 mod pacing;
 mod punch;
 mod read;
@@ -39,11 +41,13 @@ mod sets;
 mod settle;
 mod slots;
 mod take;
+mod touched;
 mod trim;
 mod verify;
 mod volume;
 mod write;
 
+pub use brake::Brake;
 pub use check::check_closed;
 pub use delete::DeleteCheck;
 pub use diff::{Delta, DeltaRun};
@@ -53,12 +57,13 @@ pub use info::{SnapshotSummary, VolumeSummary};
 pub use inspect::{Found, Verified};
 pub(crate) use mend::is_damage;
 pub use open::Opened;
+pub use origin::is_origin_tag;
 pub use read::Piece;
 pub use reader::SnapshotReader;
 pub use receive::{Incoming, ReceiveStart, Receiving};
 pub use recover::undecided_takes;
 pub use repair::give_up_stage;
 pub use roles::{Gate, TurnCheck};
-pub use sets::cut_name;
+pub use sets::{Readable, cut_name};
 pub use take::{TakeRequest, TakeTicket};
 pub use volume::{Volume, Who};

@@ -148,7 +148,7 @@ impl Volume {
         recovered: Recovered,
     ) -> Result<Self> {
         let Recovered { state, production, stale, frozen, chain, save, .. } = recovered;
-        let Recovered { clone_file, clone_len, mended, epoch, .. } = recovered;
+        let Recovered { clone_file, clone_len, mended, epoch, touched, .. } = recovered;
         let clone_volume = CloneVolume::new(io.clone(), clone_file, state.geometry, clone_len);
         let reserve = Reserve::open(io.clone(), paths.clone()).await?;
         let mut slots = Slots::new(journal.ledger(), state.geometry.block_size);
@@ -218,6 +218,7 @@ impl Volume {
             taking: None,
             unconfirmed: None,
             retained,
+            touched,
             freed: super::delete::Freed::default(),
             chain,
             mended,
@@ -252,7 +253,10 @@ impl Volume {
             resting: Cell::new(false),
             busy: Cell::new(false),
             closing: Cell::new(false),
+            readable: Cell::new(0),
             receiving: Cell::new(false),
+            origin: super::origin::Origin::default(),
+            brakes: super::brake::Brakes::default(),
             bulk: super::bulk::Bulk::default(),
             gate: Cell::default(),
             split: Cell::new(false),
@@ -322,6 +326,17 @@ impl Volume {
         }
         self.writable(Who::Store)?;
         self.complete_copies().await;
+        // Before the others are kept away: one of them may be about to make a checkpoint.
+        while self.checkpointing.replace(true) {
+            self.changed.wait().await;
+        }
+        let result = self.close_now().await;
+        self.checkpointing.set(false);
+        self.changed.notify();
+        result
+    }
+
+    async fn close_now(self: &Rc<Self>) -> Result<()> {
         let _exclusive = self.exclusive().await;
         self.settled_before(Epoch(u64::MAX)).await?;
         self.seal_closed().await?;
@@ -333,6 +348,7 @@ impl Volume {
             self.changed.wait().await;
             self.clone_synced().await?;
         }
+        self.store_touched().await;
         let sound = {
             let s = self.s.borrow();
             s.latched.is_none() && !s.untidy

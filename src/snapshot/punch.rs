@@ -5,6 +5,9 @@
 //! meanwhile, so a write that comes waits. A punched block stays stale until a later sync
 //! of the clone volume: only then is it a hole for good, and new data may come into use
 //! there without a barrier.
+//!
+//! A power cut may take a trim back and leave the hole. So where touched maps are kept, a trim is
+//! punched only when it is durably known that something in its region may have changed.
 
 use super::maps::runs_of;
 use super::volume::Volume;
@@ -79,6 +82,7 @@ impl Volume {
 
     async fn punch_run(self: &Rc<Self>, run: Range<u64>) -> Result<()> {
         let _held = self.locks.lock(run.clone()).await;
+        self.announced_durably(&run).await?;
         let page = run.start / PAGE_BITS;
         // While it waited a take, a write or a deletion may have changed what is needed.
         self.know_retained(&run).await?;

@@ -98,16 +98,17 @@ impl Volume {
         let size = u64::from(geometry.block_size);
         let reads = sources.into_iter().map(|source| async move {
             match source {
-                Source::Hole(run) => Ok(Piece::Hole((run.end - run.start) * size)),
-                Source::Data(_, data) => Ok(Piece::Data(data)),
+                Source::Hole(run) => self.unused(run).await,
+                Source::Data(_, data) => Ok(vec![Piece::Data(data)]),
                 Source::Clone(run) => {
                     let data = self.clone_volume.read(Block(run.start), run.end - run.start).await?;
-                    Ok(Piece::Data(data.freeze()))
+                    Ok(vec![Piece::Data(data.freeze())])
                 }
             }
         });
         let pieces = join_all(reads).await.into_iter().collect::<Result<Vec<_>>>();
-        Ok(clip(pieces.map_err(|e| self.named(e))?, offset - blocks.start * size, len))
+        let pieces = pieces.map_err(|e| self.named(e))?.into_iter().flatten().collect();
+        Ok(clip(pieces, offset - blocks.start * size, len))
     }
 
     fn production_sources(&self, blocks: &Range<u64>) -> Vec<Source> {

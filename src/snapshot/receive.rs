@@ -120,7 +120,10 @@ impl Volume {
             set: incoming.set,
             begun_us: self.io.now_us(),
         };
+        // A take that found no receive under way has its instant before this one begins.
+        let exclusive = self.exclusive().await;
         self.record_durably(Record::Receive(Some(record.clone()))).await?;
+        drop(exclusive);
         self.make_room(&record).await?;
         Ok(ReceiveStart::Go(receiving, 0))
     }

@@ -28,6 +28,7 @@ use uuid::Uuid;
 
 use super::mend::{Loaded, Sources};
 use super::slots::Slots;
+use super::touched::Touched;
 
 /// A staged write that must be settled.
 #[derive(Clone)]
@@ -61,6 +62,8 @@ pub(super) struct Recovered {
     /// The first epoch that nothing stored carries.
     pub epoch: Epoch,
     pub next_seq: Seq,
+    /// What was touched since each mark.
+    pub touched: Touched,
 }
 
 /// The maps while the journal is replayed.
@@ -142,6 +145,9 @@ impl Recovered {
             }
             maps.frozen.insert(tail.epoch, map);
         }
+        let blocks = clone_len.div_ceil(u64::from(state.geometry.block_size));
+        let story = (&first, &records[1..], &state);
+        let touched = Touched::load(io, paths, tuning, story, blocks).await?;
         let after_images = maps.replay(&records[1..], same_boot);
         let mut staged = BTreeMap::new();
         let mut stage = None;
@@ -169,7 +175,7 @@ impl Recovered {
         let frozen = thaw_all(&sources, &state, &mut chain, &maps, &mut mended).await?;
         let next_seq = last.max(staged.keys().next_back().copied().unwrap_or_default()).next().max(state.seq);
         if !replay.clean {
-            maps.distrust(clone_len.div_ceil(u64::from(state.geometry.block_size)));
+            maps.distrust(blocks);
         }
         let Maps { production, stale, .. } = maps;
         Ok(Self {
@@ -188,6 +194,7 @@ impl Recovered {
             mended,
             epoch,
             next_seq,
+            touched,
         })
     }
 }

@@ -2,14 +2,15 @@
 //!
 //! A cut is an ordinary snapshot with an internal name and a stamp in its record; it is
 //! taken, kept, read and deleted as any other. Unlike other internal snapshots it survives an
-//! open, and only whoever runs the sessions deletes it.
+//! open, and only whoever runs the sessions deletes it. A bookmark is what is left of a cut that
+//! need not be read any more, and is the base of a delta yet to come: see `touched`.
 
 use super::take::TakeRequest;
 use super::volume::{Volume, Who};
 use crate::error::{Error, Result};
 use crate::format::journal::Record;
-use crate::format::state::SnapshotRecord;
-use crate::types::{RoleEpoch, SetId, SetStamp};
+use crate::format::state::{BookmarkRecord, SnapshotRecord};
+use crate::types::{RoleEpoch, SetId, SetStamp, Standing};
 use std::rc::Rc;
 use uuid::Uuid;
 
@@ -20,7 +21,30 @@ pub fn cut_name(number: u64, uuid: Uuid) -> String {
     format!("_set-{number}-{start:08x}")
 }
 
+/// As long as it is kept, cuts of the volume are not to become bookmarks.
+pub struct Readable(Rc<Volume>);
+
+impl Drop for Readable {
+    fn drop(&mut self) {
+        self.0.readable.set(self.0.readable.get() - 1);
+    }
+}
+
 impl Volume {
+    /// Has cuts stay readable. Those that are bookmarks already stay so.
+    #[must_use]
+    pub fn keep_readable(self: &Rc<Self>) -> Readable {
+        self.readable.set(self.readable.get() + 1);
+        Readable(Rc::clone(self))
+    }
+
+    /// Whether cuts are to stay readable: because somebody wants that, or because the volume is
+    /// handed over. The last one is what it shows as a secondary.
+    #[must_use]
+    pub fn is_kept_readable(&self) -> bool {
+        self.readable.get() > 0 || self.roles().standing == Standing::HandingOver
+    }
+
     /// The role epochs that led to the present one, oldest first.
     #[must_use]
     pub fn lineage(&self) -> Vec<RoleEpoch> {
@@ -52,6 +76,62 @@ impl Volume {
         s.durable.snapshots.iter().filter(shown).cloned().collect()
     }
 
+    /// The bookmarks, oldest first.
+    #[must_use]
+    pub fn bookmarks(&self) -> Vec<BookmarkRecord> {
+        self.s.borrow().durable.bookmarks.clone()
+    }
+
+    /// The bookmark of that identity.
+    #[must_use]
+    pub fn bookmark(&self, uuid: Uuid) -> Option<BookmarkRecord> {
+        self.s.borrow().durable.bookmark(uuid).cloned()
+    }
+
+    /// Lets the before-images of a cut go: it becomes a bookmark, which can't be read, and can
+    /// be the base of a delta.
+    ///
+    /// # Errors
+    /// `NotFound`; `Invalid` for a snapshot that is no cut; as for a deletion.
+    pub async fn shrink(self: &Rc<Self>, cut: Uuid) -> Result<()> {
+        let _exclusive = self.exclusive().await;
+        let (record, shrunk) = {
+            let s = self.s.borrow();
+            (s.durable.snapshot(cut).cloned(), s.durable.bookmark(cut).is_some())
+        };
+        match record {
+            None if shrunk => return Ok(()),
+            None => return Err(Error::not_found(format!("volume {} has no cut {cut}", self.name()))),
+            Some(record) if record.set.is_none() => {
+                return Err(Error::invalid(format!("snapshot {cut} is no cut")));
+            }
+            Some(_) => {}
+        }
+        let result = self.healed(async || self.delete_one(cut, true).await).await;
+        result.map_err(|e| self.named(e))?;
+        self.reclaim().await
+    }
+
+    /// Bookmarks go.
+    ///
+    /// # Errors
+    /// `Io`, `Full`.
+    pub async fn forget_bookmarks(self: &Rc<Self>, bookmarks: &[Uuid]) -> Result<()> {
+        let _exclusive = self.exclusive().await;
+        self.writable(Who::Store)?;
+        let known: Vec<Uuid> = {
+            let s = self.s.borrow();
+            bookmarks.iter().copied().filter(|uuid| s.durable.bookmark(*uuid).is_some()).collect()
+        };
+        if known.is_empty() {
+            return Ok(());
+        }
+        // Until it is durable a power cut brings them back, so what is touched is noted as long.
+        self.record_durably(Record::Forget { bookmarks: known }).await?;
+        self.marks_changed();
+        Ok(())
+    }
+
     /// Takes a cut; a power cut can't take it back when this returns. Only one at a time may
     /// be taken, or two get the same number.
     ///
@@ -67,7 +147,9 @@ impl Volume {
                 )));
             }
             let epoch = s.durable.lineage.last().copied().unwrap_or_default();
-            let base = s.durable.snapshots.iter().rev().find(|r| r.set.is_some()).map(|r| r.uuid);
+            let cuts = s.durable.snapshots.iter().filter(|r| r.set.is_some()).map(|r| (r.epoch, r.uuid));
+            let marks = cuts.chain(s.durable.bookmarks.iter().map(|b| (b.epoch, b.uuid)));
+            let base = marks.max().map(|(_, uuid)| uuid);
             (epoch, s.durable.last_cut + 1, base)
         };
         let (uuid, stamp) = (self.io().identity(), SetStamp { epoch, number, base });

@@ -149,6 +149,9 @@ impl TakeTicket {
         s.frozen.insert(epoch, frozen);
         s.retained.take();
         s.taking = Some(epoch);
+        if self.request.set.is_some() {
+            s.touched.begin(epoch);
+        }
         self.epoch = Some(epoch);
     }
 
@@ -231,6 +234,8 @@ impl Drop for TakeTicket {
             s.taking = None;
             s.frozen.remove(&epoch);
             s.forget_retained();
+            drop(s);
+            self.volume.marks_changed();
         }
     }
 }
@@ -249,6 +254,7 @@ impl Volume {
             removed: Vec::new(),
             added: Vec::new(),
             ends_receive: false,
+            remembered: false,
         };
         // Until it is durable a crash may bring the snapshot back, so it is respected as long.
         self.journal.push(record.clone());
@@ -259,6 +265,8 @@ impl Volume {
         s.frozen.extend(tail);
         s.freed.forget_from(epoch);
         s.forget_retained();
+        drop(s);
+        self.marks_changed();
         Ok(())
     }
 }

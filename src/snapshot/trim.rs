@@ -43,6 +43,25 @@ impl Volume {
         fua: bool,
     ) -> Result<()> {
         self.in_range(offset, len).map_err(|e| self.named(e))?;
+        self.pass_brake(who, wanted).await?;
+        match self.origin.get() {
+            Some(origin) => self.trim_over(&origin, who, wanted, offset..offset + len).await?,
+            None => self.trim_own(who, wanted, offset, len).await?,
+        }
+        if fua {
+            self.flush().await?;
+        }
+        Ok(())
+    }
+
+    /// Takes whole granules of a range out of use and writes zeros over the rest.
+    pub(super) async fn trim_own(
+        self: &Rc<Self>,
+        who: Who,
+        wanted: Wanted<'_>,
+        offset: u64,
+        len: u64,
+    ) -> Result<()> {
         let (unit, size) = {
             let s = self.s.borrow();
             let geometry = s.durable.geometry;
@@ -72,9 +91,6 @@ impl Volume {
             self.zero_used(who, wanted, last * unit, end).await?;
         } else {
             self.zero_used(who, wanted, offset, end).await?;
-        }
-        if fua {
-            self.flush().await?;
         }
         Ok(())
     }
@@ -143,7 +159,11 @@ impl Volume {
     /// Trims granules that are whole up to `end`, in bytes; false, and nothing is done, if the
     /// volume has grown meanwhile, so that the last one goes on behind it.
     async fn trim_granules(self: &Rc<Self>, who: Who, granules: Range<u64>, end: u64) -> Result<bool> {
-        let _room = self.journal.reserve(super::write::RECORD_BYTES).await?;
+        let needs = {
+            let s = self.s.borrow();
+            super::write::RECORD_BYTES + s.touched.room(&[s.blocks(&granules)])
+        };
+        let _room = self.journal.reserve(needs).await?;
         let admitted = self.admit(who).await?;
         let epoch = admitted.epoch;
         let blocks = self.s.borrow().blocks(&granules);
@@ -175,7 +195,9 @@ impl Volume {
             for index in &slots {
                 s.slots.kill(*index);
             }
+            let touched: Vec<Range<u64>> = used.iter().map(|run| s.blocks(run)).collect();
             drop(s);
+            self.announce_trim(&touched, epoch);
             let ranges = vec![(granules.start, granules.end - granules.start)];
             let seq = self.record(Record::MetaClear { epoch, ranges });
             (seq, slots)

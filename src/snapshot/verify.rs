@@ -116,6 +116,12 @@ impl Volume {
         look.clean = self.s.borrow().written.iter().all(Option::is_some);
         let before = look.out.found.len();
         look.checkpoint(first).await?;
+        for record in &first.touched {
+            let path = self.paths.touched(record.mark, record.file);
+            if look.out.found[before..].iter().any(|found| found.file == path) {
+                self.s.borrow_mut().touched.distrust(record.mark);
+            }
+        }
         for file in 1..=2 {
             let path = self.paths.checkpoint(file);
             if look.out.found[before..].iter().any(|found| found.file == path) {
@@ -131,7 +137,7 @@ impl Volume {
 /// # Errors
 /// `Io`.
 pub(super) async fn leftovers(io: &Io, paths: &VolumePaths, volume: &Volume) -> Result<Vec<PathBuf>> {
-    let (layers, segments, tail) = {
+    let (layers, segments, tail, touched) = {
         let s = volume.s.borrow();
         let layers: Vec<PathBuf> = s
             .durable
@@ -141,12 +147,13 @@ pub(super) async fn leftovers(io: &Io, paths: &VolumePaths, volume: &Volume) -> 
             .collect();
         let segments: Vec<PathBuf> = volume.save.numbers().into_iter().map(|n| paths.segment(n)).collect();
         let seq = s.durable.checkpoint.seq.0;
-        (layers, segments, [paths.tail_pages(seq), paths.second_tail_pages(seq)])
+        let touched = volume.touched_files(&s.durable.touched);
+        (layers, segments, [paths.tail_pages(seq), paths.second_tail_pages(seq)], touched)
     };
     let mut left = Vec::new();
     for name in io.list(&paths.snapshots()).await? {
         let path = paths.snapshots().join(name);
-        if !tail.contains(&path) && !layers.contains(&path) {
+        if !tail.contains(&path) && !touched.contains(&path) && !layers.contains(&path) {
             left.push(path);
         }
     }

@@ -13,6 +13,7 @@ use super::delete::Freed;
 use super::locks::Locks;
 use super::retained::Retained;
 use super::slots::Slots;
+use super::touched::Touched;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::journal::Record;
 use crate::format::state::{SnapshotRecord, VolumeState};
@@ -66,8 +67,14 @@ pub struct Volume {
     /// Takes, deletions, roll-backs and receives' ends exclude each other.
     pub(super) busy: Cell<bool>,
     pub(super) closing: Cell<bool>,
+    /// So many want cuts to stay readable.
+    pub(super) readable: Cell<usize>,
     /// A stream is being applied at this moment.
     pub(super) receiving: Cell<bool>,
+    /// What it shows where nothing was written to it.
+    pub(super) origin: super::origin::Origin,
+    /// What keeps writers back.
+    pub(super) brakes: super::brake::Brakes,
     pub(super) bulk: super::bulk::Bulk,
     /// Why clients' writes wait, if they do.
     pub(super) gate: Cell<super::roles::Gate>,
@@ -97,6 +104,7 @@ pub(super) struct State {
     /// it may be the tail again, so its map stays.
     pub unconfirmed: Option<Epoch>,
     pub retained: Retained,
+    pub touched: Touched,
     pub freed: Freed,
     pub chain: LayerChain,
     /// Layers that were made again from redundant copies and have no whole file yet.
@@ -237,6 +245,7 @@ impl State {
         for run in used {
             let blocks = self.blocks(&run);
             self.retain(&blocks)?;
+            self.touched.note_trim(&blocks, epoch);
             self.production.clear_range(run.clone());
             self.stale.set_range(blocks.clone());
             self.forget_punched(&blocks);

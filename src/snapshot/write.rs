@@ -54,6 +54,7 @@ impl Volume {
         data: Bytes,
         fua: bool,
     ) -> Result<()> {
+        self.pass_brake(who, wanted).await?;
         let staged = Cell::new(0);
         let once = async || {
             staged.set(self.healed(async || self.write_once(who, offset, &data).await).await?);
@@ -101,6 +102,8 @@ impl Volume {
         self.in_range(offset, data.len() as u64)?;
         self.know_retained(&range).await?;
         let parts = self.whole_blocks(offset, data).await?;
+        let asked: Vec<Range<u64>> = parts.iter().map(|part| self.blocks_of(part)).collect();
+        self.touch(std::slice::from_ref(&range), &asked, admitted.epoch).await?;
         self.write_parts(&admitted, &range, parts).await
     }
 
@@ -129,19 +132,16 @@ impl Volume {
         Ok(parts)
     }
 
-    /// A block of production; what is not in use is zeros.
+    /// A block of production; what is not in use is zeros, or the origin's.
     async fn read_block(&self, block: Block) -> Result<BytesMut> {
-        let size = self.geometry().block_size as usize;
-        {
+        let in_use = {
             let s = self.s.borrow();
             if let Some(staged) = s.slots.production(block) {
                 return Ok(BytesMut::from(&staged[..]));
             }
-            if !s.in_use(block.0) {
-                return Ok(BytesMut::zeroed(size));
-            }
-        }
-        self.clone_volume.read(block, 1).await
+            s.in_use(block.0)
+        };
+        if in_use { self.clone_volume.read(block, 1).await } else { self.unused_block(block.0).await }
     }
 
     /// Takes care of the other blocks of granules that come into use and are no holes: zeros
@@ -313,7 +313,10 @@ impl Volume {
                             continue;
                         }
                         let blocks = s.blocks(&run);
-                        let guarded = s.stale.next_set(blocks.start).is_some_and(|b| b < blocks.end);
+                        // Without its data the block would show what lay there, or the zeros of a
+                        // hole where the origin has something else.
+                        let is_dirty = s.stale.next_set(blocks.start).is_some_and(|b| b < blocks.end);
+                        let guarded = is_dirty || self.origin.get().is_some();
                         records[usize::from(guarded)].push((run.start, run.end - run.start));
                     }
                 }

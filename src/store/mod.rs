@@ -39,6 +39,9 @@ pub struct Tuning {
     /// Bytes that a volume with snapshots keeps allocated beside what its stage holds, so
     /// that a deletion works on a full disk.
     pub reserve_bytes: u64,
+    /// Bytes of a region of which it is known durably that something in it may have changed
+    /// since a mark: what one record costs and what a crash adds to a delta; a power of two.
+    pub region_bytes: u64,
 }
 
 impl Default for Tuning {
@@ -55,6 +58,7 @@ impl Default for Tuning {
             layer_entries_max: 7 << 15,
             steps_at_once: 64,
             reserve_bytes: 4 << 20,
+            region_bytes: 4 << 20,
         }
     }
 }

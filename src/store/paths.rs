@@ -92,6 +92,12 @@ impl VolumePaths {
         self.snapshots().join(format!("tail-{seq}.copy"))
     }
 
+    /// What was touched since the mark of that epoch, up to a checkpoint.
+    #[must_use]
+    pub fn touched(&self, mark: Epoch, seq: u64) -> PathBuf {
+        self.snapshots().join(format!("touched-{:012}-{seq}", mark.0))
+    }
+
     /// A checkpoint of the meta bit map: 1 is A, 2 is B.
     #[must_use]
     pub fn checkpoint(&self, file: u8) -> PathBuf {

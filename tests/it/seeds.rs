@@ -12,6 +12,7 @@ use snapvol::format::session::{Condition, MemberRecord, SessionPolicy, SessionRe
 use snapvol::format::slot::{SlotHeader, StageHeader};
 use snapvol::format::state::{SnapshotRecord, VolumeState};
 use snapvol::format::store::StoreHeader;
+use snapvol::format::upkeep::{self, Made, Schedule, VolumeUpkeep};
 use snapvol::map::{BitMap, BlockMap, LayerContents, SavedImage, layer};
 use snapvol::replica::wire::{Body, Frame as WireFrame, Greet, Message};
 use snapvol::types::{Block, Epoch, Geometry, OnFull, Role, RoleEpoch, SaveAddr, Seq, SetId, SetStamp};
@@ -60,7 +61,10 @@ fn records() -> Vec<Record> {
             removed: vec![],
             added: vec![],
             ends_receive: false,
+            remembered: true,
         },
+        Record::Active { ranges: vec![(0, 1024)] },
+        Record::Forget { bookmarks: vec![Uuid::from_u128(6)] },
         Record::Close,
     ]
 }
@@ -313,6 +317,25 @@ fn session_files() -> Seeds {
     all
 }
 
+/// The file of schedules and sources.
+fn upkeep_file() -> Seeds {
+    let epoch = RoleEpoch { counter: 1, identity: Uuid::from_u128(9) };
+    let set = Some(SetStamp { epoch, number: 4, base: Some(Uuid::from_u128(8)) });
+    let made = |number, of, set| Made { snapshot: Uuid::from_u128(number), of, set };
+    let bytes = upkeep::encode(&[VolumeUpkeep {
+        volume: VOLUME,
+        schedule: Some(Schedule::default()),
+        made: vec![made(11, None, None), made(12, Some(Uuid::from_u128(3)), set)],
+        source: "/store/v".to_owned(),
+        remote_command: String::new(),
+        checked_us: 5,
+    }]);
+    vec![
+        ("as-is".to_owned(), [&[0], &bytes[..]].concat()),
+        ("mended".to_owned(), [&[1], &bytes[..bytes.len() - 4]].concat()),
+    ]
+}
+
 /// What another store answers when it is compared with this one.
 fn digests() -> Seeds {
     let answer = |reached: u64, spans: &[u64]| {
@@ -372,6 +395,7 @@ fn all() -> Vec<(&'static str, Seeds)> {
         ("server", answers()),
         ("frames", connection()),
         ("sessions", session_files()),
+        ("upkeep", upkeep_file()),
         ("compare", digests()),
     ]
 }

@@ -107,6 +107,20 @@ fn snapshots_stay_whole(vm: &mut Vm, server: &Server, file_system: &FileSystem) 
         detach(vm, &device);
     }
 
+    // A drill of it replays the journal, is written and trimmed, and leaves the snapshot alone.
+    ok(store, &["drill", &format!("{volume}@busy")]);
+    let drill = attach(vm, port, &format!("{volume}+drill"));
+    vm.ok(&format!("mount {drill} /mnt"));
+    vm.ok("cd /mnt; sha256sum -c -s /tmp/sums.a; cd /; sha256sum -c -s /tmp/noted.before");
+    vm.ok("rm -r /mnt/a /mnt/b; dd if=/dev/urandom of=/mnt/new bs=1M count=8 2>/dev/null; sync; fstrim /mnt");
+    vm.ok(&format!("sha256sum /mnt/new > /tmp/new; umount /mnt; {check} {drill}; mount {drill} /mnt"));
+    vm.ok("sha256sum -c -s /tmp/new; umount /mnt");
+    detach(vm, &drill);
+    wait_for("the drill's client to be gone", Duration::from_secs(10), || {
+        let mut command = crate::support::snapvol(store);
+        command.args(["drill", volume, "--end"]).output().unwrap().status.success()
+    });
+
     // The journal replayed, on a volume rolled back to the busy snapshot: all that was
     // noted before the take is there, and the file system is whole.
     detach(vm, &device);

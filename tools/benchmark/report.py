@@ -7,7 +7,7 @@ import json
 
 from . import goals
 
-PARTS = ["load", "fio", "copies", "snapshots", "growth"]
+PARTS = ["load", "fio", "copies", "snapshots", "sessions", "growth"]
 
 
 def number(value):
@@ -75,6 +75,9 @@ COLUMNS = [
     ("at rest p99 s", "rest_p99"),
     ("at rest longest s", "rest_max"),
     ("command s", "command_p50"),
+    ("behind p50 s", "lag_p50"),
+    ("behind at most s", "lag_max"),
+    ("then caught up in s", "catch_up_seconds"),
     ("resident MiB, highest", "resident_mib"),
     ("at the end", "resident_last_mib"),
     ("anonymous MiB", "anonymous_mib"),

@@ -22,6 +22,8 @@ fn snapshot(name: &str, number: u128) -> SnapshotInfo {
         saved: 0,
         freed_by_delete: 0,
         holds: Vec::new(),
+        of: None,
+        set: None,
     }
 }
 
@@ -123,6 +125,7 @@ impl Shipping for Memory {
             name,
             uuid: uuid(100),
             role: Role::Secondary,
+            drill: None,
             state: "ok".to_owned(),
             on_full: OnFull::Freeze,
             size: 1 << 20,

@@ -1,6 +1,9 @@
 //! Rules of the store that close a hole, each by short scripts of which every operation
 //! crashes or fails once.
 
+mod drills;
+mod schedules;
+
 use super::clients::bytes_of;
 use crate::ErrorKind;
 use crate::delta::FrameMaker;

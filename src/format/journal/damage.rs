@@ -32,6 +32,7 @@ fn all() -> Vec<Record> {
             removed: vec![Epoch(1), Epoch(2)],
             added: vec![layer(1, 3)],
             ends_receive: true,
+            remembered: true,
         },
         Record::Hold { snapshot: uuid, tag: "backup".to_owned() },
         Record::Release { snapshot: uuid, tag: "backup".to_owned() },
@@ -48,6 +49,8 @@ fn all() -> Vec<Record> {
         Record::Role(Role::Secondary),
         Record::Policy(OnFull::Readonly),
         Record::Lineage(vec![stamp().epoch, stamp().epoch]),
+        Record::Forget { bookmarks: vec![uuid, Uuid::nil()] },
+        Record::Active { ranges: vec![(0, 1024), (1 << 20, 2048)] },
     ]
 }
 

@@ -1,5 +1,5 @@
 use super::super::roles::{ResyncRecord, RoleState};
-use super::super::state::{CheckpointRecord, SegmentRecord};
+use super::super::state::{CheckpointRecord, SegmentRecord, TouchedRecord};
 use super::*;
 use crate::format::page_test::{compare, text};
 use crate::types::{Geometry, SetId, SetStamp};
@@ -42,6 +42,17 @@ fn layer() -> LayerRecord {
         live: vec![(1, 4), (2, 3)],
         version: 9,
         pages: 4,
+    }
+}
+
+fn bookmark() -> BookmarkRecord {
+    BookmarkRecord {
+        uuid: id(4),
+        name: "_set-5".into(),
+        created_us: 6,
+        epoch: Epoch(2),
+        size: 1 << 30,
+        set: stamp(),
     }
 }
 
@@ -91,6 +102,9 @@ fn state() -> VolumeState {
         receive: Some(receive()),
         lineage: vec![stamp().epoch, stamp().epoch],
         last_cut: 31,
+        bookmarks: vec![bookmark(), bookmark()],
+        touched: vec![TouchedRecord { mark: Epoch(2), file: 70 }, TouchedRecord { mark: Epoch(4), file: 0 }],
+        active: vec![(0, 1024), (4096, 1024)],
         roles: RoleState {
             standing: Standing::HandingOver,
             restart: Some(SetId { stamp: stamp(), target: id(15) }),
@@ -134,6 +148,7 @@ fn records() -> Vec<(&'static str, Record)> {
                 removed: vec![Epoch(1)],
                 added: vec![layer()],
                 ends_receive: false,
+                remembered: true,
             },
         ),
         ("Hold", Record::Hold { snapshot: id(1), tag: "tape".into() }),
@@ -150,6 +165,8 @@ fn records() -> Vec<(&'static str, Record)> {
         ("Role", Record::Role(Role::Secondary)),
         ("Policy", Record::Policy(OnFull::Readonly)),
         ("Lineage", Record::Lineage(vec![stamp().epoch, stamp().epoch])),
+        ("Forget", Record::Forget { bookmarks: vec![id(1), id(2)] }),
+        ("Active", Record::Active { ranges: vec![(0, 1024), (4096, 1024)] }),
         ("Turn", Record::Turn(Box::new(turn()))),
     ]
 }

@@ -19,6 +19,10 @@ pub(in crate::format) fn full() -> VolumeState {
     state.receive = Some(receive());
     state.lineage = vec![role_epoch(1), role_epoch(2)];
     state.last_cut = 77;
+    state.bookmarks = vec![bookmark("_set-76"), bookmark("")];
+    state.touched =
+        vec![TouchedRecord { mark: Epoch(1), file: 88 }, TouchedRecord { mark: Epoch(2), file: 0 }];
+    state.active = vec![(0, 1024), (1 << 20, 4096)];
     state.roles.standing = Standing::Fenced;
     state.roles.operation = Some(Uuid::from_u128(10));
     state
@@ -43,6 +47,11 @@ fn role_epoch(counter: u64) -> RoleEpoch {
 
 pub(in crate::format) fn stamp() -> SetStamp {
     SetStamp { epoch: role_epoch(2), number: 12, base: Some(Uuid::from_u128(9)) }
+}
+
+fn bookmark(name: &str) -> BookmarkRecord {
+    let record = SnapshotRecord { set: Some(stamp()), ..snapshot(name, &[]) };
+    BookmarkRecord::of(&record).unwrap()
 }
 
 pub(in crate::format) fn layer(first: u64, end: u64) -> LayerRecord {
@@ -102,6 +111,8 @@ fn many_short_names_come_back() {
         for name in ["", "1", "12", "123"] {
             let mut state = VolumeState::new(Uuid::nil(), geometry, OnFull::Freeze, Role::Primary);
             state.snapshots = vec![snapshot(name, &[]); count];
+            assert_eq!(read(&bytes_of(&state)).unwrap(), state, "{count} of '{name}'");
+            (state.snapshots, state.bookmarks) = (Vec::new(), vec![bookmark(name); count]);
             assert_eq!(read(&bytes_of(&state)).unwrap(), state, "{count} of '{name}'");
         }
     }

@@ -295,7 +295,9 @@ async fn primary(process: Rc<Process>, spawner: impl LocalSpawn + Clone + 'stati
     for cut in core.cuts(VOLUME).await.expect("a volume") {
         cuts.insert(cut.set.target, image_of(&process, cut.set.target).await);
     }
-    process.shared.oracle.borrow().still_sends(&cuts);
+    let marks = core.marks(VOLUME).await.expect("a volume");
+    let marks = marks.into_iter().map(|mark| mark.cut.set.target).collect();
+    process.shared.oracle.borrow().still_sends(&cuts, &marks);
     let first = production(&process).await;
     let life = process.shared.oracle.borrow_mut().begin(first);
     let writer = Rc::clone(&process);
@@ -403,15 +405,16 @@ async fn owner(process: &Rc<Process>) {
         process.rest().await;
     }
     let here = production(process).await;
-    let cuts = core.cuts(VOLUME).await.expect("a volume");
+    let marks = core.marks(VOLUME).await.expect("a volume");
     process.alive().await;
-    let newest = cuts.last().expect("a cut").set;
-    assert_eq!(image_of(process, newest.target).await, here, "the last cut is not what is here");
+    let newest = marks.last().expect("a mark").cut.set;
+    assert!(marks.iter().all(|mark| mark.is_bookmark), "what all have keeps before-images: {marks:?}");
+    shared.oracle.borrow().holds(newest.target, &here);
     for record in core.sessions_of(VOLUME, Side::Sender) {
         let member = &record.members[0];
         assert_eq!(member.applied.map(|set| set.target), Some(newest.target), "{member:?}");
     }
-    assert_eq!(cuts.len(), 1, "cuts that nobody needs stay: {cuts:?}");
+    assert_eq!(marks.len(), 1, "marks that nobody needs stay: {marks:?}");
     look_closely(process).await;
     shared.content.set(true);
 }

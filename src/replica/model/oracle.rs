@@ -8,7 +8,7 @@
 //! - A secondary that is ahead has the states of those behind it.
 
 use crate::types::SetId;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use uuid::Uuid;
 
 /// The stamps of all blocks; 0: nothing.
@@ -140,8 +140,14 @@ impl Oracle {
         );
     }
 
-    /// After an open of the primary: its cuts, with what they hold.
-    pub fn still_sends(&self, cuts: &BTreeMap<Uuid, Image>) {
+    /// The last set that was shipped holds what is here.
+    pub fn holds(&self, target: Uuid, image: &Image) {
+        assert_eq!(self.images.get(&target), Some(image), "the last cut is not what is here");
+    }
+
+    /// After an open of the primary: its cuts, with what they hold, and all that deltas can
+    /// start from.
+    pub fn still_sends(&self, cuts: &BTreeMap<Uuid, Image>, marks: &BTreeSet<Uuid>) {
         for (uuid, image) in cuts {
             if let Some(known) = self.images.get(uuid) {
                 assert_eq!(known, image, "a cut changed in a crash");
@@ -149,7 +155,7 @@ impl Oracle {
         }
         for (secondary, confirmed) in self.confirmed.iter().enumerate() {
             if let Some((number, target)) = confirmed {
-                assert!(cuts.contains_key(target), "the primary lost {number}, which {secondary} confirmed");
+                assert!(marks.contains(target), "the primary lost {number}, which {secondary} confirmed");
             }
         }
     }

@@ -76,7 +76,7 @@ async fn take(script: &Script, number: u128) {
         Err(error) => return assert_eq!(error.kind(), ErrorKind::Full, "{error}"),
     };
     ticket.raise();
-    script.oracle.borrow_mut().raise(uuid, name, false);
+    script.oracle.borrow_mut().raise(uuid, name, false, false);
     ticket.finish().await.unwrap();
     ticket.publish();
     let mut oracle = script.oracle.borrow_mut();

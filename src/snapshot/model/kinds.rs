@@ -1,6 +1,7 @@
 //! The kinds of random runs.
 
 use super::lives::{Profile, Trouble, lives};
+use super::origins::copies;
 use super::receive::secondary;
 use super::run::Run;
 use std::rc::Rc;
@@ -52,6 +53,11 @@ pub const KINDS: &[Kind] = &[
         name: "receive",
         what: "a secondary receives, dies, resumes and aborts",
         run: |run| secondary(run, true, run.seed.is_multiple_of(2)),
+    },
+    Kind {
+        name: "copies",
+        what: "a copy by copy on write, while its origin's volume goes on, between crashes of both kinds",
+        run: copies,
     },
 ];
 

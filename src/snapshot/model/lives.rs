@@ -239,7 +239,7 @@ impl Lives {
     fn may_drop(&self, oracle: &mut Oracle) {
         if self.allowed() == Allowed::Drops {
             for snap in oracle.snaps.iter_mut().filter(|s| s.fate == Fate::Must && s.holds.is_empty()) {
-                snap.fate = Fate::May;
+                (snap.fate, snap.shrinking) = (Fate::May, false);
             }
         }
     }
@@ -415,9 +415,19 @@ pub(super) async fn recovered(script: &Script, crash: Crash) {
         volume.set_role(Role::Primary).await.unwrap();
         script.oracle.borrow_mut().role = Role::Primary;
     }
+    let bookmarks: BTreeSet<Uuid> = volume.bookmarks().iter().map(|b| b.uuid).collect();
     let mut oracle = script.oracle.borrow_mut();
+    for mark in &mut oracle.marks {
+        assert!(bookmarks.contains(&mark.uuid) || !mark.must, "bookmark {} is gone", mark.uuid);
+        (mark.must, mark.busy) = (true, false);
+    }
+    oracle.marks.retain(|mark| bookmarks.contains(&mark.uuid));
     for snap in &mut oracle.snaps {
         snap.busy = false;
+        if std::mem::take(&mut snap.shrinking) {
+            let one = there.contains(&snap.uuid) != bookmarks.contains(&snap.uuid);
+            assert!(one, "cut {} is neither a snapshot nor a bookmark, or both", snap.name);
+        }
         let is_there = there.contains(&snap.uuid);
         match snap.fate {
             Fate::Must => assert!(is_there, "snapshot {} is gone", snap.name),

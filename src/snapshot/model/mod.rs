@@ -12,6 +12,7 @@ mod exhaustive;
 mod kinds;
 mod lives;
 mod oracle;
+mod origins;
 mod receive;
 mod run;
 mod script;
@@ -69,6 +70,7 @@ pub(crate) fn tuning(block_size: u32) -> Tuning {
         layer_entries_max: 9,
         steps_at_once: 2,
         reserve_bytes: 1 << 20,
+        region_bytes: block * 4,
     }
 }
 

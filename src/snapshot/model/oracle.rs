@@ -50,6 +50,41 @@ pub(super) struct Snap {
     pub holds: Vec<String>,
     /// A hold or release is under way, or failed.
     pub holding: bool,
+    /// A cut: it may become a bookmark.
+    pub cut: bool,
+    /// What was changed since, while that is exactly known.
+    pub since: Since,
+    /// It is becoming a bookmark, or was about to.
+    pub shrinking: bool,
+}
+
+/// What was changed since a state.
+#[derive(Clone, Debug)]
+pub(super) enum Since {
+    /// Bytes that were written or trimmed.
+    Ranges(Vec<Range<usize>>),
+    /// It may be more than what clients asked for.
+    Unknown,
+}
+
+impl Since {
+    fn add(&mut self, range: &Range<usize>) {
+        if let Self::Ranges(ranges) = self {
+            ranges.push(range.clone());
+        }
+    }
+}
+
+/// What is left of a cut.
+#[derive(Clone)]
+pub(super) struct Mark {
+    pub uuid: Uuid,
+    /// The content that it had.
+    pub image: Vec<u8>,
+    pub since: Since,
+    /// Whether it is there for certain; while it comes or goes it may be.
+    pub must: bool,
+    pub busy: bool,
 }
 
 /// How a run of a volume ended.
@@ -81,6 +116,7 @@ pub(super) struct Oracle {
     /// Changes that are not flushed, in order; those that failed stay.
     pub pending: Vec<Change>,
     pub snaps: Vec<Snap>,
+    pub marks: Vec<Mark>,
     pub committed: BTreeSet<Uuid>,
     /// A roll-back under way: what production may be.
     pub rolling: Option<Vec<u8>>,
@@ -104,6 +140,9 @@ impl Oracle {
     /// A change is sent.
     pub fn begin(&mut self, at: usize, data: Vec<u8>) -> u64 {
         self.next += 1;
+        let range = at..at + data.len();
+        self.snaps.iter_mut().for_each(|snap| snap.since.add(&range));
+        self.marks.iter_mut().for_each(|mark| mark.since.add(&range));
         let (covered, buried) = (Vec::new(), Vec::new());
         self.pending.push(Change { id: self.next, at, data, acked: false, covered, buried });
         self.next
@@ -143,16 +182,39 @@ impl Oracle {
     }
 
     /// The instant of a snapshot.
-    pub fn raise(&mut self, uuid: Uuid, name: String, batch: bool) {
+    pub fn raise(&mut self, uuid: Uuid, name: String, batch: bool, cut: bool) {
         let fate = if batch { Fate::MustNot } else { Fate::May };
-        let open = self.pending.iter().filter(|c| !c.acked).cloned().collect();
+        let open: Vec<Change> = self.pending.iter().filter(|c| !c.acked).cloned().collect();
+        let since = Since::Ranges(open.iter().map(Change::range).collect());
         let image = self.live.clone();
-        let (holds, holding) = (Vec::new(), false);
-        self.snaps.push(Snap { uuid, name, fate, image, open, busy: true, holds, holding });
+        let (holds, holding, shrinking) = (Vec::new(), false, false);
+        self.snaps.push(Snap {
+            uuid,
+            name,
+            fate,
+            image,
+            open,
+            busy: true,
+            holds,
+            holding,
+            cut,
+            since,
+            shrinking,
+        });
     }
 
     pub fn snap(&mut self, uuid: Uuid) -> &mut Snap {
         self.snaps.iter_mut().find(|s| s.uuid == uuid).unwrap()
+    }
+
+    pub fn mark(&mut self, uuid: Uuid) -> &mut Mark {
+        self.marks.iter_mut().find(|m| m.uuid == uuid).unwrap()
+    }
+
+    /// From here on deltas may hold more than what clients changed.
+    pub fn blur(&mut self) {
+        self.snaps.iter_mut().for_each(|snap| snap.since = Since::Unknown);
+        self.marks.iter_mut().for_each(|mark| mark.since = Since::Unknown);
     }
 
     pub fn forget(&mut self, uuid: Uuid) {
@@ -162,6 +224,7 @@ impl Oracle {
     /// The size changed; what is cut off is gone for good.
     pub fn resized(&mut self, size: usize) {
         self.resizing.clear();
+        self.blur();
         self.live.resize(size, 0);
         self.base.resize(size, 0);
         for change in &mut self.pending {
@@ -202,6 +265,7 @@ impl Oracle {
 
     /// After a crash: production is this, and all of it durable.
     pub fn adopt(&mut self, found: Vec<u8>) {
+        self.blur();
         self.live.clone_from(&found);
         self.base = found;
         self.pending.clear();

@@ -59,7 +59,7 @@ fn streams(run: &Rc<Run>) -> (Geometry, Vec<Stream>) {
                 created_us: 9,
                 size: record.size,
                 base: base.replace((record.uuid, record.name.clone())),
-                set: None,
+                set: record.set,
             };
             streams.push(Stream { incoming, runs, image });
         }

@@ -1,6 +1,7 @@
 //! One test for each rule that closes a hole: an order of events in which the volume would
 //! lose data or show old data without it. Each was seen to fail with its rule broken.
 
+mod bookmarks;
 mod layers;
 mod receive;
 mod recovery;

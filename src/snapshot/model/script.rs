@@ -1,11 +1,12 @@
 //! Operations on a volume, each of which tells the oracle what it does.
 
-use super::oracle::{Fate, Oracle};
+use super::oracle::{Fate, Mark, Oracle, Since};
 use super::run::{Id, Run};
 use super::*;
 use crate::ErrorKind;
 use crate::error::Error;
 use crate::snapshot::{DeltaRun, ReadNow, SnapshotReader, Who};
+use crate::types::{RoleEpoch, SetStamp};
 use bytes::{Bytes, BytesMut};
 
 /// A unit of cached reads, in bytes.
@@ -44,6 +45,11 @@ pub(super) struct Script {
     pub damage: bool,
     /// Something failed after which only the next open makes sense of the volume.
     pub over: Rc<Cell<bool>>,
+}
+
+/// The stamp of a cut.
+pub(super) fn stamp() -> SetStamp {
+    SetStamp { epoch: RoleEpoch::default(), number: 1, base: None }
 }
 
 /// One of the geometries to try.
@@ -179,7 +185,7 @@ impl Script {
 
     /// Takes; gives up before the raise (0), after it (1), or after the record (2).
     pub async fn take_as(&self, request: TakeRequest, give_up: u32) {
-        let TakeRequest { uuid, ref name, batch, .. } = request;
+        let TakeRequest { uuid, ref name, batch, set, .. } = request;
         let name = name.clone();
         let prepared = self.volume.prepare_take(request).await;
         if !self.is_done(&prepared) {
@@ -194,7 +200,7 @@ impl Script {
         if self.is_dead() {
             return;
         }
-        self.oracle.borrow_mut().raise(uuid, name, batch.is_some());
+        self.oracle.borrow_mut().raise(uuid, name, batch.is_some(), set.is_some());
         self.pause().await;
         if give_up == 1 {
             drop(ticket);
@@ -252,6 +258,45 @@ impl Script {
         }
         for uuid in uuids {
             self.oracle.borrow_mut().forget(uuid);
+            self.count();
+        }
+    }
+
+    /// A cut becomes a bookmark.
+    pub async fn shrink_it(&self, uuid: Uuid) {
+        {
+            let mut oracle = self.oracle.borrow_mut();
+            // A take may have failed.
+            let Some(snap) = oracle.snaps.iter_mut().find(|snap| snap.uuid == uuid) else { return };
+            if snap.fate != Fate::Must {
+                return;
+            }
+            (snap.fate, snap.shrinking, snap.busy) = (Fate::May, true, true);
+            let (image, since) = (snap.image.clone(), snap.since.clone());
+            oracle.marks.push(Mark { uuid, image, since, must: false, busy: true });
+        }
+        let done = self.volume.shrink(uuid).await;
+        if !self.is_done(&done) {
+            return;
+        }
+        let mut oracle = self.oracle.borrow_mut();
+        oracle.forget(uuid);
+        let mark = oracle.mark(uuid);
+        (mark.must, mark.busy) = (true, false);
+        self.count();
+    }
+
+    /// A bookmark goes.
+    pub async fn forget_mark(&self, uuid: Uuid) {
+        {
+            let mut oracle = self.oracle.borrow_mut();
+            let Some(mark) = oracle.marks.iter_mut().find(|mark| mark.uuid == uuid) else { return };
+            (mark.must, mark.busy) = (false, true);
+        }
+        let done = self.volume.forget_bookmarks(&[uuid]).await;
+        if self.is_done(&done) {
+            assert!(self.volume.bookmarks().iter().all(|bookmark| bookmark.uuid != uuid));
+            self.oracle.borrow_mut().marks.retain(|mark| mark.uuid != uuid);
             self.count();
         }
     }
@@ -467,6 +512,7 @@ impl Script {
         self.check_snapshots().await;
         if self.oracle.borrow().pending.iter().all(|change| change.acked) {
             self.check_deltas(&found).await;
+            self.check_marks(&found).await;
         }
         self.run.count(|counts| counts.checks += 1);
     }
@@ -542,6 +588,61 @@ impl Script {
             let whole = whole.unwrap();
             let made = apply_delta(&[], to, whole.runs(0..whole.size));
             assert!(made == to, "the whole delta lacks something");
+        }
+    }
+}
+
+impl Script {
+    /// What leads on from each bookmark makes the younger states of it.
+    async fn check_marks(&self, now: &[u8]) {
+        let there = self.volume.bookmarks();
+        for mark in self.oracle.borrow().marks.iter().filter(|mark| mark.must) {
+            assert!(there.iter().any(|b| b.uuid == mark.uuid), "bookmark {} is gone", mark.uuid);
+        }
+        let records = self.volume.snapshots();
+        for bookmark in there {
+            let mark = self.oracle.borrow().marks.iter().find(|mark| mark.uuid == bookmark.uuid).cloned();
+            let Some(mark) = mark else { panic!("bookmark {} comes from nowhere", bookmark.uuid) };
+            assert_eq!(mark.image.len() as u64, bookmark.size);
+            let younger: Vec<(Uuid, Vec<u8>)> = {
+                let oracle = self.oracle.borrow();
+                let whole = oracle.snaps.iter().filter(|s| s.open.is_empty() && !s.busy);
+                let behind =
+                    whole.filter(|s| records.iter().any(|r| r.uuid == s.uuid && r.epoch > bookmark.epoch));
+                behind.map(|s| (s.uuid, s.image.clone())).collect()
+            };
+            let chosen = self.rng.borrow_mut().usize(0..younger.len() + 1);
+            let (to, image) = match younger.get(chosen) {
+                Some((uuid, image)) => (Some(*uuid), &image[..]),
+                None => (None, now),
+            };
+            let delta = self.volume.delta_between(Some(bookmark.uuid), to).await;
+            if !self.is_done(&delta) {
+                continue;
+            }
+            let delta = delta.unwrap();
+            assert_eq!(delta.size, image.len() as u64);
+            let made = apply_delta(&mark.image, image, delta.runs(0..delta.size));
+            if made != image {
+                let at = made.iter().zip(image).position(|(a, b)| a != b);
+                panic!("the delta of bookmark {} to {to:?} lacks byte {at:?}", bookmark.uuid);
+            }
+            if let (Since::Ranges(ranges), None) = (&mark.since, to) {
+                self.no_more_than(ranges, delta.runs(0..delta.size));
+            }
+        }
+    }
+
+    /// Nothing is in the delta but granules that clients changed something in.
+    fn no_more_than(&self, ranges: &[std::ops::Range<usize>], runs: impl Iterator<Item = DeltaRun>) {
+        let geometry = self.volume.geometry();
+        let unit = geometry.block_size as usize * geometry.granularity as usize;
+        for run in runs {
+            for at in run.bytes.step_by(512).map(|at| usize::try_from(at).unwrap()) {
+                let granule = at / unit * unit..(at / unit + 1) * unit;
+                let touched = ranges.iter().any(|r| r.start < granule.end && granule.start < r.end);
+                assert!(touched, "the delta names byte {at}, which nobody changed");
+            }
         }
     }
 }

@@ -2,7 +2,7 @@
 //! draws from a chance of its own, so any of them can be left out of a run.
 
 use super::run::Id;
-use super::script::{Allowed, Script};
+use super::script::{Allowed, Script, stamp};
 use super::*;
 use futures::future::{LocalBoxFuture, join_all};
 use std::ops::Range;
@@ -101,6 +101,10 @@ impl Script {
                 script.checkpoint().await;
             })
         });
+        if self.has_marks() {
+            add(5, |script| Box::pin(async move { script.shrink().await }));
+            add(10, |script| Box::pin(async move { script.forget().await }));
+        }
         add(8, |script| {
             Box::pin(async move {
                 script.pause().await;
@@ -182,6 +186,7 @@ impl Script {
             let batch = (rng.u32(0..4) == 0).then(|| Uuid::from_u128(rng.u128(..)));
             (uuid, batch, rng.u32(0..12))
         };
+        let set = (self.has_marks() && self.rng.borrow_mut().bool()).then(stamp);
         let name = format!("s{}", uuid.simple());
         self.note(|| {
             let how = match (give_up, batch) {
@@ -191,10 +196,43 @@ impl Script {
                 (_, Some(_)) => ", in a batch",
                 _ => "",
             };
-            format!("take {name}{how}")
+            format!("take {name}{}{how}", if set.is_some() { ", a cut" } else { "" })
         });
-        let request = TakeRequest { uuid, name, created_us: 5, batch, received: false, set: None };
+        let request = TakeRequest { uuid, name, created_us: 5, batch, received: false, set };
         self.take_as(request, give_up).await;
+    }
+
+    /// Whether cuts are taken in this run, and become bookmarks.
+    fn has_marks(&self) -> bool {
+        [0, 2, 3, 4].contains(&(self.run.seed % 8))
+    }
+
+    async fn shrink(&self) {
+        self.pause().await;
+        let Some(uuid) = self.pick() else { return };
+        {
+            let mut oracle = self.oracle.borrow_mut();
+            let snap = oracle.snap(uuid);
+            // Nobody could look at it yet, or it is held.
+            if !snap.cut || !snap.open.is_empty() || snap.holding || !snap.holds.is_empty() {
+                snap.busy = false;
+                return;
+            }
+        }
+        self.note(|| format!("shrink {:?}", self.names(&[uuid])));
+        self.shrink_it(uuid).await;
+    }
+
+    async fn forget(&self) {
+        self.pause().await;
+        let idle: Vec<Uuid> = {
+            let oracle = self.oracle.borrow();
+            oracle.marks.iter().filter(|mark| mark.must && !mark.busy).map(|mark| mark.uuid).collect()
+        };
+        let chosen = self.rng.borrow_mut().usize(0..idle.len().max(1));
+        let Some(uuid) = idle.get(chosen).copied() else { return };
+        self.note(|| format!("forget bookmark {uuid}"));
+        self.forget_mark(uuid).await;
     }
 
     async fn delete(&self) {

@@ -1,8 +1,8 @@
 //! Short scripts that together reach every write path. Each goes on from the same prepared
 //! volume: a primary with three snapshots, or a replica that received two.
 
-use super::oracle::{Fate, Receiving, Snap};
-use super::script::Script;
+use super::oracle::{Fate, Receiving, Since, Snap};
+use super::script::{Script, stamp};
 use super::*;
 use crate::snapshot::{Incoming, ReceiveStart};
 use bytes::Bytes;
@@ -92,6 +92,17 @@ fn named(number: u128, batch: Option<u128>) -> TakeRequest {
 
 async fn take(script: &Script, number: u128) {
     script.take_as(named(number, None), 9).await;
+}
+
+/// Takes a cut.
+async fn cut(script: &Script, number: u128) {
+    script.take_as(TakeRequest { set: Some(stamp()), ..named(number, None) }, 9).await;
+}
+
+/// Takes a cut that becomes a bookmark.
+async fn mark(script: &Script, number: u128) {
+    cut(script, number).await;
+    script.shrink_it(Uuid::from_u128(number)).await;
 }
 
 async fn delete(script: &Script, number: u128) {
@@ -217,7 +228,8 @@ impl Snap {
     /// One that is there, with that content.
     pub(super) fn there(uuid: Uuid, name: String, image: Vec<u8>) -> Self {
         let (open, holds) = (Vec::new(), Vec::new());
-        Self { uuid, name, fate: Fate::Must, image, open, busy: false, holds, holding: false }
+        let (busy, holding, cut, since, shrinking) = (false, false, false, Since::Unknown, false);
+        Self { uuid, name, fate: Fate::Must, image, open, busy, holds, holding, cut, since, shrinking }
     }
 }
 
@@ -350,6 +362,67 @@ pub(super) const TAILS: &[Tail] = tails! {
         s.flush_now().await;
         put(&s, 2 * BLOCK, 2 * BLOCK, 10).await;
         trim(&s, 0, BLOCK).await;
+        close(&s).await;
+    }
+    Closed "a bookmark, and writes": |s| {
+        mark(&s, 10).await;
+        put(&s, 0, 2 * BLOCK, 9).await;
+        trim(&s, 6 * BLOCK, 6 * BLOCK).await;
+        put(&s, 7 * BLOCK, 100, 10).await;
+        put(&s, 20 * BLOCK, BLOCK, 11).await;
+        s.flush_now().await;
+        put(&s, 13 * BLOCK, 5 * BLOCK, 12).await;
+    }
+    Closed "nothing but a bookmark": |s| {
+        s.delete_these(vec![Uuid::from_u128(3), Uuid::from_u128(1), Uuid::from_u128(2)]).await;
+        mark(&s, 10).await;
+        put(&s, 0, 2 * BLOCK, 9).await;
+        checkpoint(&s).await;
+        put(&s, 4 * BLOCK, 2 * BLOCK, 10).await;
+        trim(&s, 8 * BLOCK, BLOCK).await;
+        put(&s, 9 * BLOCK, BLOCK, 11).await;
+    }
+    Closed "a cut with writes beside it": |s| {
+        mark(&s, 10).await;
+        put(&s, 0, 2 * BLOCK, 9).await;
+        join(cut(&s, 11), put(&s, 5 * BLOCK, 2 * BLOCK, 10)).await;
+        put(&s, 0, BLOCK, 11).await;
+        join(s.shrink_it(Uuid::from_u128(11)), put(&s, 12 * BLOCK, BLOCK, 12)).await;
+        put(&s, 16 * BLOCK, BLOCK, 13).await;
+    }
+    Closed "checkpoints between bookmarks": |s| {
+        mark(&s, 10).await;
+        put(&s, 0, BLOCK, 9).await;
+        join(checkpoint(&s), async { put(&s, 5 * BLOCK, BLOCK, 10).await; put(&s, 0, BLOCK, 11).await; }).await;
+        mark(&s, 11).await;
+        put(&s, 9 * BLOCK, BLOCK, 12).await;
+        join(checkpoint(&s), trim(&s, 0, BLOCK)).await;
+        checkpoint(&s).await;
+        put(&s, 17 * BLOCK, BLOCK, 13).await;
+    }
+    Closed "bookmarks go, and an undone cut": |s| {
+        mark(&s, 10).await;
+        put(&s, 0, BLOCK, 9).await;
+        mark(&s, 11).await;
+        put(&s, 5 * BLOCK, BLOCK, 10).await;
+        let request = TakeRequest { set: Some(stamp()), ..named(12, Some(78)) };
+        join(s.take_as(request, 2), put(&s, 9 * BLOCK, BLOCK, 11)).await;
+        s.forget_mark(Uuid::from_u128(11)).await;
+        put(&s, 13 * BLOCK, BLOCK, 12).await;
+        s.flush_now().await;
+    }
+    Closed "a bookmark, another size, a roll-back": |s| {
+        mark(&s, 10).await;
+        s.resize_to(30 * BLOCK).await;
+        put(&s, 26 * BLOCK, 2 * BLOCK, 9).await;
+        s.resize_to(10 * BLOCK).await;
+        s.roll_back_to(Uuid::from_u128(1)).await;
+    }
+    Closed "a bookmark, and a close": |s| {
+        mark(&s, 10).await;
+        put(&s, 0, 2 * BLOCK, 9).await;
+        mark(&s, 11).await;
+        put(&s, 5 * BLOCK, 2 * BLOCK, 10).await;
         close(&s).await;
     }
     Replica "receive a delta": |s| { receive(&s, &THIRD, usize::MAX, true).await; s.flush_now().await; }

@@ -93,6 +93,13 @@ impl Sshd {
         format!("ssh://{}@127.0.0.1:{}{}/{volume}", user(), self.port, store.display())
     }
 
+    /// From now on the key may run this command alone.
+    pub fn restrict(&self, command: &str) {
+        let key = fs::read_to_string(self.dir.path().join("client_key.pub")).unwrap();
+        fs::write(self.dir.path().join("authorized_keys"), format!("command=\"{command}\",restrict {key}"))
+            .unwrap();
+    }
+
     /// A program to be called instead of ssh (`SNAPVOL_SSH`): ssh with our
     /// configuration.
     pub fn ssh(&self) -> PathBuf {
@@ -113,6 +120,16 @@ impl Sshd {
             self.ssh().display(),
         );
         (self.wrapper(name, &line), count)
+    }
+
+    /// As [`Sshd::ssh`], with what comes back slowed down.
+    pub fn slowed_ssh(&self, name: &str, bytes_per_second: u64) -> PathBuf {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/ssh/slow.py");
+        let (ssh, script) = (self.ssh(), script.display().to_string());
+        self.wrapper(
+            name,
+            &format!("{} \"$@\" | /usr/bin/python3 {script} {bytes_per_second}", ssh.display()),
+        )
     }
 
     fn wrapper(&self, name: &str, line: &str) -> PathBuf {

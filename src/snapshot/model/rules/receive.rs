@@ -148,3 +148,38 @@ fn what_is_half_received_is_dropped_once() {
     });
     assert_eq!(there, Some(true));
 }
+
+/// A snapshot that was let in before a receive began holds what was there before it, however late
+/// its instant comes.
+#[test]
+fn no_snapshot_is_taken_in_the_middle_of_a_receive() {
+    for seed in 0..40 {
+        let disk = machine(seed, 1, Role::Secondary);
+        let found = live(&disk, move |volume| async move {
+            let base = with_base(&volume).await;
+            let io = volume.io();
+            let mut ticket = volume.prepare_take(request("second")).await.unwrap();
+            let take = async {
+                for _ in 0..seed {
+                    io.sleep(std::time::Duration::from_millis(1)).await;
+                }
+                ticket.raise();
+                ticket.finish().await.unwrap();
+                ticket.publish();
+            };
+            let receive = async {
+                let start = incoming(Some((base, "base")));
+                let ReceiveStart::Go(receiving, _) = volume.receive_begin(&start).await.unwrap() else {
+                    panic!()
+                };
+                for block in 0..4 {
+                    receiving.data(&[(block * 2 * BLOCK, Bytes::from(vec![2; 2 * BYTES]))]).await.unwrap();
+                }
+                receiving.commit().await.unwrap();
+            };
+            join(receive, take).await;
+            (then(&volume, "second").await[..8].to_vec(), then(&volume, "target").await[..8].to_vec())
+        });
+        assert_eq!(found.unwrap(), (vec![1; 8], vec![2; 8]), "seed {seed}");
+    }
+}
