@@ -25,6 +25,7 @@ impl Volume {
                 self.name()
             )));
         }
+        self.check_standing(self.roles().standing)?;
         if size < old.size {
             self.pause();
             let result = async {

@@ -157,7 +157,8 @@ impl Volume {
         true
     }
 
-    /// Refuses clients of a volume that is no open primary.
+    /// Refuses whatever would change a primary that is not open: clients' writes, and another size
+    /// or a roll-back, which would not be part of what was handed over or is kept.
     pub(super) fn check_standing(&self, standing: Standing) -> Result<()> {
         let name = self.name();
         let error = match standing {

@@ -40,6 +40,7 @@ impl Volume {
                     .hint("let it finish, or drop it with 'snapvol receive VOL --abort'"));
             }
         }
+        self.check_standing(self.roles().standing)?;
         let uuid = self.open_snapshot(name)?.uuid();
         self.map_stage().await?;
         self.pause();

@@ -97,6 +97,10 @@ fn a_primary_that_comes_back_late_takes_no_write() {
     assert_eq!(here.write(0, &[1; 512], false).unwrap_err().kind(), snapvol::ErrorKind::ReadOnly);
     assert_eq!(session(&pair.a())["state"], "fenced");
     fails(3, &pair.a(), &["promote", "v"]);
+    // What it has is as it was: neither its size nor its content changes by other ways.
+    fails(3, &pair.a(), &["resize", "v", "32M"]);
+    ok(&pair.a(), &["snapshot", "v@late"]);
+    fails(3, &pair.a(), &["rollback", "v@late", "--force"]);
     drop((here, there));
     a.stop();
     b.stop();
