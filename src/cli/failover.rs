@@ -106,7 +106,7 @@ fn told(report: &Report) -> String {
     }
     let way = &report.way_back;
     text.push_str(&match report.sender {
-        Sender::Answers => format!("the primary answers, at {way}: it is fenced first\n"),
+        Sender::Answers => format!("the primary answers, at {way}; with --force it is fenced first\n"),
         Sender::NotServed => {
             format!("the primary's store is there, at {way}, and nobody serves it: it is fenced\n")
         }
@@ -155,7 +155,7 @@ mod tests {
 volume db goes on from set 812, which began to arrive 3 s ago, at 2026-11-21T12:00:00Z
 whatever was written at the primary after that is not here
 set 813 is half received, and is dropped
-the primary answers, at /srv/a/db: it is fenced first
+the primary answers, at /srv/a/db; with --force it is fenced first
 ";
         assert_eq!(told(&report), expected);
         let target: Target = "db@monday".parse().unwrap();

@@ -321,9 +321,13 @@ impl Core {
             if base == target {
                 return Ok((Vec::new(), None));
             }
-            let readers = (volume.open_snapshot_by_id(base)?, volume.open_snapshot_by_id(target)?);
+            // Of the state in common there may be a bookmark only.
+            let _base = match volume.bookmark(base) {
+                Some(_) => None,
+                None => Some(volume.open_snapshot_by_id(base)?),
+            };
+            let _target = volume.open_snapshot_by_id(target)?;
             let delta = volume.delta_within(Some(base), Some(target), from..u64::MAX).await?;
-            drop(readers);
             let mut runs = delta.runs(from..delta.size).map(|run| run.bytes);
             let ranges: Vec<_> = runs.by_ref().take(RANGES_MAX).collect();
             let next = runs.next().map(|run| run.start);

@@ -66,6 +66,10 @@ impl RoleState {
         self.restart = turn.restart;
         self.operation = turn.operation;
         self.resync.clone_from(&turn.resync);
+        if turn.role == Role::Secondary {
+            // Its newest state is its own.
+            self.received_us = 0;
+        }
     }
 
     pub(super) fn put(&self, out: &mut Put) {

@@ -234,15 +234,17 @@ impl Volume {
     /// # Errors
     /// `NotFound` when nothing is half received; `Conflict` while it runs.
     pub async fn receive_abort(self: &Rc<Self>) -> Result<()> {
-        if self.receiving.get() {
+        let _exclusive = self.exclusive().await;
+        if self.receiving.replace(true) {
             return Err(Error::conflict(format!("a receive into volume {} is running", self.name()))
                 .hint("stop its sender first"));
         }
+        // Nobody goes on with what is being dropped, and nobody drops it twice.
+        let _alone = Receiving { volume: Rc::clone(self) };
         let receive = self.s.borrow().durable.receive.clone();
         let Some(mut receive) = receive else {
             return Err(Error::not_found(format!("nothing is half received in volume {}", self.name())));
         };
-        let _exclusive = self.exclusive().await;
         receive.aborting = true;
         self.record_durably(Record::Receive(Some(receive))).await?;
         self.restore_before_receive().await

@@ -10,7 +10,7 @@ use super::volume::{Volume, Who};
 use crate::error::{Error, Result};
 use crate::format::journal::Record;
 use crate::format::state::{BookmarkRecord, SnapshotRecord};
-use crate::types::{RoleEpoch, SetId, SetStamp};
+use crate::types::{RoleEpoch, SetId, SetStamp, Standing};
 use std::rc::Rc;
 use uuid::Uuid;
 
@@ -38,10 +38,11 @@ impl Volume {
         Readable(Rc::clone(self))
     }
 
-    /// Whether somebody wants cuts to stay readable.
+    /// Whether cuts are to stay readable: because somebody wants that, or because the volume is
+    /// handed over. The last one is what it shows as a secondary.
     #[must_use]
     pub fn is_kept_readable(&self) -> bool {
-        self.readable.get() > 0
+        self.readable.get() > 0 || self.roles().standing == Standing::HandingOver
     }
 
     /// The role epochs that led to the present one, oldest first.

@@ -61,6 +61,13 @@ fn model_roles_change_where_nothing_breaks() {
     assert!(total.failovers > 1 && total.resyncs > 1, "{total:?}");
 }
 
+/// What was half received was dropped by two at once: the second one wrote down again that it is to
+/// be dropped, and the volume did not open any more.
+#[test]
+fn model_what_is_half_received_is_dropped_once() {
+    runs(1143, 2, Options { roles: true, writes: 800, lives: 8, ..Options::default() });
+}
+
 /// One seed, one run.
 #[test]
 fn model_a_seed_decides_everything() {

@@ -122,6 +122,33 @@ fn a_receive_needs_its_base_and_leaves_it_usable() {
     });
 }
 
+/// Two who drop the same receive at the same time: one does, the other finds nothing to drop, and
+/// the volume opens again. Whoever wrote down once more that it is to be dropped would have an open
+/// look for the state from before, which is gone.
+#[test]
+fn what_is_half_received_is_dropped_once() {
+    let disk = machine(2, 1, Role::Secondary);
+    live(&disk, |volume| async move {
+        with_base(&volume).await;
+        let ReceiveStart::Go(receiving, _) = volume.receive_begin(&incoming(None)).await.unwrap() else {
+            panic!()
+        };
+        receiving.data(&[(0, Bytes::from(vec![5; BYTES]))]).await.unwrap();
+        drop(receiving);
+        let (one, other) = futures::future::join(volume.receive_abort(), volume.receive_abort()).await;
+        one.unwrap();
+        let kind = other.unwrap_err().kind();
+        assert!(matches!(kind, ErrorKind::Conflict | ErrorKind::NotFound), "{kind:?}");
+        assert_eq!(now(&volume).await[..8], [1; 8]);
+    });
+    disk.crash_process();
+    let there = live(&disk, |volume| async move {
+        assert_eq!(volume.half_received(), None);
+        now(&volume).await[..8] == [1; 8]
+    });
+    assert_eq!(there, Some(true));
+}
+
 /// A snapshot that was let in before a receive began holds what was there before it, however late
 /// its instant comes.
 #[test]
