@@ -131,19 +131,29 @@ pub fn join_ranges(all: &mut Vec<(u64, u64)>, more: &[(u64, u64)]) -> Result<()>
     Ok(())
 }
 
-/// Halves the number of ranges, at least about, by closing the smallest gaps.
+/// Halves the number of ranges by closing the smallest gaps.
 fn unite_nearest(all: &mut Vec<(u64, u64)>) {
     let gap = |pair: &[(u64, u64)]| pair[1].0 - (pair[0].0 + pair[0].1);
     let mut gaps: Vec<u64> = all.windows(2).map(gap).collect();
-    let middle = gaps.len() / 2;
-    let (_, bound, _) = gaps.select_nth_unstable(middle);
+    let half = gaps.len() / 2;
+    let (smaller, bound, _) = gaps.select_nth_unstable(half);
     let bound = *bound;
+    // Of the gaps that are as large as that, only as many as are missing to the half.
+    let mut as_large = half - smaller.iter().filter(|gap| **gap < bound).count();
     let mut united: Vec<(u64, u64)> = Vec::new();
     for (at, len) in all.drain(..) {
-        match united.last_mut() {
-            Some((from, count)) if at - (*from + *count) <= bound => *count = at + len - *from,
-            _ => united.push((at, len)),
+        let Some((from, count)) = united.last_mut() else {
+            united.push((at, len));
+            continue;
+        };
+        let gap = at - (*from + *count);
+        if gap == bound && as_large > 0 {
+            as_large -= 1;
+        } else if gap >= bound {
+            united.push((at, len));
+            continue;
         }
+        *count = at + len - *from;
     }
     *all = united;
 }

@@ -35,13 +35,12 @@ struct Cut {
 }
 
 impl Volume {
-    /// Makes a checkpoint in the background if the journal has grown enough.
+    /// Makes a checkpoint in the background if the journal has grown enough, or so much is
+    /// active that a crash would cost the next set dearly.
     pub(super) fn kick_checkpoint(self: &Rc<Self>) {
-        if self.journal.len() < self.tuning.journal_bytes_max
-            || self.checkpointing.get()
-            || self.resting.get()
-            || self.closing.get()
-        {
+        let wanted = self.journal.len() >= self.tuning.journal_bytes_max
+            || self.s.borrow().touched.wants_checkpoint(self.tuning.active_regions);
+        if !wanted || self.checkpointing.get() || self.resting.get() || self.closing.get() {
             return;
         }
         let volume = Rc::clone(self);

@@ -33,6 +33,8 @@ use uuid::Uuid;
 
 /// Blocks that are made zero under one lock, at most: their ranges fit into one record.
 const BLANK_STEP: u64 = 8192;
+/// Blocks of which it is looked up at once what the origin has.
+const WINDOW: u64 = 1 << 18;
 
 /// A volume's origin, if it has one.
 #[derive(Default)]
@@ -132,22 +134,31 @@ impl Volume {
         self.write_zeros_while(who, wanted, bytes.start, first * size - bytes.start, false).await?;
         let mut block = first;
         while block < last {
-            let step = block..(block + BLANK_STEP).min(last);
-            let (from, upto) = (step.start * size, (step.end * size).min(geometry.size));
+            let window = block..(block + WINDOW).min(last);
+            let (from, upto) = (window.start * size, (window.end * size).min(geometry.size));
             let mut at = from;
             for (len, used) in origin.allocation(from, upto - from).await? {
                 if used {
-                    let run = at / size..(at + len).div_ceil(size);
-                    self.with_space(wanted, async || self.blank(who, run.clone()).await).await?;
+                    self.blank_all(who, wanted, at / size..(at + len).div_ceil(size)).await?;
                 } else {
                     self.trim_own(who, wanted, at, len).await?;
                 }
                 at += len;
             }
-            block = step.end;
+            block = window.end;
         }
         let rest = (last * size).min(bytes.end);
         self.write_zeros_while(who, wanted, rest, bytes.end - rest, false).await
+    }
+
+    async fn blank_all(self: &Rc<Self>, who: Who, wanted: Wanted<'_>, blocks: Range<u64>) -> Result<()> {
+        let mut block = blocks.start;
+        while block < blocks.end {
+            let step = block..(block + BLANK_STEP).min(blocks.end);
+            self.with_space(wanted, async || self.blank(who, step.clone()).await).await?;
+            block = step.end;
+        }
+        Ok(())
     }
 
     /// Makes blocks holes that are in use.

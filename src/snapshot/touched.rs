@@ -32,6 +32,9 @@ use std::rc::Rc;
 /// make records and their syncs more frequent than what they spare after a crash is worth.
 const REGIONS_MAX: u64 = 1 << 16;
 
+/// Marks after which a checkpoint looks which regions are still being written.
+const MARKS_MAX: u64 = 64;
+
 /// A frame with a record of regions, without its ranges, in bytes.
 const ACTIVE_BYTES: u64 = 64;
 
@@ -52,6 +55,10 @@ pub(super) struct Touched {
     recent: BitMap,
     /// Counts the cuts: each one forgets regions.
     round: u64,
+    /// Regions that the last cut left active.
+    kept: u64,
+    /// Marks that began since then.
+    marks: u64,
 }
 
 /// The maps as of a cut of the journal.
@@ -118,6 +125,14 @@ impl Touched {
     /// A mark begins with that epoch; if it is not taken in the end, [`Self::keep`] says so.
     pub fn begin(&mut self, mark: Epoch) {
         self.maps.entry(mark).or_default();
+        self.marks += 1;
+    }
+
+    /// Whether a checkpoint is worth its while: a crash would make of a few changes more than
+    /// twice what it would have made of them right after the last one, or that was long ago.
+    pub fn wants_checkpoint(&self, few: u64) -> bool {
+        let active = self.announced.count();
+        active > few && (active > 2 * self.kept || self.marks >= MARKS_MAX)
     }
 
     /// Marks came or went: the map of one that is gone belongs to the mark before it.
@@ -245,6 +260,7 @@ impl Touched {
         let keep = if ends || self.maps.is_empty() { BitMap::new() } else { recent };
         // A region whose record is on its way is in the state that follows, and not durable yet.
         self.active = common(&self.active, &keep);
+        (self.kept, self.marks) = (keep.count(), 0);
         self.announced = keep;
         self.round += 1;
         let (mut records, mut fresh) = (Vec::new(), Vec::new());
@@ -337,6 +353,7 @@ impl Touched {
             touched.active = BitMap::new();
         }
         (touched.announced, touched.recent) = (touched.active.clone(), touched.active.clone());
+        touched.kept = touched.active.count();
         Ok(touched)
     }
 }

@@ -42,6 +42,8 @@ pub struct Tuning {
     /// Bytes of a region of which it is known durably that something in it may have changed
     /// since a mark: what one record costs and what a crash adds to a delta; a power of two.
     pub region_bytes: u64,
+    /// So many regions may be active without a checkpoint being made for their sake.
+    pub active_regions: u64,
 }
 
 impl Default for Tuning {
@@ -59,6 +61,7 @@ impl Default for Tuning {
             steps_at_once: 64,
             reserve_bytes: 4 << 20,
             region_bytes: 4 << 20,
+            active_regions: 256,
         }
     }
 }

@@ -71,6 +71,7 @@ pub(crate) fn tuning(block_size: u32) -> Tuning {
         steps_at_once: 2,
         reserve_bytes: 1 << 20,
         region_bytes: block * 4,
+        active_regions: 6,
     }
 }
 

@@ -10,7 +10,7 @@ use futures::future::{LocalBoxFuture, join_all};
 
 const BLOCK: usize = 4096;
 /// Not whole blocks.
-const SIZE: usize = 40 * BLOCK - 1024;
+const SIZE: usize = 120 * BLOCK - 1024;
 const COPY: &str = "/copy";
 
 async fn volumes(io: &Io) -> (Rc<Volume>, Rc<Volume>) {
@@ -29,7 +29,7 @@ fn made(disk: &SimDisk, seed: u64) -> Vec<u8> {
         let geometry = Geometry::new(SIZE as u64, 4096, granularity).unwrap();
         create(&io, Path::new(DIR), geometry, Role::Primary).await;
         let origin = open(&io, Path::new(DIR), 4096, &BTreeSet::new()).await;
-        for _ in 0..rng.usize(0..6) {
+        for _ in 0..rng.usize(0..40) {
             let (at, data) = some(&mut rng);
             origin.write(Who::Client, at as u64, data, false).await.unwrap();
         }
@@ -51,9 +51,10 @@ fn made(disk: &SimDisk, seed: u64) -> Vec<u8> {
 fn some(rng: &mut fastrand::Rng) -> (usize, Bytes) {
     let start = rng.usize(0..SIZE);
     let start = if rng.bool() { start } else { start / BLOCK * BLOCK };
-    let len = match rng.u32(0..8) {
+    // Rarely much, so that something is left that nobody has written to.
+    let len = match rng.u32(0..40) {
         0 => rng.usize(1..=SIZE),
-        1..4 => rng.usize(1..=BLOCK * 2),
+        1..20 => rng.usize(1..=BLOCK * 2),
         _ => rng.usize(1..=6) * BLOCK,
     };
     let mut data = vec![0; len.min(SIZE - start)];
@@ -72,10 +73,10 @@ async fn live(io: Io, oracle: Rc<RefCell<Oracle>>, disk: SimDisk, crash: Option<
         oracle.borrow_mut().adopt(found);
     }
     if rng.u32(0..4) > 0 {
-        disk.crash_after(if rng.bool() { rng.u64(0..100) } else { rng.u64(0..600) });
+        disk.crash_after(if rng.bool() { rng.u64(0..60) } else { rng.u64(0..400) });
     }
     let mut done = 0;
-    for _ in 0..12 {
+    for _ in 0..rng.usize(1..9) {
         let mut tasks: Vec<LocalBoxFuture<'static, ()>> = Vec::new();
         let mut taken: Vec<(usize, usize)> = Vec::new();
         for _ in 0..rng.usize(1..7) {
@@ -152,6 +153,19 @@ fn request_of(name: &str, uuid: u128) -> TakeRequest {
     TakeRequest { uuid, name: name.to_owned(), created_us: 1, batch: None, received: false, set: None }
 }
 
+/// What a power cut takes: most often all but one thing, or one thing alone.
+fn loss(rng: &mut fastrand::Rng, disk: &SimDisk) -> Loss {
+    let unsynced = disk.unsynced().max(1);
+    match rng.u32(0..8) {
+        0 => Loss::All,
+        1 => Loss::None,
+        2 => Loss::Torn,
+        3 => Loss::Random,
+        4 | 5 => Loss::Alone(rng.usize(0..unsynced)),
+        _ => Loss::AllBut(rng.usize(0..unsynced)),
+    }
+}
+
 /// Several lives of a process, ended by crashes of both kinds.
 pub(super) fn copies(run: &Rc<Run>) {
     let seed = run.seed;
@@ -174,7 +188,7 @@ pub(super) fn copies(run: &Rc<Run>) {
             disk.crash_process();
             Crash::Process
         } else {
-            disk.power_cut([Loss::All, Loss::None, Loss::Torn, Loss::Random][rng.usize(0..4)]);
+            disk.power_cut(loss(&mut rng, &disk));
             Crash::Power
         });
     }
@@ -182,7 +196,7 @@ pub(super) fn copies(run: &Rc<Run>) {
 
 #[test]
 fn copies_by_copy_on_write() {
-    for seed in rounds(7700, 40) {
+    for seed in rounds(7700, 30) {
         let _seed = Seed(format!("SNAPVOL_SEED={seed} (copies)"));
         copies(&Rc::new(Run::new(seed)));
     }

@@ -91,6 +91,28 @@ fn what_is_active_follows_what_is_written() {
     assert_eq!(all.cut(Seq(11), true).active, []);
 }
 
+/// A checkpoint is wanted when much more is active than the last one left, or after many marks.
+#[test]
+fn what_is_active_is_bounded() {
+    let mut all = touched();
+    all.begin(ONE);
+    write(&mut all, 0..12, ONE);
+    assert!(!all.wants_checkpoint(3));
+    write(&mut all, 12..16, ONE);
+    assert!(all.wants_checkpoint(3));
+    all.cut(Seq(5), false);
+    write(&mut all, 16..32, ONE);
+    assert!(!all.wants_checkpoint(3), "twice as many are active");
+    for mark in 0..MARKS_MAX {
+        assert!(!all.wants_checkpoint(3));
+        all.begin(Epoch(20 + mark));
+    }
+    assert!(all.wants_checkpoint(3));
+    all.cut(Seq(9), false);
+    write(&mut all, 32..52, ONE);
+    assert!(all.wants_checkpoint(3), "nine, and four were left");
+}
+
 #[test]
 fn a_map_that_did_not_change_keeps_its_file() {
     let mut all = touched();
