@@ -73,7 +73,9 @@ pub struct VolumeInfo {
     pub drill: Option<DrillInfo>,
     /// `ok`, `receiving`, `rolling-back`, `frozen` (writers wait for space), `read-only (disk
     /// full)` (writes are refused for lack of space), `frozen (backlog)` and `read-only (backlog)`
-    /// (a session can't keep up), `read-only` (latched after a failed write), `damaged`.
+    /// (a session can't keep up), `read-only` (latched after a failed write), `damaged`; of a
+    /// primary `unconfirmed` (writers wait for a receiver's word), `fenced`, `handing-over` and
+    /// `split`; of a secondary `resyncing`.
     pub state: String,
     /// What happens when space runs out.
     pub on_full: OnFull,
@@ -299,7 +301,8 @@ pub struct SessionStatus {
     /// Where it ships to; at a receiver the identity of the sender's store.
     pub peer: String,
     /// `connecting`, `copying`, `following`, `waiting`, `error`, `paused`, `split`, `fenced`,
-    /// `ended`; `stopped` while no daemon runs it.
+    /// `handing-over`, `given-way`, `ended`; `turned` at a receiver that took its sender's place;
+    /// `stopped` while no daemon runs it.
     pub state: String,
     /// The set that is being shipped.
     pub set: Option<SetProgress>,

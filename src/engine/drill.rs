@@ -2,7 +2,7 @@
 //!
 //! Drill N of VOL is a volume `VOL+N`, a name that users can't give, and a hold `+N`, a tag that
 //! they can't give either, on the snapshot of VOL that it shows. What is written to the drill
-//! lies in its own volume; everything else is read from the snapshot ([`Volume::set_origin`]). So
+//! lies in its own volume; everything else is read from the snapshot (`Volume::set_origin`). So
 //! VOL goes on, as a secondary too: the hold keeps the state from whoever would delete it.
 //!
 //! Why a crash is safe: the hold is durable before the drill's volume has its name, and goes only

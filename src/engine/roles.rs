@@ -286,11 +286,24 @@ impl Core {
             if volume.gate() == Gate::Unconfirmed {
                 volume.set_gate(Gate::Open);
             }
+            volume.set_split(false);
+            Ok(())
+        })
+        .await
+    }
+
+    /// A receiver is about to hear the volume's line: what its owner said, that it is the primary
+    /// whatever others are, holds for no later start. The receiver may take that line over, and the
+    /// volume's place in it, without being heard.
+    ///
+    /// # Errors
+    /// `Conflict` when the role changes at this moment; `Io`, `Full`.
+    pub async fn end_alone(&self, volume: &str) -> Result<()> {
+        self.with(volume, |volume| async move {
             if volume.role() == Role::Primary && volume.roles().standing == Standing::Alone {
                 let turn = TurnRecord { standing: Standing::Open, ..same(&volume) };
                 volume.turn(&check_of(&volume), turn).await?;
             }
-            volume.set_split(false);
             Ok(())
         })
         .await

@@ -5,7 +5,7 @@
 //!
 //! On a secondary one is a second name for the state that the volume shows: it is taken only
 //! while nothing is being received, and is written down with the state and the set that it
-//! repeats. To a sender the volume shows that state, as it did before ([`Core::original`]). A
+//! repeats. To a sender the volume shows that state, as it did before (`Core::original`). A
 //! state that has a second name already gets no other.
 
 pub mod plan;

@@ -206,7 +206,7 @@ pub(crate) async fn abort<P: Port>(core: &Core, port: &mut P, request: &Request)
 /// Runs a resync, for a caller that waits until it has begun.
 ///
 /// # Errors
-/// As for [`run`] and [`abort`].
+/// What the two say.
 pub fn resync(store: &Store, request: &Request) -> Result<Report> {
     let (core, mut port) = (store.core(), super::failover::ProcessPort::new(store));
     block_on(async {

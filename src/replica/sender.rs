@@ -359,6 +359,8 @@ impl<P: Port> Sender<'_, P> {
             }
             Some(_) => {}
         }
+        // Whoever hears this volume's line may go on from it without being heard again.
+        self.core.end_alone(&member.volume).await?;
         let lineage = self.core.begin_lineage(&member.volume).await?;
         let epoch = lineage.last().copied().unwrap_or_default();
         let open = OpenFeed {

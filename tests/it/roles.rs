@@ -63,6 +63,8 @@ fn following(way_back: Option<&str>) -> (Pair, Server, Server, Stamper) {
 fn a_primary_that_comes_back_late_takes_no_write() {
     // Nobody can tell it before it opens its session.
     let (pair, a, b, stamper) = following(Some("/nowhere/store/v"));
+    let said = fails(3, &pair.b(), &["failover", "v"]);
+    assert!(said.contains("heard within seconds"), "{said}");
     a.kill();
     std::thread::sleep(Duration::from_millis(300));
     let written = stamper.acknowledged();

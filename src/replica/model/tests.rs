@@ -68,6 +68,13 @@ fn model_what_is_half_received_is_dropped_once() {
     runs(1143, 2, Options { roles: true, writes: 800, lives: 8, ..Options::default() });
 }
 
+/// A receiver heard of a line that its sender's owner had begun, took the place in it, and was not
+/// heard: the owner's word must not let that sender's writers in at its next start.
+#[test]
+fn model_an_owners_word_ends_before_a_receiver_hears_of_it() {
+    runs(5229, 1, Options { roles: true, writes: 800, lives: 8, ..Options::default() });
+}
+
 /// One seed, one run.
 #[test]
 fn model_a_seed_decides_everything() {
