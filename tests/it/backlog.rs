@@ -33,10 +33,9 @@ fn behind(policy: &str) -> (Pair, Server, File) {
     let a = Server::start(&pair.a(), &[]);
     let b = Server::start(&pair.b(), &["--create", "other:1M"]);
     client(&pair.a()).write(0, &[1; 4096], true).unwrap();
-    ok(
-        &pair.a(),
-        &["replicate", "v", &pair.there(), "--timeout", "100ms", "--backlog", "4M", "--on-backlog", policy],
-    );
+    // After a restart the bound alone is what writers wait for.
+    let bound = ["--timeout", "100ms", "--backlog", "4M", "--on-backlog", policy, "--start", "alone"];
+    ok(&pair.a(), &[&["replicate", "v", pair.there().as_str()], &bound[..]].concat());
     ok(&pair.a(), &["cut", "v", "--wait"]);
     let held = File::open(pair.b().join("lock")).unwrap();
     b.kill();
