@@ -72,27 +72,38 @@ pub(super) fn run(store: &Access, args: &Args) -> Result<()> {
             Some(found.ok_or_else(gone)?.uuid)
         }
     };
-    let mut peer = Peer::start(there, args.remote_command.as_deref(), &["digests", there.volume.as_str()])?;
-    let (input, output) = (peer.input(), peer.output());
     let mut near = Near::new(store, volume);
-    let mut far = Far { place: peer.place().to_owned(), input, output };
-    let done = agree(&mut near, &mut far, named, &there.to_string()).and_then(|name| {
-        let known = snapshots.iter().find(|snapshot| snapshot.uuid == near.snapshot);
-        let bar = Progress::bytes(&format!("{volume}@{name}"), known.map(|snapshot| snapshot.in_use));
-        let mut found = compare(&mut near, &mut far, &mut |bytes| bar.add(bytes))?;
-        let repaired = if args.repair { repair(&mut near, &mut far, &mut found)? } else { 0 };
-        Ok((found, repaired, name))
-    });
-    drop((near, far));
-    let (found, repaired, name) = match done {
-        Ok(done) => done,
-        // A failure without a hint is a connection that ended without a word.
-        Err(error) if error.kind() == ErrorKind::Interrupted && error.hint_text().is_none() => {
-            return Err(peer.finish().err().unwrap_or(error));
+    let mut readable = Readable::default();
+    let (found, repaired, name) = loop {
+        let far_end = ["digests", there.volume.as_str()];
+        let mut peer = Peer::start(there, args.remote_command.as_deref(), &far_end)?;
+        let (input, output) = (peer.input(), peer.output());
+        let mut far = Far { place: peer.place().to_owned(), input, output };
+        let done = agree(&mut near, &mut far, named, &mut readable).and_then(|agreed| {
+            let Some(name) = agreed else { return Ok(None) };
+            let known = snapshots.iter().find(|snapshot| snapshot.uuid == near.snapshot);
+            let bar = Progress::bytes(&format!("{volume}@{name}"), known.map(|snapshot| snapshot.in_use));
+            let mut found = compare(&mut near, &mut far, &mut |bytes| bar.add(bytes))?;
+            let repaired = if args.repair { repair(&mut near, &mut far, &mut found)? } else { 0 };
+            Ok(Some((found, repaired, name)))
+        });
+        drop(far);
+        let agreed = match done {
+            Ok(agreed) => agreed,
+            // A failure without a hint is a connection that ended without a word.
+            Err(error) if error.kind() == ErrorKind::Interrupted && error.hint_text().is_none() => {
+                return Err(peer.finish().err().unwrap_or(error));
+            }
+            Err(error) => return Err(error),
+        };
+        peer.finish()?;
+        match agreed {
+            Some(done) => break done,
+            // The far end is gone meanwhile: it may have had the store that the set goes to.
+            None => readable.failed = near.have_one_shipped(&there.to_string()).err(),
         }
-        Err(error) => return Err(error),
     };
-    peer.finish()?;
+    drop(near);
     let report = Report::new(volume, &name, there, &found, repaired);
     if args.json {
         output::print_json(&report)?
@@ -120,23 +131,32 @@ fn snapshots_of(store: &Access, volume: &str) -> Result<Vec<SnapshotInfo>> {
     Ok(all.pop().map(|found| found.snapshots).unwrap_or_default())
 }
 
+/// What was done so that the youngest state in common can be read here: it may have shrunk to a
+/// bookmark.
+#[derive(Default)]
+struct Readable {
+    /// Sets that were asked for.
+    asked: usize,
+    /// Why the last one was not shipped: then what else both have, which is older, will do.
+    failed: Option<Error>,
+}
+
 /// Finds the snapshot to compare: the one that was named, or the youngest that both sides
-/// have. From then on it stays on both. Returns its name here.
+/// have. From then on it stays on both. Returns its name here; none: it can't be read, and one
+/// that can is to be shipped first.
 fn agree<W: Write, R: BufRead>(
     near: &mut Near<'_>,
     far: &mut Far<W, R>,
     named: Option<Uuid>,
-    there: &str,
-) -> Result<String> {
-    // The newest state in common may have shrunk to a bookmark here, which can't be read.
-    let (mut bookmarks, mut unreadable) = (true, None);
+    readable: &mut Readable,
+) -> Result<Option<String>> {
     for _ in 0..ATTEMPTS {
         let wanted = match named {
             Some(named) => vec![named],
-            None => near.store.offers(&near.volume, bookmarks)?,
+            None => near.store.offers(&near.volume, readable.failed.is_none())?,
         };
         let Some(held) = far.greet(near.comparison, &wanted)? else {
-            if let Some(error) = unreadable {
+            if let Some(error) = readable.failed.take() {
                 return Err(error);
             }
             let what = if named.is_some() { "the snapshot is" } else { "no snapshot of the volume is" };
@@ -152,11 +172,11 @@ fn agree<W: Write, R: BufRead>(
         near.snapshot = held;
         near.ask(0..0, Grain::Chunk)?;
         match near.answer() {
-            Ok(answer) => return Ok(answer.name),
+            Ok(answer) => return Ok(Some(answer.name)),
             Err(error) if named.is_none() && error.kind() == ErrorKind::NotFound => {
-                if bookmarks && let Err(error) = near.have_one_shipped(there) {
-                    // What else both have is older.
-                    (bookmarks, unreadable) = (false, Some(error));
+                if readable.failed.is_none() && readable.asked < ATTEMPTS {
+                    readable.asked += 1;
+                    return Ok(None);
                 }
             }
             Err(error) => return Err(error),
