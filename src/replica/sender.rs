@@ -10,12 +10,14 @@
 //! It awaits the store and its [`Port`], and nothing else.
 
 mod apart;
+mod ship;
 
+use self::ship::Shipped;
 use super::handover::{Between, HandOver, Wish};
 use super::plan::{self, Facts, Step, back_off, set_to};
-use super::wire::{Body, Message, WINDOW, far_failure};
-use crate::delta::{FrameMaker, Source};
-use crate::engine::api::{OutstandingSet, SessionStatus, SetHistory, SetProgress};
+use super::wire::{Body, Message, far_failure};
+use crate::engine::api::{OutstandingSet, SessionStatus};
+
 use crate::engine::core::Core;
 use crate::engine::sets::{Diverged, Feed, HalfSet, Mark, OpenFeed, OwnChanges, Relation};
 use crate::engine::turns::Turn;
@@ -35,11 +37,6 @@ const IDLE: Duration = Duration::from_secs(5);
 const ANSWER_WAIT: Duration = Duration::from_secs(60);
 /// Failures in a row that make it an error.
 pub const FAILURES_MAX: u64 = 5;
-/// Sets that the history has.
-const HISTORY_MAX: usize = 32;
-/// The time over which the present rate is measured.
-const RATE_TIME: Duration = Duration::from_secs(5);
-
 /// What a sender meets.
 #[derive(Debug)]
 pub enum Event {
@@ -114,12 +111,6 @@ struct Meeting {
 /// How meeting the receiver ended.
 enum Met {
     Follows(Box<Meeting>),
-    Left(Left),
-}
-
-/// How shipping a set ended.
-enum Shipped {
-    Done,
     Left(Left),
 }
 
@@ -736,164 +727,6 @@ impl<P: Port> Sender<'_, P> {
         Ok(())
     }
 
-    /// Ships a set and waits until it is applied.
-    async fn ship(
-        &mut self,
-        member: &MemberRecord,
-        set: SetId,
-        resume: Option<String>,
-        own: Option<OwnChanges>,
-    ) -> Result<Shipped> {
-        let epoch = set.stamp.epoch.identity;
-        let begun = self.port.now();
-        let base = own.as_ref().map_or(set.stamp.base, |own| own.diverged.common);
-        let source = self.core.set_source(&member.volume, base, set.target, resume, own).await?;
-        let total = source.header().data_bytes.unwrap_or(0) + source.header().discard_bytes.unwrap_or(0);
-        self.status.set = Some(SetProgress {
-            number: set.stamp.number,
-            whole: set.stamp.base.is_none(),
-            sent_bytes: 0,
-            total_bytes: total,
-        });
-        let mut frames = FrameMaker::new(Box::new(source))?;
-        let volume = member.far_volume.clone();
-        let head = Message::Set { volume, set, keep: self.keep(&member.volume) };
-        self.port.say(epoch, Body::Message(head)).await?;
-        loop {
-            let frame = match frames.next_frame().await {
-                Ok(Some(frame)) => frame,
-                Ok(None) => break,
-                Err(error) => {
-                    self.port.say(epoch, Body::Message(Message::End { broken: true })).await?;
-                    return Err(error);
-                }
-            };
-            let len = frame.len() as u64;
-            loop {
-                if self.is_late() {
-                    self.port.say(epoch, Body::Message(Message::End { broken: true })).await?;
-                    return Ok(Shipped::Left(Left::Late));
-                }
-                let now = self.port.now();
-                let paced = self.allowed_at.saturating_sub(now);
-                let full = self.under_way > 0 && self.under_way + len > WINDOW;
-                let wait = if full { IDLE } else { paced };
-                match self.hear(wait, set).await? {
-                    Heard::Marks(_) => return Err(Error::invalid("a set is confirmed before its end")),
-                    Heard::Left(left) => {
-                        self.port.say(epoch, Body::Message(Message::End { broken: true })).await?;
-                        return Ok(Shipped::Left(left));
-                    }
-                    Heard::Nothing if !full && self.port.now() >= self.allowed_at => break,
-                    Heard::Nothing => {}
-                }
-            }
-            self.port.say(epoch, Body::Data(frame)).await?;
-            self.under_way += len;
-            self.count(len);
-        }
-        // Lets go of base and target, so that what is not needed any more can go.
-        drop(frames);
-        self.port.say(epoch, Body::Message(Message::End { broken: false })).await?;
-        let (durable, applied) = loop {
-            if self.is_late() {
-                return Ok(Shipped::Left(Left::Late));
-            }
-            match self.hear(IDLE, set).await? {
-                Heard::Marks(marks) => break marks,
-                Heard::Left(left) => return Ok(Shipped::Left(left)),
-                Heard::Nothing => {}
-            }
-        };
-        let sent = self.status.set.as_ref().map_or(0, |progress| progress.sent_bytes);
-        self.remember(set, sent, self.port.now().saturating_sub(begun));
-        self.mark(member, durable, applied).await?;
-        if let Some(number) = self.keep(&member.volume) {
-            let volume = member.far_volume.clone();
-            self.port.say(epoch, Body::Message(Message::Keep { volume, number })).await?;
-        }
-        Ok(Shipped::Done)
-    }
-
-    /// What comes while a set is on its way.
-    async fn hear(&mut self, wait: Duration, set: SetId) -> Result<Heard> {
-        let wait = self.time_left().map_or(wait, |left| wait.min(left));
-        match self.port.next(wait).await {
-            Event::Message(Message::Taken { bytes }) => {
-                self.under_way = self.under_way.saturating_sub(bytes);
-                Ok(Heard::Nothing)
-            }
-            Event::Message(Message::Marks { durable, applied, .. }) => {
-                if applied.map(|mark| mark.target) != Some(set.target) {
-                    return Err(Error::invalid("the other side confirms another set"));
-                }
-                Ok(Heard::Marks((durable, applied)))
-            }
-            Event::Message(Message::Failed { kind, message, hint }) => {
-                Err(far_failure(&kind, &message, hint.as_deref()))
-            }
-            Event::Message(other) => Err(out_of_turn(&other)),
-            Event::Down(error) => Err(error),
-            Event::Stop => Ok(Heard::Left(Left::Stop)),
-            Event::Changed => {
-                let record = self.core.session(self.session)?;
-                match record.condition {
-                    Condition::Running => Ok(Heard::Nothing),
-                    _ => Ok(Heard::Left(Left::Changed)),
-                }
-            }
-            Event::Cut(wish) => {
-                self.asked_to_cut(wish);
-                Ok(Heard::Nothing)
-            }
-            Event::HandOver(wish) => {
-                self.wants_to_hand_over(wish);
-                Ok(Heard::Nothing)
-            }
-            Event::Timeout => {
-                self.guard().await;
-                Ok(Heard::Nothing)
-            }
-        }
-    }
-
-    /// Counts bytes that went out, and sets when the next ones may.
-    fn count(&mut self, bytes: u64) {
-        let now = self.port.now();
-        let limit = self.core.session(self.session).map_or(0, |record| record.policy.limit);
-        if limit > 0 {
-            #[allow(clippy::cast_precision_loss, reason = "a time to wait")]
-            let time = Duration::from_secs_f64(bytes as f64 / limit as f64);
-            self.allowed_at = self.allowed_at.max(now) + time;
-        } else {
-            self.allowed_at = now;
-        }
-        self.sent.push((now, bytes));
-        self.sent.retain(|(at, _)| now.saturating_sub(*at) < RATE_TIME);
-        let recent: u64 = self.sent.iter().map(|(_, bytes)| bytes).sum();
-        self.status.rate = recent / RATE_TIME.as_secs();
-        self.status.shipped_bytes += bytes;
-        if let Some(progress) = &mut self.status.set {
-            progress.sent_bytes += bytes;
-        }
-        self.port.show(&self.status);
-    }
-
-    /// A set was applied.
-    fn remember(&mut self, set: SetId, bytes: u64, time: Duration) {
-        let whole = set.stamp.base.is_none();
-        let seconds = time.as_secs_f64();
-        self.status.history.insert(0, SetHistory { number: set.stamp.number, whole, bytes, seconds });
-        self.status.history.truncate(HISTORY_MAX);
-        self.status.shipped_sets += 1;
-        let all: u64 = self.status.history.iter().map(|set| set.bytes).sum();
-        let time: f64 = self.status.history.iter().map(|set| set.seconds).sum();
-        #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-        #[allow(clippy::allow_attributes_without_reason, reason = "a rate for people")]
-        let rate = (all as f64 / time.max(0.001)) as u64;
-        self.status.average_rate = rate;
-    }
-
     /// What the owner is told: sets that are not applied, and how far behind that is.
     async fn outline(
         &mut self,
@@ -928,13 +761,6 @@ impl<P: Port> Sender<'_, P> {
         self.status.lag_seconds = lag.as_secs_f64();
         Ok(())
     }
-}
-
-/// What was heard while a set is on its way.
-enum Heard {
-    Nothing,
-    Marks((Option<SetId>, Option<SetId>)),
-    Left(Left),
 }
 
 /// An answer, or why there is none to wait for.
