@@ -75,15 +75,15 @@ impl Volume {
         result
     }
 
-    /// Sees to it that the checkpoint in force has its second copy: a crash or a full disk may
-    /// have come before it was made. A new checkpoint brings both files to the same.
+    /// Sees to it that the checkpoint in force and the state that the journal begins with have
+    /// their second copies: a crash or a full disk may have come before they were made. A new
+    /// checkpoint makes both.
     pub(super) async fn complete_copies(self: &Rc<Self>) {
         while self.checkpointing.replace(true) {
             self.changed.wait().await;
         }
-        if !self.has_second_copy().await
-            && let Err(error) = self.checkpoint_now(Some(self.exclusive().await)).await
-        {
+        let complete = self.has_second_copy().await && self.journal.has_second_copy().await;
+        if !complete && let Err(error) = self.checkpoint_now(Some(self.exclusive().await)).await {
             tracing::warn!("volume {}: the checkpoint has no second copy: {error}", self.name());
         }
         self.checkpointing.set(false);

@@ -469,6 +469,14 @@ impl Journal {
         Ok(allocated)
     }
 
+    /// Whether the second copy of the state is that of the file in force. It is renamed into its
+    /// place as a whole, so its header stands for all of it.
+    pub async fn has_second_copy(&self) -> bool {
+        let number = self.inner.borrow().number;
+        let header = FileHeader { volume: self.volume, number };
+        journal_copy::header(&self.io, &self.paths.journal_copy()).await.is_ok_and(|copy| copy == header)
+    }
+
     /// The record that ends a good order is durable, and was the last one.
     pub async fn closed(&self, seq: Seq) {
         let (number, end) = {

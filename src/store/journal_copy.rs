@@ -75,6 +75,17 @@ pub async fn closed(io: &Io, paths: &VolumePaths, number: u64, seq: Seq, bound: 
     written
 }
 
+/// Reads whose copy it is.
+///
+/// # Errors
+/// `Corrupt`, `Unsupported`, `Io`.
+pub async fn header(io: &Io, path: &Path) -> Result<FileHeader> {
+    let file = io.open(path, OpenHow::Read).await?;
+    let bytes = io.read(file, 0, HEADER_SIZE).await;
+    io.close(file);
+    FileHeader::decode(&bytes?)
+}
+
 /// Reads a copy.
 ///
 /// # Errors

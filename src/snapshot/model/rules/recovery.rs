@@ -104,6 +104,27 @@ fn a_close_makes_the_second_copy_that_a_crash_prevented() {
 }
 
 #[test]
+fn a_close_makes_the_second_copy_of_the_state_that_a_full_disk_prevented() {
+    let disk = machine(3, 1, Role::Primary);
+    live(&disk, |volume| async move {
+        put(&volume, 0, 4 * BLOCK, 1).await;
+        volume.close().await.unwrap();
+    });
+    let copy = || VolumePaths(DIR.into()).journal_copy();
+    let number = |io: Io| async move {
+        crate::store::journal_copy::header(&io, &copy()).await.ok().map(|header| header.number)
+    };
+    let before = on_sim(&disk, number).unwrap().unwrap();
+    // As if the file that is in force had been begun, and there had been no space for the copy.
+    on_sim(&disk, |io| async move { io.remove(&copy()).await.unwrap() });
+    live(&disk, |volume| async move { volume.close().await.unwrap() });
+    assert!(on_sim(&disk, number).unwrap().unwrap() > before);
+    live(&disk, |volume| async move {
+        assert_eq!(now(&volume).await[..5], [1, 1, 1, 1, 0]);
+    });
+}
+
+#[test]
 fn a_write_that_was_never_recorded_is_never_seen() {
     let mut cut = 0;
     for n in 0..40 {
