@@ -57,7 +57,12 @@ impl Volume {
     ///
     /// # Errors
     /// `Conflict` when something is not as the caller believes; `Io`, `Full`.
-    pub async fn turn(self: &Rc<Self>, check: &TurnCheck, turn: TurnRecord) -> Result<()> {
+    pub async fn turn(self: &Rc<Self>, check: &TurnCheck, mut turn: TurnRecord) -> Result<()> {
+        if turn.role == Role::Primary {
+            // It may be written to sooner or later, and the snapshot that a resync began with would
+            // not have that: the next one makes its own.
+            turn.resync = None;
+        }
         let _exclusive = self.exclusive().await;
         self.writable(Who::Store)?;
         self.journal.ensure_for_command().await?;

@@ -61,6 +61,13 @@ fn model_roles_change_where_nothing_breaks() {
     assert!(total.failovers > 1 && total.resyncs > 1, "{total:?}");
 }
 
+/// A volume in the middle of a resync was fenced as a primary, and its owner had it go on alone: the
+/// resync went on after that with the snapshot from before, and what was written was lost.
+#[test]
+fn model_a_resync_ends_when_its_volume_is_a_primary_again() {
+    runs(21185, 1, Options { roles: true, writes: 800, lives: 8, ..Options::default() });
+}
+
 /// What was half received was dropped by two at once: the second one wrote down again that it is to
 /// be dropped, and the volume did not open any more.
 #[test]
