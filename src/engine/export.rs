@@ -6,7 +6,7 @@ use super::served_snapshot::{EmptyDevice, SnapshotDevice};
 use super::thread::{Engine, Handle};
 use crate::error::Result;
 use crate::io::Io;
-use crate::types::Role;
+use crate::types::{Role, Standing};
 use futures::executor::block_on;
 use std::rc::Rc;
 
@@ -94,7 +94,8 @@ pub(super) fn device(
         return Ok(Rc::new(SnapshotDevice::new(reader, seat(Some(name), false), true)));
     }
     if found.role() == Role::Primary {
-        let writable = found.roles().standing.is_open();
+        // While it is being handed over writers wait.
+        let writable = found.roles().standing != Standing::Fenced;
         return Ok(Rc::new(ProductionDevice::new(Rc::clone(&found), seat(None, writable))));
     }
     match found.newest_state() {

@@ -7,6 +7,7 @@ use super::device::{
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::snapshot::{Delta, SnapshotReader, Volume, Who};
+use crate::types::Standing;
 use bytes::{Bytes, BytesMut};
 use futures::FutureExt;
 use futures::future::LocalBoxFuture;
@@ -39,7 +40,7 @@ impl Device for ProductionDevice {
     }
 
     fn read_only(&self) -> bool {
-        !self.volume.roles().standing.is_open()
+        self.volume.roles().standing == Standing::Fenced
     }
 
     fn multi_conn(&self) -> bool {

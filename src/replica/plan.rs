@@ -113,6 +113,18 @@ pub fn next(facts: &Facts<'_>) -> Step {
     }
 }
 
+/// Whether a receiver's newest set is none that this side shipped: what it has is the mark that was
+/// recorded here, or the target, or, if it was put back from an older copy, something older than both.
+#[must_use]
+pub fn is_foreign(mark: Option<SetId>, target: Option<SetId>, applied: &SetId) -> bool {
+    let Some(oldest) = mark.or(target) else {
+        // Nothing was shipped by this session, or all of it was let go.
+        return false;
+    };
+    let ours = [mark, target].iter().flatten().any(|set| set.target == applied.target);
+    !ours && applied.stamp.number >= oldest.stamp.number
+}
+
 /// Adds ranges behind those that there are; of very many, near ones become one.
 ///
 /// # Errors
@@ -223,6 +235,28 @@ mod tests {
     fn what_was_copied_by_hand_is_a_base_too() {
         assert_eq!(step(Some(100), &[], true, false, None), ship(Some(100), 9));
         assert_eq!(step(Some(101), &[6, 8], true, false, None), ship(Some(101), 8));
+    }
+
+    #[test]
+    fn what_was_shipped_from_elsewhere_is_told_apart() {
+        let twin =
+            |number: u64| SetId { target: Uuid::from_u128(u128::from(number) + 5000), ..set(None, number) };
+        let own = |number: u64| Some(set(None, number));
+        for (mark, target, applied, foreign) in [
+            (own(5), None, set(None, 5), false),
+            (own(5), own(6), set(None, 6), false),
+            (own(5), None, twin(5), true),
+            (own(5), own(6), twin(6), true),
+            (own(5), own(8), twin(7), true),
+            (None, own(1), twin(1), true),
+            // The receiver was put back from an older copy.
+            (own(5), own(6), set(None, 4), false),
+            // What piled up was let go: it has what it had before.
+            (None, own(9), set(None, 5), false),
+            (None, None, twin(7), false),
+        ] {
+            assert_eq!(is_foreign(mark, target, &applied), foreign, "{mark:?} {target:?} {applied:?}");
+        }
     }
 
     /// It shows what nobody here has; what both have is cut 7.

@@ -254,7 +254,10 @@ impl<P: Port> Sender<'_, P> {
         }
         let until = self.port.now() + back_off(if lasting { u64::MAX } else { failures });
         loop {
-            if let Err(error) = self.bound_backlog(record).await {
+            // As it is now: a set may have been applied since the attempt began that failed.
+            if let Ok(known) = self.core.session(self.session)
+                && let Err(error) = self.bound_backlog(&known).await
+            {
                 tracing::warn!("replication of {}: {error}", record.unit);
             }
             let left = until.saturating_sub(self.port.now());
@@ -376,6 +379,10 @@ impl<P: Port> Sender<'_, P> {
         };
         let feed = feed.ok_or_else(|| Error::invalid("the other side says nothing of the volume"))?;
         let handing_over = standing == Standing::HandingOver;
+        if let (Relation::Follows, Some(applied)) = (feed.relation, &feed.applied) {
+            // Before any writer is let in for this receiver's word.
+            self.check_known(&member, applied).await?;
+        }
         match feed.relation {
             Relation::Follows if handing_over => {
                 // What the receiver was asked by an earlier opening, it refuses from here on.
@@ -447,7 +454,6 @@ impl<P: Port> Sender<'_, P> {
             }
         }
         if let Some(applied) = feed.applied {
-            self.check_ahead(member, &applied).await?;
             self.mark(member, feed.durable, Some(applied)).await?;
         }
         loop {
@@ -575,18 +581,27 @@ impl<P: Port> Sender<'_, P> {
         self.status.cuts_asked = self.status.cuts_asked.max(wish);
     }
 
-    /// A receiver that has more than was ever cut here is not followed by an older copy of
-    /// what it once followed.
-    async fn check_ahead(&self, member: &MemberRecord, applied: &SetId) -> Result<()> {
+    /// Nobody ships over what this store does not know of: neither an older copy of it, which is
+    /// put back after a loss, nor one of two copies that both run.
+    async fn check_known(&self, member: &MemberRecord, applied: &SetId) -> Result<()> {
         let last = self.core.last_cut(&member.volume).await?;
-        if applied.stamp.number <= last {
-            return Ok(());
+        if applied.stamp.number > last {
+            return Err(Error::conflict(format!(
+                "the receiver has set {}, and the last one cut here is {last}",
+                applied.stamp.number
+            ))
+            .hint(
+                "this store was put back from an older copy, or another copy of it ships, too; the newer state is at the receiver",
+            ));
         }
-        Err(Error::conflict(format!(
-            "the receiver has set {}, and the last one cut here is {last}",
-            applied.stamp.number
-        ))
-        .hint("this store was restored from an older copy: the newer state is at the receiver"))
+        if plan::is_foreign(member.applied, member.target, applied) {
+            return Err(Error::conflict(format!(
+                "the receiver has a set {} that was not shipped from here: another copy of this store ships, too",
+                applied.stamp.number
+            ))
+            .hint("one of the two must go; 'unreplicate' ends the session here"));
+        }
+        Ok(())
     }
 
     /// Decides what is next. What is to be shipped is recorded before anybody could delete it.

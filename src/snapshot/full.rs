@@ -9,7 +9,7 @@ use super::volume::{Volume, Who};
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::event::Event;
 use crate::store::reserve::Lending;
-use crate::types::OnFull;
+use crate::types::{OnFull, Role};
 use futures::future::select;
 use std::cell::{Cell, RefCell};
 use std::pin::pin;
@@ -218,13 +218,13 @@ impl Volume {
             self.space.freed.wait().await;
             return Ok(());
         }
-        let policy = self.s.borrow().durable.on_full;
-        if policy == OnFull::Readonly {
-            if !self.space.refused.replace(true) {
-                tracing::warn!("volume {}: writes are refused: {error}", self.name());
-            }
-            let hint = "delete snapshots, or free space in the file system of the store";
-            return Err(error.hint(hint));
+        let (policy, role) = {
+            let s = self.s.borrow();
+            (s.durable.on_full, s.durable.role)
+        };
+        // Whoever feeds a secondary is told, and tries again by himself.
+        if policy == OnFull::Readonly || (role == Role::Secondary && policy == OnFull::Freeze) {
+            return Err(self.refuse(error));
         }
         if policy == OnFull::DropOldest {
             if self.busy.get() {
@@ -234,6 +234,9 @@ impl Volume {
             }
             if self.drop_oldest(&error).await {
                 return Ok(());
+            }
+            if role == Role::Secondary {
+                return Err(self.refuse(error));
             }
         }
         if waiting.is_none() {
@@ -246,6 +249,14 @@ impl Volume {
         // What was settled leaves space for a little more.
         select(pin!(self.io.sleep(RETRY)), pin!(self.space.freed.wait())).await;
         Ok(())
+    }
+
+    /// A write that needs space is refused, and the log says so once.
+    fn refuse(&self, error: Error) -> Error {
+        if !self.space.refused.replace(true) {
+            tracing::warn!("volume {}: writes are refused: {error}", self.name());
+        }
+        error.hint("delete snapshots, or free space in the file system of the store")
     }
 
     /// A write that needed space was done.
@@ -388,7 +399,16 @@ impl Volume {
     /// `Full`, `Io`.
     pub(super) async fn fill_reserve(&self, staged: u64) -> Result<()> {
         self.want_reserve(staged);
-        self.reserve.fill().await
+        match self.reserve.fill().await {
+            // Dropping what was half received gives space back: it does not wait for a reserve.
+            Err(error) if error.kind() == ErrorKind::Full && self.is_aborting() => Ok(()),
+            filled => filled,
+        }
+    }
+
+    /// What was half received is being dropped.
+    fn is_aborting(&self) -> bool {
+        self.s.borrow().durable.receive.as_ref().is_some_and(|receive| receive.aborting)
     }
 
     /// Whether the reserve is as [`Self::fill_reserve`] would make it.

@@ -288,7 +288,13 @@ impl Volume {
             self.roll_back_to(target).await?;
         }
         if aborting {
-            self.restore_before_receive().await?;
+            match self.restore_before_receive().await {
+                // What is shown is the state from before it: whoever asks again goes on.
+                Err(error) if error.kind() == ErrorKind::Full => {
+                    tracing::warn!("volume {}: what was half received stays for now: {error}", self.name());
+                }
+                restored => restored?,
+            }
         }
         let left: Vec<Uuid> = {
             let s = self.s.borrow();

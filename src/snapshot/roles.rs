@@ -6,7 +6,9 @@
 //! nothing.
 //!
 //! The gate is another thing: in memory alone it keeps clients' writes waiting, as a full disk
-//! does, for as long as somebody finds out whether they may be let in. Reads go on.
+//! does, for as long as somebody finds out whether they may be let in. Reads go on. While the volume is
+//! being handed over they wait as well, also after a restart: how that ends decides whether they are
+//! let in or shut out.
 
 use super::volume::{Volume, Who};
 use crate::error::{Error, ErrorKind, Result};
@@ -135,9 +137,14 @@ impl Volume {
         self.wait_for_writers().await
     }
 
+    /// Whether clients' writes have to wait until it is known what becomes of the volume.
+    fn is_held(&self) -> bool {
+        self.gate.get() != Gate::Open || self.s.borrow().durable.roles.standing == Standing::HandingOver
+    }
+
     /// Refuses a client that has to wait at the gate.
     pub(super) fn check_gate(&self, who: Who) -> Result<()> {
-        if who == Who::Store || self.gate.get() == Gate::Open {
+        if who == Who::Store || !self.is_held() {
             return Ok(());
         }
         let name = self.name();
@@ -149,10 +156,10 @@ impl Volume {
 
     /// After a refusal: waits until the gate is open; false if it was no refusal of the gate's.
     pub(super) async fn passed_gate(self: &Rc<Self>, error: &Error, wanted: super::full::Wanted<'_>) -> bool {
-        if error.kind() != ErrorKind::Interrupted || self.gate.get() == Gate::Open {
+        if error.kind() != ErrorKind::Interrupted || !self.is_held() {
             return false;
         }
-        while self.gate.get() != Gate::Open {
+        while self.is_held() {
             // What became of the volume, the request hears from its next attempt.
             if self.closing.get() || !wanted() || self.writable(Who::Client).is_err() {
                 return false;

@@ -26,7 +26,7 @@ use crate::store::journal::Journal;
 use crate::store::paths::VolumePaths;
 use crate::store::reserve::Reserve;
 use crate::store::save::SaveVolume;
-use crate::types::{Block, Epoch, Geometry, Role, Seq};
+use crate::types::{Block, Epoch, Geometry, Role, Seq, Standing};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -370,8 +370,10 @@ impl Volume {
             )
             .hint(format!("'snapvol promote {}' makes it writable", self.name.borrow())));
         }
-        if who == Who::Client {
-            self.check_standing(s.durable.roles.standing)?;
+        let standing = s.durable.roles.standing;
+        // Of a volume that is being handed over they wait, at the gate.
+        if who == Who::Client && standing != Standing::HandingOver {
+            self.check_standing(standing)?;
         }
         Ok(())
     }

@@ -4,6 +4,7 @@
 
 mod backlog;
 mod badargs;
+mod baddays;
 mod bookmarks;
 mod cli;
 mod clients;
@@ -16,6 +17,7 @@ mod follow;
 mod full;
 mod hostile;
 mod layers;
+mod links;
 mod measuring;
 mod metrics;
 mod power;

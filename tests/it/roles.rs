@@ -16,36 +16,36 @@ use snapvol::nbd::proto::{cmd, flag};
 
 const BLOCK: u64 = 4096;
 /// Blocks that are stamped.
-const BLOCKS: u64 = 1000;
+pub(crate) const BLOCKS: u64 = 1000;
 
 /// How `list` shows the volume: role and state.
 #[track_caller]
-fn standing(store: &Path) -> (String, String) {
+pub(crate) fn standing(store: &Path) -> (String, String) {
     let list = json(store, &["list", "v", "--json"]);
     let text = |field: &str| list["volumes"][0][field].as_str().unwrap().to_owned();
     (text("role"), text("state"))
 }
 
-fn is(store: &Path, role: &str, state: &str) -> bool {
+pub(crate) fn is(store: &Path, role: &str, state: &str) -> bool {
     standing(store) == (role.to_owned(), state.to_owned())
 }
 
 #[track_caller]
-fn becomes(store: &Path, role: &str, state: &str) {
+pub(crate) fn becomes(store: &Path, role: &str, state: &str) {
     wait_for(&format!("{role}, {state}"), Duration::from_secs(40), || is(store, role, state));
 }
 
-fn connect(store: &Path) -> Client {
+pub(crate) fn connect(store: &Path) -> Client {
     Client::unix(&store.join("nbd.sock"), "v", &Options::default()).unwrap()
 }
 
 /// A store without volumes is not ready, so each has another one.
-fn serve(store: &Path) -> Server {
+pub(crate) fn serve(store: &Path) -> Server {
     Server::start(store, &["--create", "other:1M"])
 }
 
 /// A pair that follows; the way back leads where it is said.
-fn following(way_back: Option<&str>) -> (Pair, Server, Server, Stamper) {
+pub(crate) fn following(way_back: Option<&str>) -> (Pair, Server, Server, Stamper) {
     let pair = Pair::new("16M");
     let (a, b) = (serve(&pair.a()), serve(&pair.b()));
     let stamper = Stamper::start(&pair.a(), BLOCKS, Duration::from_micros(500));

@@ -131,6 +131,8 @@ impl<P: Port> Sender<'_, P> {
             Event::Stop => Ok(Heard::Left(Left::Stop)),
             Event::Changed => {
                 let record = self.core.session(self.session)?;
+                // What was sent before is not held against a limit that came after it.
+                self.allowed_at = self.port.now();
                 match record.condition {
                     Condition::Running => Ok(Heard::Nothing),
                     _ => Ok(Heard::Left(Left::Changed)),

@@ -5,6 +5,7 @@
 pub mod ledger;
 pub mod lossy;
 pub mod mount;
+pub mod network;
 pub mod oracle;
 pub mod pair;
 pub mod server;

@@ -35,6 +35,15 @@ impl Server {
         Self::spawn(command, store)
     }
 
+    /// As [`Server::start_with`], by a command that begins with these words.
+    #[track_caller]
+    pub fn start_by(before: &[String], store: &Path, args: &[&str], variables: &[(&str, &Path)]) -> Self {
+        let mut command = Command::new(&before[0]);
+        command.args(&before[1..]).arg(super::SNAPVOL).arg("--store").arg(store).arg("serve").args(args);
+        command.envs(variables.iter().copied()).stdin(Stdio::null()).stdout(Stdio::piped());
+        Self::spawn(command, store)
+    }
+
     /// As [`Server::start`], within a limit that `prlimit` sets.
     #[track_caller]
     pub fn start_limited(store: &Path, limit: &str, args: &[&str]) -> Self {

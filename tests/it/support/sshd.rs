@@ -1,18 +1,20 @@
 //! A real ssh server on loopback, with keys and configuration of its own.
 
 use std::fs;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
+use super::network::Network;
 use super::server::terminate;
 
 /// Nothing of the user's own ssh is read or written. Dropping it stops the server.
 pub struct Sshd {
     child: Child,
     dir: tempfile::TempDir,
+    address: String,
     port: u16,
 }
 
@@ -35,6 +37,23 @@ impl Sshd {
     /// Starts it on a free port of 127.0.0.1; the current user may log in.
     #[track_caller]
     pub fn start() -> Self {
+        // Another process may take the port in between; then the next one does.
+        for _ in 0..5 {
+            let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+            if let Some(sshd) = Self::try_start("127.0.0.1", port, &[]) {
+                return sshd;
+            }
+        }
+        panic!("sshd does not start");
+    }
+
+    /// The same on a host of a network of the test's own.
+    #[track_caller]
+    pub fn start_on(host: &str, address: &str) -> Self {
+        Self::try_start(address, 22, &Network::on(host)).expect("an sshd that starts")
+    }
+
+    fn try_start(address: &str, port: u16, before: &[String]) -> Option<Self> {
         let dir = super::scratch();
         let path = |name: &str| dir.path().join(name);
         for key in ["host_key", "client_key"] {
@@ -44,53 +63,52 @@ impl Sshd {
         }
         fs::copy(path("client_key.pub"), path("authorized_keys")).unwrap();
         let host_key = fs::read_to_string(path("host_key.pub")).unwrap();
-        // Another process may take the port in between; then the next one does.
-        for _ in 0..5 {
-            let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-            let here = dir.path().display();
-            fs::write(
-                path("sshd_config"),
-                format!(
-                    "ListenAddress 127.0.0.1\nPort {port}\nHostKey {here}/host_key\n\
-                     AuthorizedKeysFile {here}/authorized_keys\nPidFile {here}/sshd.pid\n\
-                     StrictModes no\nUsePAM no\nPermitRootLogin prohibit-password\n\
-                     PasswordAuthentication no\nKbdInteractiveAuthentication no\n\
-                     MaxStartups 100\nLogLevel ERROR\n"
-                ),
-            )
-            .unwrap();
-            fs::write(path("known_hosts"), format!("[127.0.0.1]:{port} {host_key}")).unwrap();
-            fs::write(
-                path("ssh_config"),
-                format!(
-                    "Host *\n  IdentityFile {here}/client_key\n  IdentitiesOnly yes\n  IdentityAgent none\n  \
-                     UserKnownHostsFile {here}/known_hosts\n  GlobalKnownHostsFile /dev/null\n  \
-                     StrictHostKeyChecking yes\n  BatchMode yes\n  ControlPath none\n  LogLevel ERROR\n"
-                ),
-            )
-            .unwrap();
-            // sshd wants to be called by its whole path, since it starts itself again.
-            let mut child = Command::new(super::find("sshd").unwrap())
-                .args(["-D", "-e", "-f"])
-                .arg(path("sshd_config"))
-                .spawn()
-                .unwrap();
-            let start = Instant::now();
-            while start.elapsed() < Duration::from_secs(10) && child.try_wait().unwrap().is_none() {
-                if TcpStream::connect(("127.0.0.1", port)).is_ok() {
-                    return Self { child, dir, port };
-                }
-                std::thread::sleep(Duration::from_millis(20));
+        let here = dir.path().display();
+        fs::write(
+            path("sshd_config"),
+            format!(
+                "ListenAddress {address}\nPort {port}\nHostKey {here}/host_key\n\
+                 AuthorizedKeysFile {here}/authorized_keys\nPidFile {here}/sshd.pid\n\
+                 StrictModes no\nUsePAM no\nPermitRootLogin prohibit-password\n\
+                 PasswordAuthentication no\nKbdInteractiveAuthentication no\n\
+                 MaxStartups 100\nLogLevel ERROR\n"
+            ),
+        )
+        .unwrap();
+        // The default port stands there without its number.
+        let known = if port == 22 { address.to_owned() } else { format!("[{address}]:{port}") };
+        fs::write(path("known_hosts"), format!("{known} {host_key}")).unwrap();
+        fs::write(
+            path("ssh_config"),
+            format!(
+                "Host *\n  IdentityFile {here}/client_key\n  IdentitiesOnly yes\n  IdentityAgent none\n  \
+                 UserKnownHostsFile {here}/known_hosts\n  GlobalKnownHostsFile /dev/null\n  \
+                 StrictHostKeyChecking yes\n  BatchMode yes\n  ControlPath none\n  LogLevel ERROR\n"
+            ),
+        )
+        .unwrap();
+        // sshd wants to be called by its whole path, since it starts itself again.
+        let mut words: Vec<_> = before.iter().map(std::ffi::OsString::from).collect();
+        words.push(super::find("sshd").unwrap().into());
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]).args(["-D", "-e", "-f"]).arg(path("sshd_config"));
+        let mut child = command.spawn().unwrap();
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_secs(10) && child.try_wait().unwrap().is_none() {
+            // It is written when the port is listened on.
+            if path("sshd.pid").exists() {
+                return Some(Self { child, dir, address: address.to_owned(), port });
             }
-            terminate(&mut child, Duration::from_secs(5));
+            std::thread::sleep(Duration::from_millis(20));
         }
-        panic!("sshd does not start");
+        terminate(&mut child, Duration::from_secs(5));
+        None
     }
 
     /// The destination of a copy: `volume` in the store at `store`.
     pub fn url(&self, store: &Path, volume: &str) -> String {
         assert!(store.is_absolute());
-        format!("ssh://{}@127.0.0.1:{}{}/{volume}", user(), self.port, store.display())
+        format!("ssh://{}@{}:{}{}/{volume}", user(), self.address, self.port, store.display())
     }
 
     /// From now on the key may run this command alone.
@@ -145,7 +163,7 @@ impl Sshd {
     /// A command that runs `ssh 127.0.0.1 ...` itself.
     pub fn command(&self) -> Command {
         let mut command = super::tool(self.ssh().to_str().unwrap());
-        command.args(["-p", &self.port.to_string(), &format!("{}@127.0.0.1", user())]);
+        command.args(["-p", &self.port.to_string(), &format!("{}@{}", user(), self.address)]);
         command
     }
 }
