@@ -149,13 +149,13 @@ fn snapshots_stay_whole(vm: &mut Vm, server: &Server, file_system: &FileSystem) 
 }
 
 /// Attaches an export in the guest; the device it got.
-fn attach(vm: &mut Vm, port: u16, export: &str) -> String {
+pub(crate) fn attach(vm: &mut Vm, port: u16, export: &str) -> String {
     let output = vm.ok(&format!("snapvol attach {export} --uri nbd://{HOST}:{port}"));
     let device = output.lines().find(|line| line.starts_with("/dev/nbd"));
     device.unwrap_or_else(|| panic!("no device in {output}")).trim().to_owned()
 }
 
-fn detach(vm: &mut Vm, device: &str) {
+pub(crate) fn detach(vm: &mut Vm, device: &str) {
     vm.ok(&format!("snapvol detach {device}"));
 }
 
