@@ -620,6 +620,8 @@ impl<P: Port> Sender<'_, P> {
         let mut queue = self.core.offers(volume).await?;
         queue.reverse();
         let newest = marks.last().map(|mark| (mark.cut.set.target, mark.is_bookmark));
+        // Before the look: what changes during it is not taken for older.
+        let now = self.port.now();
         let changed = match newest {
             Some((newest, _)) => self.core.changed_since(volume, newest).await?,
             None => u64::MAX,
@@ -628,7 +630,6 @@ impl<P: Port> Sender<'_, P> {
         // compares what is here with what is there.
         let bookmark = newest.filter(|(_, is_bookmark)| *is_bookmark).map(|(newest, _)| newest);
         let passed = bookmark.is_some() && (bookmark != shown || self.core.is_kept_readable(volume).await?);
-        let now = self.port.now();
         let timeout = Duration::from_millis(record.policy.timeout_ms);
         let waited = self.last.is_none_or(|last| now.saturating_sub(last) >= timeout);
         let facts = Facts {

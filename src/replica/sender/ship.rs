@@ -13,6 +13,8 @@ use std::time::Duration;
 
 /// Sets that the history has.
 const HISTORY_MAX: usize = 32;
+/// How often the owner is told how old the receiver's state is, at least.
+const LOOK: Duration = Duration::from_secs(1);
 /// The time over which the present rate is measured.
 const RATE_TIME: Duration = Duration::from_secs(5);
 
@@ -112,7 +114,11 @@ impl<P: Port> Sender<'_, P> {
     /// What comes while a set is on its way.
     async fn hear(&mut self, wait: Duration, set: SetId) -> Result<Heard> {
         let wait = self.time_left().map_or(wait, |left| wait.min(left));
-        match self.port.next(wait).await {
+        let event = self.port.next(wait.min(LOOK)).await;
+        // What is on its way is not there yet: the receiver's state grows older.
+        self.status.lag_seconds = self.port.now().saturating_sub(self.mark_cut).as_secs_f64();
+        self.port.show(&self.status);
+        match event {
             Event::Message(Message::Taken { bytes }) => {
                 self.under_way = self.under_way.saturating_sub(bytes);
                 Ok(Heard::Nothing)
