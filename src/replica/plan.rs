@@ -115,14 +115,11 @@ pub fn next(facts: &Facts<'_>) -> Step {
 
 /// Whether a receiver's newest set is none that this side shipped: what it has is the mark that was
 /// recorded here, or the target, or, if it was put back from an older copy, something older than both.
+/// Without a mark nothing is known: it may have been let go, or belong to an earlier session.
 #[must_use]
 pub fn is_foreign(mark: Option<SetId>, target: Option<SetId>, applied: &SetId) -> bool {
-    let Some(oldest) = mark.or(target) else {
-        // Nothing was shipped by this session, or all of it was let go.
-        return false;
-    };
     let ours = [mark, target].iter().flatten().any(|set| set.target == applied.target);
-    !ours && applied.stamp.number >= oldest.stamp.number
+    !ours && mark.is_some_and(|mark| applied.stamp.number >= mark.stamp.number)
 }
 
 /// Adds ranges behind those that there are; of very many, near ones become one.
@@ -248,11 +245,11 @@ mod tests {
             (own(5), None, twin(5), true),
             (own(5), own(6), twin(6), true),
             (own(5), own(8), twin(7), true),
-            (None, own(1), twin(1), true),
             // The receiver was put back from an older copy.
             (own(5), own(6), set(None, 4), false),
             // What piled up was let go: it has what it had before.
             (None, own(9), set(None, 5), false),
+            (None, own(1), twin(1), false),
             (None, None, twin(7), false),
         ] {
             assert_eq!(is_foreign(mark, target, &applied), foreign, "{mark:?} {target:?} {applied:?}");

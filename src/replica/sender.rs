@@ -594,7 +594,8 @@ impl<P: Port> Sender<'_, P> {
                 "this store was put back from an older copy, or another copy of it ships, too; the newer state is at the receiver",
             ));
         }
-        if plan::is_foreign(member.applied, member.target, applied) {
+        let is_here = self.core.offers(&member.volume).await?.contains(&applied.target);
+        if !is_here && plan::is_foreign(member.applied, member.target, applied) {
             return Err(Error::conflict(format!(
                 "the receiver has a set {} that was not shipped from here: another copy of this store ships, too",
                 applied.stamp.number

@@ -82,6 +82,13 @@ fn model_an_owners_word_ends_before_a_receiver_hears_of_it() {
     runs(5229, 1, Options { roles: true, writes: 800, lives: 8, ..Options::default() });
 }
 
+/// A session that had shipped nothing took what an earlier one had brought its receiver for another
+/// store's.
+#[test]
+fn model_what_an_earlier_session_brought_is_not_foreign() {
+    runs(70061, 1, Options { roles: true, writes: 800, lives: 8, ..Options::default() });
+}
+
 /// One seed, one run.
 #[test]
 fn model_a_seed_decides_everything() {
