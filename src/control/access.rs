@@ -11,9 +11,10 @@ use super::wire::{Call, to_texts};
 use crate::delta::digest::{Answer, BlockOf, Content, Question};
 use crate::engine::Store;
 use crate::engine::api::{
-    CheckReport, CreateOptions, Diff, DrillInfo, HalfReceived, Received, ScheduleInfo, SendRequest, Status,
-    StoreInfo, UpdateSource,
+    CheckReport, CreateOptions, Diff, DrillInfo, GroupInfo, HalfReceived, Received, ScheduleInfo,
+    SendRequest, Status, StoreInfo, UpdateSource,
 };
+use crate::engine::groups::GroupRequest;
 use crate::engine::roles::{RoleAnswer, RoleRequest, Seen, TakeOver};
 use crate::engine::sessions::live_file;
 use crate::engine::sets::{Feed, FeedSet, OpenFeed, Relation};
@@ -385,6 +386,14 @@ impl Access {
                 name: name.map(str::to_owned),
                 force,
             }),
+        }
+    }
+
+    /// Does what is asked of groups, and returns those that it was about.
+    pub fn group(&self, request: &GroupRequest) -> Result<Vec<GroupInfo>> {
+        match self {
+            Self::Local(store) => store.group_request(request),
+            Self::Remote(client) => client.call(&Call::Group { request: request.clone() }),
         }
     }
 

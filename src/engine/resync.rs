@@ -171,6 +171,8 @@ impl Core {
             condition: Condition::Running,
             policy,
             members: vec![member],
+            group: None,
+            turn: None,
         })
     }
 

@@ -5,17 +5,16 @@
 //! nobody knows which ones it needs.
 
 use super::core::Core;
-use crate::error::{Error, Result, ResultExt};
+use crate::error::{Error, Result};
 use crate::format::session::{Condition, SessionRecord, Side};
-use crate::io::{Io, OpenHow};
+use crate::io::Io;
+use crate::store::small_file;
 use std::collections::BTreeMap;
 use std::io::ErrorKind as OsKind;
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock};
 use uuid::Uuid;
 
-/// The suffix of a file that is not in force yet.
-const NEW: &str = ".new";
 /// The suffix of a file that whoever serves the session's connection has locked.
 const LIVE: &str = ".live";
 
@@ -56,7 +55,7 @@ pub(super) async fn read(io: &Io, store: &Path, sync: bool) -> Result<Sessions> 
         if name.ends_with(LIVE) {
             continue;
         }
-        if name.ends_with(NEW) {
+        if name.ends_with(small_file::NEW) {
             if sync {
                 io.remove(&path).await?;
             }
@@ -78,17 +77,8 @@ pub(super) async fn read(io: &Io, store: &Path, sync: bool) -> Result<Sessions> 
 }
 
 async fn read_one(io: &Io, path: &Path, sync: bool) -> Result<SessionRecord> {
-    let file = io.open(path, OpenHow::Read).await?;
-    let read = async {
-        if sync {
-            io.sync(file).await?;
-        }
-        let size = io.size(file).await?;
-        io.read(file, 0, usize::try_from(size).unwrap_or(usize::MAX)).await
-    };
-    let bytes = read.await;
-    io.close(file);
-    SessionRecord::decode(&bytes.context(|| path.display().to_string())?).map_err(|error| {
+    let bytes = small_file::read(io, path, sync).await?;
+    SessionRecord::decode(&bytes.unwrap_or_default()).map_err(|error| {
         error.context(path.display().to_string()).hint(
             "restore the file from a copy, or remove it: then the session is forgotten, and its \
              volumes are shipped whole again",
@@ -104,18 +94,7 @@ async fn write(io: &Io, store: &Path, record: &SessionRecord) -> Result<()> {
     }
     // A directory whose making was interrupted may not be durable yet.
     io.sync_dir(store).await?;
-    let path = dir.join(record.session.to_string());
-    let new = dir.join(format!("{}{NEW}", record.session));
-    let file = io.open(&new, OpenHow::CreateEmpty).await?;
-    let written = async {
-        io.write(file, 0, record.encode().into()).await?;
-        io.sync(file).await
-    }
-    .await;
-    io.close(file);
-    written.context(|| new.display().to_string())?;
-    io.rename(&new, &path).await?;
-    io.sync_dir(&dir).await
+    small_file::write(io, &dir.join(record.session.to_string()), record.encode().into()).await
 }
 
 impl Core {

@@ -228,7 +228,7 @@ pub(crate) async fn run<P: Port>(core: &Core, port: &mut P, request: &Request) -
         }
     }
     let _turning = core.begin_turning(volume)?;
-    core.stop_feed(session.session, None).await?;
+    core.stop_feed(session.session, None, None).await?;
     let operation = core.new_identity().await?;
     let place = Place { operation, lineage, snapshot: request.snapshot.clone() };
     core.take_place(volume, place).await?;

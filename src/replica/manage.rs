@@ -154,6 +154,8 @@ pub(crate) async fn replicate_on(core: &Core, request: Replicate) -> Result<()> 
         condition: Condition::Running,
         policy,
         members: vec![member],
+        group: None,
+        turn: None,
     };
     core.change_session(session, |_| Ok(record)).await?;
     Ok(())

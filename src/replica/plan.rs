@@ -230,7 +230,8 @@ mod tests {
     fn a_receiver_with_something_of_its_own_gets_a_delta_above_that() {
         let cuts: Vec<Cut> = (5..=9).map(cut).collect();
         let queue: Vec<Uuid> = [5, 6, 7, 8, 9].map(id).to_vec();
-        let half = HalfSet { set: Some(set(Some(700), 9)), durable: 0, token: "token".to_owned() };
+        let half =
+            HalfSet { set: Some(set(Some(700), 9)), durable: 0, token: "token".to_owned(), arrived: false };
         let facts = Facts {
             epoch: EPOCH,
             shown: Some(id(700)),
@@ -280,7 +281,7 @@ mod tests {
 
     #[test]
     fn what_is_half_received_goes_on_or_is_dropped() {
-        let half = |set| Some(HalfSet { set, durable: 4096, token: "token".to_owned() });
+        let half = |set| Some(HalfSet { set, durable: 4096, token: "token".to_owned(), arrived: false });
         let resumed = |set| Step::Ship { set, resume: Some("token".to_owned()) };
         for due in [false, true] {
             assert_eq!(step(Some(5), &[6], due, true, half(Some(set(Some(5), 8)))), resumed(set(Some(5), 8)));

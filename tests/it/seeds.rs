@@ -306,6 +306,8 @@ fn session_files() -> Seeds {
             applied: None,
             target: None,
         }],
+        group: None,
+        turn: None,
     };
     let mut all = Vec::new();
     for side in [Side::Sender, Side::Receiver] {

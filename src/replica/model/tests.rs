@@ -125,7 +125,7 @@ fn model_an_earlier_opening_is_heard_no_more() {
         let set = SetId { stamp, target: Uuid::from_u128(5) };
         let of = |opening: u128| {
             let (session, opening) = (Uuid::from_u128(3), Uuid::from_u128(opening));
-            FeedSet { session, opening, volume: "v".to_owned(), set, keep: None }
+            FeedSet { session, opening, volume: "v".to_owned(), set, keep: None, together: false }
         };
         let mut stream = a_stream(&set);
         core.open_feed(&open(10)).await.unwrap();
