@@ -10,6 +10,7 @@ use crate::engine::api::{Received, SessionStatus};
 use crate::engine::core::Core;
 use crate::engine::roles::{RoleAnswer, RoleRequest, TakeOver};
 use crate::engine::sets::{Feed, FeedSet, OpenFeed};
+use crate::engine::together::{CommitSets, GroupName};
 use crate::error::{Error, Result};
 use crate::format::session::{Condition, MemberRecord, OnBacklog, SessionPolicy, SessionRecord, Side, Start};
 use crate::transport::Destination;
@@ -323,8 +324,11 @@ pub fn idle_statuses(store: &Store, running: bool) -> Vec<SessionStatus> {
 }
 
 impl FarStore for Core {
-    async fn open_feed(&self, open: &OpenFeed) -> Result<Feed> {
-        Self::open_feed(self, open).await
+    async fn open_feeds(&self, group: Option<&GroupName>, opens: &[OpenFeed]) -> Result<Vec<Feed>> {
+        Self::open_feeds(self, group, opens).await
+    }
+    async fn commit_sets(&self, commit: &CommitSets) -> Result<()> {
+        Self::commit_sets(self, commit).await
     }
     async fn receive_set(&self, feed: &FeedSet, input: &mut (dyn Read + Send)) -> Result<Received> {
         Self::receive_set(self, feed, input).await
@@ -364,7 +368,10 @@ pub fn ask(store: &Store, request: &FarRequest) -> Result<FarAnswer> {
     block_on(async {
         match request {
             FarRequest::Identity => Ok(FarAnswer::Identity(core.identity())),
-            FarRequest::Open(open) => core.open_feed(open).await.map(|feed| FarAnswer::Feed(Box::new(feed))),
+            FarRequest::Open { group, members } => {
+                core.open_feeds(group.as_ref(), members).await.map(FarAnswer::Feeds)
+            }
+            FarRequest::Commit(commit) => core.commit_sets(commit).await.map(|()| FarAnswer::Done),
             FarRequest::Abort { session, volume } => {
                 core.abort_feed(*session, volume).await.map(|()| FarAnswer::Done)
             }
@@ -398,7 +405,8 @@ pub fn receive_set(store: &Store, feed: &FeedSet, input: &mut (dyn Read + Send))
 #[allow(missing_docs, reason = "as the methods of FarStore")]
 pub enum FarRequest {
     Identity,
-    Open(OpenFeed),
+    Open { group: Option<GroupName>, members: Vec<OpenFeed> },
+    Commit(CommitSets),
     Abort { session: Uuid, volume: String },
     Keep { session: Uuid, volume: String, keep: u64 },
     Close { session: Uuid },
@@ -413,7 +421,7 @@ pub enum FarRequest {
 #[allow(missing_docs, reason = "as the methods of FarStore")]
 pub enum FarAnswer {
     Identity(Uuid),
-    Feed(Box<Feed>),
+    Feeds(Vec<Feed>),
     Lineage(Vec<RoleEpoch>),
     Changes { ranges: Vec<(u64, u64)>, next: Option<u64> },
     Role(RoleAnswer),

@@ -267,7 +267,7 @@ fn connection() -> Seeds {
     let greet = Greet { program: "1".to_owned(), ..Greet::of(VOLUME) };
     let messages = [
         Message::Greet(greet),
-        Message::Open { members: vec![open] },
+        Message::Open { members: vec![open], group: None },
         Message::Set { volume: "v".to_owned(), set, keep: Some(2) },
         Message::Marks { volume: "v".to_owned(), durable: Some(set), applied: Some(set) },
     ];
