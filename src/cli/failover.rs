@@ -14,7 +14,7 @@ use std::str::FromStr;
 /// soon as it is reached, and 'resync' there has it follow. Run again after a crash, it goes on.
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// The volume, or VOL@SNAP to go on from an older state; the newest one stays as a snapshot
+    /// The volume, or a group, or VOL@SNAP to go on from an older state; the newest one stays as a snapshot
     #[arg(value_name = "VOL[@SNAP]")]
     target: Target,
     /// Have the primary hand over, with nothing lost; as 'failback'

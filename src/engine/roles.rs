@@ -504,6 +504,9 @@ impl Core {
         volume: &str,
         take: &TakeOver,
     ) -> Result<Vec<RoleEpoch>> {
+        if let Some(record) = self.session(session).ok().filter(|record| record.group.is_some()) {
+            return self.take_over_group(&record, opening, take).await;
+        }
         let _turning = self.begin_turning(volume)?;
         let done = self.roles(volume).await?.operation == Some(take.operation);
         if !done {

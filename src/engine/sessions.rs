@@ -163,6 +163,44 @@ impl Core {
         all
     }
 
+    /// The sessions of that side that go by that name: of a volume by itself, or of a group.
+    pub fn sessions_named(&self, unit: &str, side: Side) -> Vec<SessionRecord> {
+        let mut all = self.sessions();
+        all.retain(|record| record.side == side && record.unit == unit);
+        all
+    }
+
+    /// The session that feeds a volume by itself, or a group.
+    pub fn fed_unit(&self, unit: &str) -> Option<SessionRecord> {
+        let mut all = self.sessions_named(unit, Side::Receiver);
+        all.retain(|record| !matches!(record.condition, Condition::Ended | Condition::Turned));
+        all.pop()
+    }
+
+    /// The session that fed a volume by itself, or a group, which takes its sender's place or has
+    /// taken it.
+    pub fn turned_unit(&self, unit: &str) -> Option<SessionRecord> {
+        let mut all = self.sessions_named(unit, Side::Receiver);
+        all.retain(|record| record.condition == Condition::Turned);
+        all.pop()
+    }
+
+    /// Refuses to do with one volume of a replicated group what is done with all of them.
+    ///
+    /// # Errors
+    /// `Conflict`.
+    pub fn check_alone(&self, volume: &str, what: &str) -> Result<()> {
+        let others = |record: &SessionRecord| record.group.is_some() && record.member(volume).is_some();
+        match self.sessions().into_iter().find(others) {
+            None => Ok(()),
+            Some(record) => Err(Error::conflict(format!(
+                "volume {volume} is replicated as a part of group {}",
+                record.unit
+            ))
+            .hint(format!("name the group: snapvol {what} {}", record.unit))),
+        }
+    }
+
     /// The session that feeds a volume.
     pub fn fed_by(&self, volume: &str) -> Option<SessionRecord> {
         let mut all = self.sessions_of(volume, Side::Receiver);
@@ -188,13 +226,13 @@ impl Core {
             return Err(Error::conflict(format!(
                 "a failover to volume {volume} was begun and has not ended"
             ))
-            .hint(format!("'snapvol failover {volume}' goes on with it")));
+            .hint(format!("'snapvol failover {}' goes on with it", turned.unit)));
         }
         match self.fed_by(volume) {
             None => Ok(()),
-            Some(_) => {
+            Some(fed) => {
                 Err(Error::conflict(format!("volume {volume} follows a primary; {what} would part the two"))
-                    .hint(format!("'snapvol unreplicate {volume}' ends that here, for good")))
+                    .hint(format!("'snapvol unreplicate {}' ends that here, for good", fed.unit)))
             }
         }
     }
@@ -208,7 +246,7 @@ impl Core {
             None => Ok(()),
             Some(record) => {
                 Err(Error::conflict(format!("volume {volume} is replicated to {}", record.destination))
-                    .hint(format!("'snapvol unreplicate {volume} {}' ends that", record.destination)))
+                    .hint(format!("'snapvol unreplicate {} {}' ends that", record.unit, record.destination)))
             }
         }
     }

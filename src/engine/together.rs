@@ -9,7 +9,7 @@
 
 use super::core::Core;
 use super::groups::MEMBERS_MAX;
-use super::roles::Place;
+use super::roles::{Place, TakeOver};
 use super::sets::{FeedSet, OpenFeed};
 use super::snapshots::Taken;
 use super::turns::Turn;
@@ -268,6 +268,53 @@ impl Core {
     ) -> Result<Option<SetId>> {
         let record = self.stop_feed(session, opening, Some(turn)).await?;
         self.carry_out_turn(&record).await
+    }
+
+    /// A group takes its sender's place because that one says so. Said again, it does what is left.
+    /// Returns the line that its volumes are in.
+    ///
+    /// # Errors
+    /// `Conflict` for an earlier opening, or when the newest state is another one; `Io`, `Full`.
+    pub(super) async fn take_over_group(
+        &self,
+        record: &SessionRecord,
+        opening: Uuid,
+        take: &TakeOver,
+    ) -> Result<Vec<RoleEpoch>> {
+        let turnings = record.members.iter().map(|member| self.begin_turning(&member.volume));
+        let _turnings = turnings.collect::<Result<Vec<_>>>()?;
+        let begun = record.turn.as_ref().is_some_and(|turn| turn.operation == take.operation);
+        let (mut done, mut restarts) = (true, Vec::new());
+        for member in &record.members {
+            let roles = self.roles(&member.volume).await?;
+            done &= roles.operation == Some(take.operation);
+            restarts.push(roles.restart);
+        }
+        let restart = if begun {
+            self.carry_out_turn(record).await?
+        } else if done {
+            restarts.first().copied().flatten()
+        } else {
+            let wanted = take.restart.map(|set| (set.stamp.epoch, set.stamp.number));
+            for member in &record.members {
+                let newest = self.cuts(&member.volume).await?.pop().map(|cut| cut.set.stamp);
+                if wanted.is_none() || newest.map(|stamp| (stamp.epoch, stamp.number)) != wanted {
+                    return Err(Error::conflict(format!(
+                        "volume {} does not show the last set",
+                        member.volume
+                    )));
+                }
+            }
+            let epoch = take.lineage.last().copied().unwrap_or_default();
+            let turn = TurnIntent { operation: take.operation, epoch, snapshot: String::new() };
+            self.turn_group(record.session, Some(opening), turn).await?
+        };
+        if self.session(take.feed.session).is_err() {
+            let feed = self.sender_record(&take.feed, restart).await?;
+            self.change_session(take.feed.session, |known| Ok(known.unwrap_or(feed))).await?;
+        }
+        let first = record.members.first().map(|member| member.volume.clone()).unwrap_or_default();
+        self.lineage_of(&first).await
     }
 
     /// Carries out what a session's record says of a turn; done again, it goes on.

@@ -18,7 +18,7 @@ use crate::engine::sets::Feed;
 use crate::engine::together::line_to;
 use crate::error::{Error, Result};
 use crate::format::session::{SessionRecord, Side};
-use crate::types::{RoleEpoch, Standing};
+use crate::types::{Role, RoleEpoch, Standing};
 use futures::channel::oneshot;
 use std::time::Duration;
 use uuid::Uuid;
@@ -210,7 +210,7 @@ impl<P: Port> Sender<'_, P> {
                 _ => lineage.clone(),
             };
             // One of a group may have given way before a crash.
-            if seen.standing == Standing::HandingOver {
+            if record.group.is_none() || seen.role == Role::Primary {
                 self.core.give_way(&volume, operation, line).await?;
             }
         }
