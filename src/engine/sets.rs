@@ -481,19 +481,12 @@ impl Core {
         pruned.await
     }
 
-    /// Takes part in a session, or goes on with it: says what is here.
+    /// Takes part in a session, or goes on with it: says what is here. Of a group all volumes take
+    /// part, or none.
     ///
     /// # Errors
-    /// `Conflict` for a primary, another session, or a volume with other content.
-    pub async fn open_feed(&self, open: &OpenFeed) -> Result<Feed> {
-        let mut feeds = self.open_feeds(None, std::slice::from_ref(open)).await?;
-        feeds.pop().ok_or_else(|| Error::invalid("the sender names no volume"))
-    }
-
-    /// The same of the volumes of a group: all of them take part, or none.
-    ///
-    /// # Errors
-    /// As there, and for a group that is another one here.
+    /// `Conflict` for a primary, another session, a volume with other content, or a group that is
+    /// another one here.
     pub async fn open_feeds(&self, group: Option<&GroupName>, opens: &[OpenFeed]) -> Result<Vec<Feed>> {
         if let Some(group) = group {
             self.check_group_opens(group, opens)?;
@@ -527,6 +520,13 @@ impl Core {
             self.know_group(group, opens).await?;
         }
         Ok(feeds)
+    }
+
+    /// The same of one volume.
+    #[cfg(test)]
+    pub async fn open_feed(&self, open: &OpenFeed) -> Result<Feed> {
+        let mut feeds = self.open_feeds(None, std::slice::from_ref(open)).await?;
+        feeds.pop().ok_or_else(|| Error::invalid("the sender names no volume"))
     }
 
     /// What a receiver says of a volume that takes part now.
