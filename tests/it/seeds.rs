@@ -6,6 +6,7 @@ use snapvol::delta::digest::{Answer, CHUNK, Digest, Span};
 use snapvol::delta::{Encoder, PlainChunk, SnapshotId, StreamHeader};
 use snapvol::engine::sets::OpenFeed;
 use snapvol::format::checkpoint as stored;
+use snapvol::format::group::{self, GroupMember, GroupRecord};
 use snapvol::format::journal::{FileHeader, Frame, Record, encode_frame};
 use snapvol::format::segment::{GroupEntry, GroupHeader, SegmentHeader};
 use snapvol::format::session::{Condition, MemberRecord, SessionPolicy, SessionRecord, Side};
@@ -338,6 +339,17 @@ fn upkeep_file() -> Seeds {
     ]
 }
 
+/// The file of groups.
+fn groups_file() -> Seeds {
+    let member = |name: &str, uuid| GroupMember { volume: name.to_owned(), uuid: Uuid::from_u128(uuid) };
+    let members = vec![member("data", 2), member("log", 3)];
+    let bytes = group::encode(&[GroupRecord { name: "db".to_owned(), uuid: VOLUME, members }]);
+    vec![
+        ("as-is".to_owned(), [&[0], &bytes[..]].concat()),
+        ("mended".to_owned(), [&[1], &bytes[..bytes.len() - 4]].concat()),
+    ]
+}
+
 /// What another store answers when it is compared with this one.
 fn digests() -> Seeds {
     let answer = |reached: u64, spans: &[u64]| {
@@ -398,6 +410,7 @@ fn all() -> Vec<(&'static str, Seeds)> {
         ("frames", connection()),
         ("sessions", session_files()),
         ("upkeep", upkeep_file()),
+        ("groups", groups_file()),
         ("compare", digests()),
     ]
 }
