@@ -93,6 +93,9 @@ pub struct Report {
     pub silence: Option<String>,
     /// The counter of the new role epoch.
     pub epoch: u64,
+    /// It is about a group.
+    #[serde(default)]
+    pub group: bool,
 }
 
 /// What a failover is connected to.

@@ -51,6 +51,7 @@ pub(super) async fn run<P: Port>(core: &Core, port: &mut P, request: &Request) -
         age_seconds,
         dropped: state.half,
         way_back: session.way_back.clone(),
+        group: true,
         ..Report::default()
     };
     if state.all_primary && turned.is_some() && session.turn.is_none() {
