@@ -16,6 +16,7 @@ mod drill;
 mod failures;
 mod follow;
 mod full;
+mod groups;
 mod hostile;
 mod layers;
 mod links;
