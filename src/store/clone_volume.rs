@@ -63,11 +63,7 @@ impl CloneVolume {
     ///
     /// # Errors
     /// `Io`.
-    pub async fn read_runs(
-        &self,
-        runs: &[(Block, u64)],
-        into: BytesMut,
-    ) -> Result<(BytesMut, Vec<usize>)> {
+    pub async fn read_runs(&self, runs: &[(Block, u64)], into: BytesMut) -> Result<(BytesMut, Vec<usize>)> {
         let bytes = |count: u64| usize::try_from(count * self.block_size).unwrap_or(usize::MAX);
         let pieces = runs.iter().map(|(first, count)| (first.0 * self.block_size, bytes(*count))).collect();
         self.io.read_each(self.file, pieces, into).await.map_err(|e| e.context("clone volume"))

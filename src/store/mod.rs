@@ -57,8 +57,8 @@ impl Default for Tuning {
             stage_bytes: 16 << 20,
             journal_bytes_max: 64 << 20,
             journal_step_bytes: 1 << 20,
-            group_bytes_max: 1 << 20,
-            groups_in_flight_max: 2,
+            group_bytes_max: 2 << 20,
+            groups_in_flight_max: 3,
             // As many as a hash table of 2^18 places takes before it grows.
             layer_entries_max: 7 << 15,
             steps_at_once: 64,
