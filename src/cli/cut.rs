@@ -13,7 +13,7 @@ pub(super) const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// Cut a set now, in every session of the volume
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// The volume
+    /// The volume, or a group
     #[arg(value_name = "VOL")]
     volume: Name,
     /// Wait until every receiver shows what the volume holds now

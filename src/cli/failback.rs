@@ -4,6 +4,7 @@ use super::args::parse_time;
 use super::progress::Progress;
 use super::{leases, output, with_store};
 use crate::control::Access;
+use crate::engine::groups::GroupRequest;
 use crate::error::Result;
 use crate::types::Name;
 use std::path::Path;
@@ -18,7 +19,7 @@ pub(super) const PAUSE_MAX_MS: u64 = 10_000;
 /// they go on and the roles stay. Run again after an interruption, it goes on.
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// The volume
+    /// The volume, or a group
     #[arg(value_name = "VOL")]
     volume: Name,
     /// How long writers may wait [default: 10s]
@@ -41,8 +42,12 @@ pub(super) fn hand_over(access: &Access, volume: &Name, pause_max_ms: u64, force
     let progress = Progress::spinner(&format!("turning {volume} around"));
     access.hand_over(volume.as_str(), pause_max_ms, force)?;
     drop(progress);
-    let info = access.list(Some(volume.as_str()))?;
+    let groups = access.group(&GroupRequest::List { group: None })?;
+    let group = groups.into_iter().find(|group| group.name == volume.as_str());
+    let first = group.as_ref().and_then(|group| group.volumes.first());
+    let info = access.list(Some(first.map_or(volume.as_str(), String::as_str)))?;
     let role = info.volumes.first().map(|info| info.role);
     let role = if role == Some(crate::types::Role::Primary) { "the primary" } else { "a secondary" };
-    output::print(&format!("volume {volume} is {role} now\n"))
+    let what = if group.is_some() { "group" } else { "volume" };
+    output::print(&format!("{what} {volume} is {role} now\n"))
 }

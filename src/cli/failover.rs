@@ -14,7 +14,7 @@ use std::str::FromStr;
 /// soon as it is reached, and 'resync' there has it follow. Run again after a crash, it goes on.
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// The volume, or VOL@SNAP to go on from an older state; the newest one stays as a snapshot
+    /// The volume, or a group, or VOL@SNAP to go on from an older state; the newest one stays as a snapshot
     #[arg(value_name = "VOL[@SNAP]")]
     target: Target,
     /// Have the primary hand over, with nothing lost; as 'failback'
@@ -86,18 +86,22 @@ pub(super) fn run(access: &Access, args: &Args) -> Result<()> {
     output::print(&if report.done { done(&report) } else { told(&report) })
 }
 
+fn kind_of(report: &Report) -> &'static str {
+    if report.group { "group" } else { "volume" }
+}
+
 /// What a failover would do.
 fn told(report: &Report) -> String {
-    let Report { volume, .. } = report;
+    let (volume, what) = (&report.volume, kind_of(report));
     let number = report.number.map_or("its newest state".to_owned(), |number| format!("set {number}"));
     let age = match (&report.received, report.age_seconds) {
         (Some(received), Some(age)) => format!(", which began to arrive {age:.0} s ago, at {received}"),
         _ => String::new(),
     };
     let mut text = match &report.snapshot {
-        None => format!("volume {volume} goes on from {number}{age}\n"),
+        None => format!("{what} {volume} goes on from {number}{age}\n"),
         Some(name) => {
-            format!("volume {volume} goes on from snapshot {name}; {number}{age}, stays as a snapshot\n")
+            format!("{what} {volume} goes on from snapshot {name}; {number}{age}, stays as a snapshot\n")
         }
     };
     text.push_str("whatever was written at the primary after that is not here\n");
@@ -128,11 +132,12 @@ fn told(report: &Report) -> String {
 
 fn done(report: &Report) -> String {
     let Report { volume, epoch, .. } = report;
+    let what = kind_of(report);
     let number = report.number.map_or(String::new(), |number| format!(" after set {number}"));
     if report.already {
-        return format!("volume {volume} is the primary already, by an earlier failover{number}\n");
+        return format!("{what} {volume} is the primary already, by an earlier failover{number}\n");
     }
-    format!("volume {volume} is the primary, in role epoch {epoch}{number}\n")
+    format!("{what} {volume} is the primary, in role epoch {epoch}{number}\n")
 }
 
 #[cfg(test)]

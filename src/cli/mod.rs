@@ -21,6 +21,7 @@ mod drill;
 mod failback;
 mod failover;
 mod forced;
+mod group;
 mod hold;
 mod init;
 mod leases;
@@ -102,6 +103,7 @@ enum Command {
     Resize(resize::Args),
     Snapshot(snapshot::Args),
     Delete(delete::Args),
+    Group(group::Args),
     Hold(hold::Args),
     Release(release::Args),
     Rollback(rollback::Args),
@@ -178,6 +180,7 @@ fn run(dir: &Path, command: Command) -> Result<()> {
         Command::List(args) => with_store(dir, |access| list::run(access, &args)),
         Command::Resize(args) => resize::run(dir, &args),
         Command::Snapshot(args) => with_store(dir, |access| snapshot::run(access, &args)),
+        Command::Group(args) => with_store(dir, |access| group::run(access, &args)),
         Command::Delete(args) => delete::run(dir, &args),
         Command::Hold(args) => with_store(dir, |access| hold::run(access, &args)),
         Command::Release(args) => with_store(dir, |access| release::run(access, &args)),

@@ -2,7 +2,6 @@
 
 use crate::control::Access;
 use crate::error::Result;
-use crate::transport::Destination;
 use crate::types::Name;
 
 /// Have the sessions of a volume rest, or one of them
@@ -10,12 +9,12 @@ use crate::types::Name;
 /// What changes meanwhile is kept and travels after 'resume', each block once.
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// The volume
+    /// The volume, or a group
     #[arg(value_name = "VOL")]
     volume: Name,
     /// Only the session to this destination
     #[arg(value_name = "DEST")]
-    destination: Option<Destination>,
+    destination: Option<String>,
 }
 
 /// Have the sessions of a volume go on, or one of them; one that rests after a failure tries at once
@@ -34,6 +33,6 @@ pub(super) fn resume(access: &Access, args: &ResumeArgs) -> Result<()> {
 }
 
 fn set(access: &Access, args: &Args, paused: bool) -> Result<()> {
-    let there = args.destination.as_ref().map(ToString::to_string);
-    access.pause(args.volume.as_str(), there.as_deref(), paused)
+    let there = args.destination.as_deref();
+    access.pause(args.volume.as_str(), there, paused)
 }

@@ -5,7 +5,6 @@ use crate::control::Access;
 use crate::error::{Error, Result};
 use crate::format::session::{OnBacklog, Start};
 use crate::replica::manage::{PolicyChange, Replicate};
-use crate::transport::Destination;
 use crate::types::{Name, parse_size};
 use std::str::FromStr;
 
@@ -16,12 +15,12 @@ use std::str::FromStr;
 /// interrupted. Said again for the same volume and destination, it changes the options given.
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// The volume
+    /// The volume, or a group
     #[arg(value_name = "VOL")]
     volume: Name,
-    /// Where to: ssh://[user@]host[:port]/STORE/VOL, or /STORE/VOL
+    /// Where to: ssh://[user@]host[:port]/STORE/VOL, or /STORE/VOL; for a group without /VOL
     #[arg(value_name = "DEST")]
-    destination: Destination,
+    destination: String,
     /// Cut a set this long after the last one, if something has changed [default: 5s]
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     timeout: Option<u64>,
@@ -48,9 +47,10 @@ pub(super) struct Args {
     #[arg(long, value_name = "COMMAND")]
     remote_command: Option<String>,
     /// How the volume here is reached from there, for a failover and the way back:
-    /// ssh://[user@]host[:port]/STORE/VOL; stores of one machine need not be told
+    /// ssh://[user@]host[:port]/STORE/VOL, for a group without /VOL; stores of one machine need not
+    /// be told
     #[arg(long, value_name = "DEST")]
-    way_back: Option<Destination>,
+    way_back: Option<String>,
     /// The program to run here then, as its shell takes it
     #[arg(long, value_name = "COMMAND")]
     way_back_command: Option<String>,
@@ -132,9 +132,9 @@ pub(super) fn run(access: &Access, args: Args) -> Result<()> {
     }
     access.replicate(Replicate {
         volume: args.volume.to_string(),
-        destination: args.destination.to_string(),
+        destination: args.destination,
         remote_command: args.remote_command,
-        way_back: args.way_back.map(|way| way.to_string()),
+        way_back: args.way_back,
         way_back_command: args.way_back_command,
         change: PolicyChange {
             timeout_ms: args.timeout,

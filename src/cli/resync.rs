@@ -3,9 +3,9 @@
 use super::progress::Progress;
 use super::{leases, output, with_store};
 use crate::control::Access;
+use crate::engine::groups::GroupRequest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::replica::resync::{Report, Request};
-use crate::transport::Destination;
 use crate::types::{Name, Role};
 use std::path::Path;
 use std::time::Duration;
@@ -21,13 +21,13 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// itself, and the command may be given again.
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// The volume
+    /// The volume, or a group
     #[arg(value_name = "VOL")]
     volume: Name,
     /// The volume that is the primary: ssh://[user@]host[:port]/STORE/VOL, or /STORE/VOL; where
-    /// this one was replicated to unless said
+    /// this one was replicated to unless said. For a group without /VOL
     #[arg(value_name = "FROM")]
-    from: Option<Destination>,
+    from: Option<String>,
     /// Ship the other side's state whole
     #[arg(long)]
     full: bool,
@@ -37,9 +37,10 @@ pub(super) struct Args {
     /// Disconnect writers, instead of refusing
     #[arg(long)]
     force: bool,
-    /// How this volume is reached from there: ssh://[user@]host[:port]/STORE/VOL
+    /// How this volume is reached from there: ssh://[user@]host[:port]/STORE/VOL; for a group
+    /// without /VOL
     #[arg(long, value_name = "DEST")]
-    way_back: Option<Destination>,
+    way_back: Option<String>,
     /// The program to run here then, as its shell takes it
     #[arg(long, value_name = "COMMAND")]
     way_back_command: Option<String>,
@@ -52,12 +53,11 @@ pub(super) fn run(dir: &Path, args: &Args) -> Result<()> {
     if !args.abort {
         leases::end(dir, args.force, |export| export.is_volume(&args.volume))?;
     }
-    let text = |there: &Option<Destination>| there.as_ref().map(ToString::to_string);
     let request = Request {
         volume: args.volume.to_string(),
-        from: text(&args.from),
+        from: args.from.clone(),
         remote_command: args.remote_command.clone(),
-        way_back: text(&args.way_back),
+        way_back: args.way_back.clone(),
         way_back_command: args.way_back_command.clone(),
         full: args.full,
         force: args.force,
@@ -89,15 +89,22 @@ fn told(report: &Report) -> String {
 /// Waits until the state of the other side is here.
 fn wait(access: &Access, report: &Report) -> Result<()> {
     let progress = Progress::spinner(&format!("resync of {}", report.volume));
+    let groups = access.group(&GroupRequest::List { group: None })?;
+    let group = groups.into_iter().find(|group| group.name == report.volume);
+    let what = if group.is_some() { "group" } else { "volume" };
+    let volumes = group.map_or_else(|| vec![report.volume.clone()], |group| group.volumes);
     loop {
-        let info = access.list(Some(&report.volume))?.volumes.into_iter().next();
-        let info = info.ok_or_else(|| Error::not_found("the volume is gone"))?;
-        if info.role == Role::Primary {
+        let mut all = access.list(None)?.volumes;
+        all.retain(|info| volumes.contains(&info.name));
+        if all.len() < volumes.len() {
+            return Err(Error::not_found("the volume is gone"));
+        }
+        if all.iter().any(|info| info.role == Role::Primary) {
             return Err(Error::new(ErrorKind::Interrupted, "the resync was given up meanwhile"));
         }
-        if info.state != "resyncing" {
+        if all.iter().all(|info| info.state != "resyncing") {
             drop(progress);
-            return output::print(&format!("volume {} follows {}\n", report.volume, report.from));
+            return output::print(&format!("{what} {} follows {}\n", report.volume, report.from));
         }
         std::thread::sleep(LOOK_EVERY);
     }

@@ -1,4 +1,4 @@
-//! `snapshot`: snapshots of one or more volumes at one instant.
+//! `snapshot`: snapshots of one or more volumes, or of groups, at one instant.
 
 use crate::control::Access;
 use crate::error::Result;
@@ -7,7 +7,7 @@ use crate::types::SnapName;
 /// Take snapshots, all at one instant: all or none
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// The snapshots to take; of each volume at most one
+    /// The snapshots to take; of each volume at most one. A group stands for its volumes
     #[arg(required = true, value_name = "VOL@SNAP")]
     names: Vec<SnapName>,
 }

@@ -9,7 +9,7 @@ use crate::types::Name;
 /// Show the daemon, its clients, transfers under way and sessions of replication
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// Only what is about this volume
+    /// Only what is about this volume, or the session of this group
     #[arg(value_name = "VOL")]
     volume: Option<Name>,
     /// Print JSON
@@ -30,7 +30,8 @@ pub(super) fn run(access: &Access, args: &Args) -> Result<()> {
 
 /// Leaves out what is about other volumes.
 fn only(status: &mut Status, volume: &str) -> Result<()> {
-    if !status.volumes.iter().any(|known| known.name == volume) {
+    let is_there = status.volumes.iter().any(|known| known.name == volume);
+    if !is_there && !status.sessions.iter().any(|session| session.unit == volume) {
         return Err(Error::not_found(format!("there is no volume {volume}")));
     }
     let is_of = |export: &str| export.split('@').next() == Some(volume);

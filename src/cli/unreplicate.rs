@@ -2,7 +2,6 @@
 
 use crate::control::Access;
 use crate::error::Result;
-use crate::transport::Destination;
 use crate::types::Name;
 
 /// End a session of replication
@@ -11,17 +10,17 @@ use crate::types::Name;
 /// a destination, it parts the volume from a sender that is gone for good.
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// The volume
+    /// The volume, or a group
     #[arg(value_name = "VOL")]
     volume: Name,
     /// The session's destination, as it was given
     #[arg(value_name = "DEST")]
-    destination: Option<Destination>,
+    destination: Option<String>,
 }
 
 pub(super) fn run(access: &Access, args: &Args) -> Result<()> {
-    let there = args.destination.as_ref().map(ToString::to_string);
-    if let Some(said) = access.unreplicate(args.volume.as_str(), there.as_deref())? {
+    let there = args.destination.as_deref();
+    if let Some(said) = access.unreplicate(args.volume.as_str(), there)? {
         eprintln!("{said}");
     }
     Ok(())

@@ -11,13 +11,15 @@ use super::wire::{Call, to_texts};
 use crate::delta::digest::{Answer, BlockOf, Content, Question};
 use crate::engine::Store;
 use crate::engine::api::{
-    CheckReport, CreateOptions, Diff, DrillInfo, HalfReceived, Received, ScheduleInfo, SendRequest, Status,
-    StoreInfo, UpdateSource,
+    CheckReport, CreateOptions, Diff, DrillInfo, GroupInfo, HalfReceived, Received, ScheduleInfo,
+    SendRequest, Status, StoreInfo, UpdateSource,
 };
+use crate::engine::groups::GroupRequest;
 use crate::engine::roles::{RoleAnswer, RoleRequest, Seen, TakeOver};
 use crate::engine::sessions::live_file;
 use crate::engine::sets::{Feed, FeedSet, OpenFeed, Relation};
 use crate::engine::store::OpenOptions;
+use crate::engine::together::{CommitSets, GroupName};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::upkeep::Schedule;
 use crate::replica::manage::{self, FarAnswer, FarRequest, Replicate};
@@ -388,6 +390,14 @@ impl Access {
         }
     }
 
+    /// Does what is asked of groups, and returns those that it was about.
+    pub fn group(&self, request: &GroupRequest) -> Result<Vec<GroupInfo>> {
+        match self {
+            Self::Local(store) => store.group_request(request),
+            Self::Remote(client) => client.call(&Call::Group { request: request.clone() }),
+        }
+    }
+
     /// The daemon and its clients.
     pub fn status(&self) -> Result<Status> {
         match self {
@@ -566,16 +576,21 @@ fn odd_answer() -> Error {
 }
 
 impl FarStore for FarDir {
-    async fn open_feed(&self, open: &OpenFeed) -> Result<Feed> {
-        match self.with(|access| access.ask(&FarRequest::Open(open.clone())))? {
-            FarAnswer::Feed(feed) => {
-                if feed.relation == Relation::Follows {
+    async fn open_feeds(&self, group: Option<&GroupName>, opens: &[OpenFeed]) -> Result<Vec<Feed>> {
+        let request = FarRequest::Open { group: group.cloned(), members: opens.to_vec() };
+        match self.with(|access| access.ask(&request))? {
+            FarAnswer::Feeds(feeds) => {
+                let all_follow = feeds.iter().all(|feed| feed.relation == Relation::Follows);
+                if let Some(open) = opens.first().filter(|_| all_follow) {
                     self.mark_live(open.session);
                 }
-                Ok(*feed)
+                Ok(feeds)
             }
             _ => Err(odd_answer()),
         }
+    }
+    async fn commit_sets(&self, commit: &CommitSets) -> Result<()> {
+        self.done(&FarRequest::Commit(commit.clone()))
     }
     async fn receive_set(&self, feed: &FeedSet, input: &mut (dyn Read + Send)) -> Result<Received> {
         self.with(|access| access.receive_set(feed, input))

@@ -5,8 +5,10 @@
 
 use super::access::{Access, FarDir};
 use crate::engine::api::Received;
+use crate::engine::groups::GroupRequest;
 use crate::engine::roles::{RoleAnswer, RoleRequest, TakeOver};
 use crate::engine::sets::{Feed, FeedSet, OpenFeed};
+use crate::engine::together::{CommitSets, GroupName};
 use crate::error::{Error, Result};
 use crate::replica::receiver::{Changes, FarStore};
 use crate::transport::Destination;
@@ -37,11 +39,20 @@ impl Only {
         )))
     }
 
-    /// Checks a session, if it is known here, by its volume.
+    /// Checks a volume, or all those of a group.
+    fn check_unit(&self, unit: &str) -> Result<()> {
+        let groups = self.store.with(|access| access.group(&GroupRequest::List { group: None }))?;
+        match groups.iter().find(|group| group.name == unit) {
+            Some(group) => group.volumes.iter().try_for_each(|volume| self.check(volume)),
+            None => self.check(unit),
+        }
+    }
+
+    /// Checks a session, if it is known here, by its volumes.
     fn check_session(&self, session: Uuid) -> Result<()> {
         let statuses = self.store.with(Access::status)?.sessions;
         match statuses.iter().find(|status| status.session == session) {
-            Some(status) => self.check(&status.unit),
+            Some(status) => self.check_unit(&status.unit),
             None => Ok(()),
         }
     }
@@ -55,14 +66,24 @@ fn is_foreign(destination: &str, command: &str) -> bool {
 }
 
 impl FarStore for Only {
-    async fn open_feed(&self, open: &OpenFeed) -> Result<Feed> {
-        self.check(&open.volume)?;
-        self.check_session(open.session)?;
-        if open.way_back.is_empty() || is_foreign(&open.way_back, &open.way_back_command) {
-            return self.store.open_feed(open).await;
+    async fn open_feeds(&self, group: Option<&GroupName>, opens: &[OpenFeed]) -> Result<Vec<Feed>> {
+        let mut allowed = Vec::new();
+        for open in opens {
+            self.check(&open.volume)?;
+            self.check_session(open.session)?;
+            let mut open = open.clone();
+            if !open.way_back.is_empty() && !is_foreign(&open.way_back, &open.way_back_command) {
+                (open.way_back, open.way_back_command) = (String::new(), String::new());
+            }
+            allowed.push(open);
         }
-        let (way_back, way_back_command) = (String::new(), String::new());
-        self.store.open_feed(&OpenFeed { way_back, way_back_command, ..open.clone() }).await
+        self.store.open_feeds(group, &allowed).await
+    }
+    async fn commit_sets(&self, commit: &CommitSets) -> Result<()> {
+        for (volume, _) in &commit.sets {
+            self.check(volume)?;
+        }
+        self.store.commit_sets(commit).await
     }
     async fn receive_set(&self, feed: &FeedSet, input: &mut (dyn Read + Send)) -> Result<Received> {
         self.check(&feed.volume)?;
@@ -87,7 +108,7 @@ impl FarStore for Only {
         volume: &str,
         take: &TakeOver,
     ) -> Result<Vec<RoleEpoch>> {
-        self.check(volume)?;
+        self.check_unit(volume)?;
         self.store.take_over(session, opening, volume, take).await
     }
     async fn changes(&self, session: Uuid, volume: &str, from: u64) -> Result<Changes> {
@@ -98,10 +119,10 @@ impl FarStore for Only {
         match request {
             RoleRequest::Look { volume }
             | RoleRequest::Fence { volume, .. }
-            | RoleRequest::HandOver { volume, .. } => self.check(volume)?,
+            | RoleRequest::HandOver { volume, .. } => self.check_unit(volume)?,
             RoleRequest::StopFeedBack { session } => self.check_session(*session)?,
             RoleRequest::FeedBack(asked) => {
-                self.check(&asked.volume)?;
+                self.check_unit(&asked.volume)?;
                 if !is_foreign(&asked.destination, &asked.remote_command) {
                     return Err(Error::conflict(
                         "this key is restricted: it names no path and no program here",

@@ -100,6 +100,12 @@ impl Service for StoreService {
             Call::SetOnFull { volume, on_full } => json(store.set_on_full(name(&volume)?, on_full)),
             Call::List { volume } => json(store.list(some_name(volume.as_ref())?)),
             Call::Resize { volume, size, force } => json(store.resize(name(&volume)?, size, force)),
+            Call::Group { request } => {
+                let done = store.group_request(&request);
+                // Sessions of a group look at its volumes again.
+                self.hub.refresh();
+                json(done)
+            }
             Call::Snapshot { names } => json(store.snapshot(&from_texts(&names)?)),
             Call::DeleteSnapshots { names } => json(store.delete_snapshots(&from_texts(&names)?)),
             Call::DeleteVolume { volume, recursive } => json(store.delete_volume(name(&volume)?, recursive)),

@@ -52,6 +52,7 @@ fn feed() -> FeedSet {
         volume: "v".to_owned(),
         set: SetId { stamp, target: one },
         keep: Some(5),
+        together: true,
     }
 }
 

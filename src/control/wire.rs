@@ -2,6 +2,7 @@
 
 use crate::delta::digest::{BlockOf, Content, Question};
 use crate::engine::api::{CreateOptions, UpdateSource};
+use crate::engine::groups::GroupRequest;
 use crate::engine::sets::FeedSet;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::upkeep::Schedule;
@@ -104,6 +105,7 @@ pub enum Call {
     Schedule { volume: String },
     UpdateSource { volume: String },
     RememberSource { volume: String, source: UpdateSource },
+    Group { request: GroupRequest },
     EndDrill { volume: String, name: Option<String>, force: bool },
 }
 

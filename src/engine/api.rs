@@ -30,6 +30,17 @@ pub struct StoreInfo {
     pub volumes: Vec<VolumeInfo>,
 }
 
+/// Volumes that belong together.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupInfo {
+    /// Its name.
+    pub name: String,
+    /// Its identity.
+    pub uuid: Uuid,
+    /// The names of its volumes, sorted.
+    pub volumes: Vec<String>,
+}
+
 /// The file system of a store.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SpaceInfo {

@@ -14,8 +14,8 @@
 use crate::error::{Error, Result, ResultExt};
 use crate::format::codec::{Fields, Put};
 use crate::io::{FileId, Io, OpenHow};
-use crate::store::paths;
-use bytes::{Bytes, BytesMut};
+use crate::store::{paths, small_file};
+use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind as OsKind;
 use std::path::{Path, PathBuf};
@@ -87,34 +87,11 @@ async fn open(io: &Io, path: &Path, how: OpenHow) -> Result<Option<FileId>> {
     }
 }
 
-async fn read_all(io: &Io, file: FileId) -> Result<BytesMut> {
-    let size = io.size(file).await?;
-    io.read(file, 0, usize::try_from(size).unwrap_or(usize::MAX)).await
-}
-
-/// Reads a small file, if it is there; with `sync` what is read is durable, its name too.
-async fn read(io: &Io, path: &Path, sync: bool) -> Result<Option<BytesMut>> {
-    let Some(file) = open(io, path, OpenHow::Read).await? else { return Ok(None) };
-    let result = async {
-        if sync {
-            io.sync(file).await?;
-        }
-        read_all(io, file).await
-    }
-    .await;
-    io.close(file);
-    let bytes = result.context(|| path.display().to_string())?;
-    if sync && let Some(dir) = path.parent() {
-        io.sync_dir(dir).await?;
-    }
-    Ok(Some(bytes))
-}
-
 /// The batches that were committed. A torn last entry was promised to nobody. With `sync`
 /// the answer is durable.
 pub(super) async fn committed(io: &Io, store: &Path, sync: bool) -> Result<Batches> {
     let path = paths::batches(store);
-    let bytes = read(io, &path, sync).await?.unwrap_or_default();
+    let bytes = small_file::read(io, &path, sync).await?.unwrap_or_default();
     let mut all = Batches::default();
     let count = bytes.len().div_ceil(ENTRY_SIZE);
     for (index, bytes) in bytes.chunks(ENTRY_SIZE).enumerate() {
@@ -184,7 +161,7 @@ async fn open_or_create(io: &Io, path: &Path) -> Result<FileId> {
 /// Where the next entry goes. What a crash left of one must neither shift it nor stand
 /// before it, since only the last one may be torn.
 async fn end_of_entries(io: &Io, file: FileId) -> Result<u64> {
-    let bytes = read_all(io, file).await?;
+    let bytes = small_file::read_open(io, file).await?;
     let torn = bytes.chunks(ENTRY_SIZE).rev().take_while(|bytes| entry(bytes) == Entry::Torn).count();
     let end = ((bytes.len().div_ceil(ENTRY_SIZE) - torn) * ENTRY_SIZE) as u64;
     if end != bytes.len() as u64 {
@@ -214,18 +191,7 @@ fn deleting_file(store: &Path) -> PathBuf {
 
 /// Remembers deletions that are about to be done. If that fails, nobody will do them.
 pub(super) async fn intend(io: &Io, store: &Path, deletions: &Deletions) -> Result<()> {
-    let path = deleting_file(store);
-    let new = path.with_extension("new");
-    let file = io.open(&new, OpenHow::CreateEmpty).await?;
-    let written = async {
-        io.write(file, 0, encode_deletions(deletions)).await?;
-        io.sync(file).await
-    }
-    .await;
-    io.close(file);
-    written.context(|| new.display().to_string())?;
-    io.rename(&new, &path).await?;
-    io.sync_dir(store).await
+    small_file::write(io, &deleting_file(store), encode_deletions(deletions)).await
 }
 
 /// The file `deleting`, as bytes.
@@ -270,7 +236,7 @@ pub fn decode_deletions(bytes: &[u8]) -> Result<BTreeMap<String, Vec<Uuid>>> {
 /// The deletions that a crash may have left undone; with `sync` the answer is durable.
 pub(super) async fn intended(io: &Io, store: &Path, sync: bool) -> Result<Deletions> {
     let path = deleting_file(store);
-    match read(io, &path, sync).await? {
+    match small_file::read(io, &path, sync).await? {
         Some(bytes) => decode_deletions(&bytes).context(|| path.display().to_string()),
         None => Ok(Deletions::new()),
     }
@@ -278,11 +244,7 @@ pub(super) async fn intended(io: &Io, store: &Path, sync: bool) -> Result<Deleti
 
 /// The deletions are done, or will not be.
 pub(super) async fn done(io: &Io, store: &Path) -> Result<()> {
-    match io.remove(&deleting_file(store)).await {
-        Err(error) if error.os_kind() != Some(OsKind::NotFound) => return Err(error),
-        _ => {}
-    }
-    io.sync_dir(store).await
+    small_file::remove(io, &deleting_file(store)).await
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Checking a store: every structure and every checksum, without writing anything.
 
 use super::api::{CheckReport, Finding};
-use super::{batch, sessions, upkeep, volumes};
+use super::{batch, groups, sessions, upkeep, volumes};
 use crate::error::{Error, Result};
 use crate::io::{DriverKind, Io, Reactor, driver};
 use crate::snapshot::{Verified, check_closed, give_up_stage};
@@ -36,6 +36,9 @@ async fn check_all(io: &Io, store: &Path, only: Option<&str>, images: bool) -> R
     }
     if let Some(error) = upkeep::read(io, store, false).await?.damage {
         report.findings.push(finding(None, "upkeep".to_owned(), &error));
+    }
+    if let Some(error) = groups::read(io, store, false).await?.damage {
+        report.findings.push(finding(None, "groups".to_owned(), &error));
     }
     for (name, error) in sessions::read(io, store, false).await?.damaged {
         report.findings.push(finding(None, format!("sessions/{name}"), &error));

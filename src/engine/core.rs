@@ -14,6 +14,7 @@ use super::api::CreateOptions;
 use super::batch::{self, Batches, Deletions};
 use super::drill::is_drill;
 use super::export::Export;
+use super::groups::{self, Groups};
 use super::sessions::{self, Sessions};
 use super::thread::{Engine, Handle, Pending, no_volume};
 use super::turns::Turns;
@@ -64,6 +65,7 @@ pub(crate) struct Core {
     pub(super) identity: Uuid,
     pub(super) sessions: Sessions,
     pub(super) upkeep: Upkeep,
+    pub(super) groups: Groups,
     /// Volumes that are taking their sender's place at this moment.
     pub(super) turning: std::sync::Mutex<BTreeSet<String>>,
     /// Who takes a cut of a volume.
@@ -92,15 +94,17 @@ impl Core {
             identity,
             sessions: Sessions::default(),
             upkeep: Upkeep::default(),
+            groups: Groups::default(),
             turning: std::sync::Mutex::default(),
             cutting: std::sync::Mutex::default(),
         };
-        let (batches, found, sessions, upkeep) = core
+        let (batches, found, sessions, upkeep, groups) = core
             .on_store(|engine, dir| async move {
                 let batches = batch::committed(&engine.io, &dir, true).await?;
                 let found = volumes::found(&engine.io, &dir).await?;
                 let sessions = sessions::read(&engine.io, &dir, true).await?;
-                Ok((batches, found, sessions, upkeep::read(&engine.io, &dir, true).await?))
+                let upkeep = upkeep::read(&engine.io, &dir, true).await?;
+                Ok((batches, found, sessions, upkeep, groups::read(&engine.io, &dir, true).await?))
             })
             .await?;
         for (file, error) in &sessions.damaged {
@@ -109,8 +113,12 @@ impl Core {
         if let Some(error) = &upkeep.damage {
             tracing::error!("nothing is done by schedule: {error}");
         }
+        if let Some(error) = &groups.damage {
+            tracing::error!("nobody knows which volumes belong together: {error}");
+        }
         core.sessions = sessions;
         core.upkeep = upkeep;
+        core.groups = groups;
         let (drills, found) = found.into_iter().partition(|(name, _)| is_drill(name));
         core.open_volumes(found, &batches).await;
         core.open_drills(drills, &batches).await;
@@ -118,6 +126,7 @@ impl Core {
             // The snapshots stay; the file says which were meant.
             tracing::error!("deletions that a crash interrupted are not completed: {error}");
         }
+        core.finish_groups().await;
         core.hold_unconfirmed().await;
         Ok(core)
     }
@@ -308,9 +317,7 @@ impl Core {
     pub async fn create(&self, volume: &str, options: &CreateOptions, role: Role) -> Result<()> {
         volume.parse::<Name>()?;
         let _admin = self.admin().await;
-        if self.has_volume(volume) {
-            return Err(Error::conflict(format!("volume {volume} exists already")));
-        }
+        self.check_name_free(volume)?;
         let count = self.places().len();
         let engine = &self.handles[count % self.handles.len()];
         volumes::create(engine, &self.dir, volume, options, role).await?;
@@ -358,6 +365,7 @@ impl Core {
         let _admin = self.admin().await;
         self.check_not_fed(volume, "its deletion")?;
         self.check_not_followed(volume)?;
+        self.check_not_member(volume)?;
         self.check_no_drills(volume)?;
         let closed = self
             .on_engine(volume, move |engine, name| async move {

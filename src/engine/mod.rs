@@ -12,6 +12,7 @@ pub(crate) mod core;
 mod digests;
 pub mod drill;
 mod export;
+pub mod groups;
 #[cfg(any(test, feature = "simulation"))]
 pub mod model;
 mod production;
@@ -27,6 +28,7 @@ pub mod sets;
 mod snapshots;
 mod space;
 mod thread;
+pub mod together;
 mod transfers;
 pub(crate) mod turns;
 mod upkeep;

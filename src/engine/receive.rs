@@ -267,6 +267,14 @@ impl Target for EngineTarget<'_> {
     async fn commit(&mut self, _: &Trailer) -> Result<()> {
         self.hand_over_rest(0).await?;
         let (engine, number) = self.engine()?;
-        engine.call(move |engine| async move { engine.receives.get(number)?.receiving.commit().await }).await
+        let together = self.feed.is_some_and(|feed| feed.together);
+        let ended = engine.call(move |engine| async move {
+            let applying = engine.receives.get(number)?;
+            match together {
+                true => applying.receiving.arrived().await,
+                false => applying.receiving.commit().await,
+            }
+        });
+        ended.await
     }
 }

@@ -8,10 +8,10 @@
 
 use super::core::Core;
 use super::roles::{Seen, check_of, same, writers};
-use super::sets::{Diverged, OpenFeed, Relation, relation};
+use super::sets::{Diverged, OpenFeed, Relation, fresh_member, relation};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::roles::{ResyncRecord, TurnRecord};
-use crate::format::session::{Condition, MemberRecord, SessionPolicy, SessionRecord, Side};
+use crate::format::session::{Condition, SessionPolicy, SessionRecord, Side};
 use crate::snapshot::{Delta, Gate, TakeRequest, Volume};
 use crate::types::{Role, RoleEpoch, Standing};
 use serde::{Deserialize, Serialize};
@@ -75,19 +75,7 @@ impl Core {
     /// `Conflict` when writers are connected, when the other line is not one to follow, or when
     /// there is no state in common; `Io`, `Full`.
     pub async fn begin_resync(&self, volume: &str, plan: &ResyncPlan<'_>) -> Result<ResyncRecord> {
-        let ours = self.look(volume).await?;
-        check_theirs(volume, &ours.lineage, plan.theirs)?;
-        if ours.writers > 0 && !plan.force {
-            return Err(Error::conflict(format!("volume {volume} has {} writers connected", ours.writers))
-                .hint("disconnect them, or use --force"));
-        }
-        let common = ours.held.iter().copied().find(|held| plan.theirs.held.contains(held));
-        if common.is_none() && !plan.full {
-            return Err(Error::conflict(format!(
-                "volume {volume} has no state in common with the other side"
-            ))
-            .hint("--full ships the other side's state whole; what is here is kept as a snapshot"));
-        }
+        let common = self.check_resync(volume, plan.theirs, plan.full, plan.force).await?;
         let common = common.filter(|_| !plan.full);
         let (session, peer, lineage) = (plan.session, plan.peer, plan.theirs.lineage.clone());
         self.on_engine(volume, move |engine, name| async move {
@@ -120,14 +108,43 @@ impl Core {
         .await
     }
 
+    /// Whether a volume may be resynced; the youngest state that both sides have.
+    ///
+    /// # Errors
+    /// As for [`Self::begin_resync`].
+    pub async fn check_resync(
+        &self,
+        volume: &str,
+        theirs: &Seen,
+        full: bool,
+        force: bool,
+    ) -> Result<Option<Uuid>> {
+        let ours = self.look(volume).await?;
+        check_theirs(volume, &ours.lineage, theirs)?;
+        if ours.writers > 0 && !force {
+            return Err(Error::conflict(format!("volume {volume} has {} writers connected", ours.writers))
+                .hint("disconnect them, or use --force"));
+        }
+        let common = ours.held.iter().copied().find(|held| theirs.held.contains(held));
+        if common.is_none() && !full {
+            return Err(Error::conflict(format!(
+                "volume {volume} has no state in common with the other side"
+            ))
+            .hint("--full ships the other side's state whole; what is here is kept as a snapshot"));
+        }
+        Ok(common)
+    }
+
     /// At the primary: makes the session that feeds a volume back, if there is none yet.
     ///
     /// # Errors
     /// `Conflict` when the volume is no primary; `Invalid`; `Io`.
     pub async fn feed_back(&self, asked: &FeedBack) -> Result<()> {
-        let seen = self.look(&asked.volume).await?;
-        if seen.role != Role::Primary || !seen.standing.is_open() {
-            return Err(Error::conflict(format!("volume {} is no primary there", asked.volume)));
+        for volume in self.volumes_of(&asked.volume) {
+            let seen = self.look(&volume).await?;
+            if seen.role != Role::Primary || !seen.standing.is_open() {
+                return Err(Error::conflict(format!("volume {volume} is no primary there")));
+            }
         }
         if self.session(asked.session).is_ok() {
             return Ok(());
@@ -142,18 +159,23 @@ impl Core {
         asked: &FeedBack,
         mark: Option<crate::types::SetId>,
     ) -> Result<SessionRecord> {
-        let (uuid, _, _) = self.unit(&asked.volume).await?;
-        // What is not yet told by the destination, the first connection tells.
-        let far = asked.destination.rsplit('/').next().unwrap_or_default();
-        let far: crate::types::Name = far.parse()?;
-        let member = MemberRecord {
-            volume: asked.volume.clone(),
-            uuid,
-            far_volume: far.to_string(),
-            durable: mark,
-            applied: mark,
-            target: None,
-        };
+        let group = self.group(&asked.volume);
+        let mut members = Vec::new();
+        for volume in self.volumes_of(&asked.volume) {
+            let (uuid, _, _) = self.unit(&volume).await?;
+            let mut member = fresh_member(&volume, uuid);
+            let marked = match (&group, mark) {
+                (Some(_), Some(_)) => self.roles(&volume).await?.restart,
+                _ => mark,
+            };
+            (member.durable, member.applied) = (marked, marked);
+            if group.is_none() {
+                // What is not yet told by the destination, the first connection tells.
+                let far = asked.destination.rsplit('/').next().unwrap_or_default();
+                member.far_volume = far.parse::<crate::types::Name>()?.to_string();
+            }
+            members.push(member);
+        }
         // Hooks are commands of the host that they were written for.
         let hook = String::new;
         let policy =
@@ -170,7 +192,9 @@ impl Core {
             opening: None,
             condition: Condition::Running,
             policy,
-            members: vec![member],
+            members,
+            group: group.map(|group| group.uuid),
+            turn: None,
         })
     }
 
@@ -183,7 +207,10 @@ impl Core {
             Err(_) => Ok(()),
             Ok(record) if record.side == Side::Sender => {
                 self.forget_session(session).await?;
-                self.prune_sent(&record.unit).await
+                for member in &record.members {
+                    self.prune_sent(&member.volume).await?;
+                }
+                Ok(())
             }
             Ok(_) => Err(Error::conflict("the session is not sent from there")),
         }
@@ -248,10 +275,46 @@ impl Core {
         });
         if over.await? {
             for old in self.sessions_of(volume, Side::Sender) {
-                self.forget_session(old.session).await?;
+                // It tells the others of a group, after a crash, what became of a handover.
+                if !self.has_primary(&old).await? {
+                    self.forget_session(old.session).await?;
+                }
             }
         }
         Ok(())
+    }
+
+    async fn has_primary(&self, session: &SessionRecord) -> Result<bool> {
+        for member in &session.members {
+            if self.unit(&member.volume).await?.1 == Role::Primary {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// No client writes to a volume any more, durably, and those that were let in are done: what a
+    /// group's resync begins with, so that what its volumes keep is of one instant.
+    ///
+    /// # Errors
+    /// `Conflict` when writers are connected, unless forced; `Io`, `Full`.
+    pub async fn stop_writers(&self, volume: &str, force: bool) -> Result<()> {
+        self.on_engine(volume, move |engine, name| async move {
+            let volume = engine.volume(&name)?;
+            let count = writers(&engine, &name);
+            if count > 0 && !force {
+                return Err(Error::conflict(format!("volume {name} has {count} writers connected"))
+                    .hint("disconnect them, or use --force"));
+            }
+            if volume.role() == Role::Primary && volume.roles().standing != Standing::Fenced {
+                let fenced = TurnRecord { standing: Standing::Fenced, ..same(&volume) };
+                volume.turn(&check_of(&volume), fenced).await?;
+            }
+            volume.set_gate(Gate::Open);
+            engine.clients.disconnect(&name, false).await;
+            volume.writers_done().await
+        })
+        .await
     }
 
     /// Whether an opening is the one that a resync waits for; then what the receiver answers.

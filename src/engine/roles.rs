@@ -9,7 +9,7 @@ use super::sets::{Relation, relation};
 use super::thread::Engine;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::roles::{RoleState, TurnRecord};
-use crate::format::session::{Condition, SessionRecord, Side, Start};
+use crate::format::session::{Condition, SessionRecord, Side, Start, TurnIntent};
 use crate::format::state::LINEAGE_MAX;
 use crate::snapshot::{Gate, TakeRequest, TurnCheck, Volume};
 use crate::types::{Role, RoleEpoch, SetId, Standing};
@@ -405,19 +405,24 @@ impl Core {
         if turning.contains(volume) { Err(is_turning(volume)) } else { Ok(()) }
     }
 
-    /// A session brings nothing more: the volume that it fed takes its sender's place. With an
-    /// opening, only if no later one was recorded.
+    /// A session brings nothing more: the volume that it fed takes its sender's place, or all of a
+    /// group do by that turn. With an opening, only if no later one was recorded.
     ///
     /// # Errors
     /// `NotFound`; `Conflict`; `Io`.
-    pub async fn stop_feed(&self, session: Uuid, opening: Option<Uuid>) -> Result<SessionRecord> {
+    pub async fn stop_feed(
+        &self,
+        session: Uuid,
+        opening: Option<Uuid>,
+        turn: Option<TurnIntent>,
+    ) -> Result<SessionRecord> {
         let turned = self.change_session(session, |known| {
             let mut record = known.ok_or_else(|| Error::not_found("the session is gone"))?;
             let later = opening.is_some() && record.opening != opening;
             if later || (opening.is_some() && record.condition != Condition::Running) {
                 return Err(Error::conflict("the session was opened again, or ended, meanwhile"));
             }
-            record.condition = Condition::Turned;
+            (record.condition, record.turn) = (Condition::Turned, turn);
             for member in &mut record.members {
                 (member.durable, member.applied, member.target) = (None, None, None);
             }
@@ -499,6 +504,9 @@ impl Core {
         volume: &str,
         take: &TakeOver,
     ) -> Result<Vec<RoleEpoch>> {
+        if let Some(record) = self.session(session).ok().filter(|record| record.group.is_some()) {
+            return self.take_over_group(&record, opening, take).await;
+        }
         let _turning = self.begin_turning(volume)?;
         let done = self.roles(volume).await?.operation == Some(take.operation);
         if !done {
@@ -506,7 +514,7 @@ impl Core {
             if newest.is_none() || newest != take.restart.map(|restart| restart.target) {
                 return Err(Error::conflict(format!("volume {volume} does not show the last set")));
             }
-            self.stop_feed(session, Some(opening)).await?;
+            self.stop_feed(session, Some(opening), None).await?;
             let place = Place { operation: take.operation, lineage: take.lineage.clone(), snapshot: None };
             self.take_place(volume, place).await?;
         }

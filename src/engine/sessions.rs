@@ -5,17 +5,16 @@
 //! nobody knows which ones it needs.
 
 use super::core::Core;
-use crate::error::{Error, Result, ResultExt};
+use crate::error::{Error, Result};
 use crate::format::session::{Condition, SessionRecord, Side};
-use crate::io::{Io, OpenHow};
+use crate::io::Io;
+use crate::store::small_file;
 use std::collections::BTreeMap;
 use std::io::ErrorKind as OsKind;
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock};
 use uuid::Uuid;
 
-/// The suffix of a file that is not in force yet.
-const NEW: &str = ".new";
 /// The suffix of a file that whoever serves the session's connection has locked.
 const LIVE: &str = ".live";
 
@@ -56,7 +55,7 @@ pub(super) async fn read(io: &Io, store: &Path, sync: bool) -> Result<Sessions> 
         if name.ends_with(LIVE) {
             continue;
         }
-        if name.ends_with(NEW) {
+        if name.ends_with(small_file::NEW) {
             if sync {
                 io.remove(&path).await?;
             }
@@ -78,17 +77,8 @@ pub(super) async fn read(io: &Io, store: &Path, sync: bool) -> Result<Sessions> 
 }
 
 async fn read_one(io: &Io, path: &Path, sync: bool) -> Result<SessionRecord> {
-    let file = io.open(path, OpenHow::Read).await?;
-    let read = async {
-        if sync {
-            io.sync(file).await?;
-        }
-        let size = io.size(file).await?;
-        io.read(file, 0, usize::try_from(size).unwrap_or(usize::MAX)).await
-    };
-    let bytes = read.await;
-    io.close(file);
-    SessionRecord::decode(&bytes.context(|| path.display().to_string())?).map_err(|error| {
+    let bytes = small_file::read(io, path, sync).await?;
+    SessionRecord::decode(&bytes.unwrap_or_default()).map_err(|error| {
         error.context(path.display().to_string()).hint(
             "restore the file from a copy, or remove it: then the session is forgotten, and its \
              volumes are shipped whole again",
@@ -104,18 +94,7 @@ async fn write(io: &Io, store: &Path, record: &SessionRecord) -> Result<()> {
     }
     // A directory whose making was interrupted may not be durable yet.
     io.sync_dir(store).await?;
-    let path = dir.join(record.session.to_string());
-    let new = dir.join(format!("{}{NEW}", record.session));
-    let file = io.open(&new, OpenHow::CreateEmpty).await?;
-    let written = async {
-        io.write(file, 0, record.encode().into()).await?;
-        io.sync(file).await
-    }
-    .await;
-    io.close(file);
-    written.context(|| new.display().to_string())?;
-    io.rename(&new, &path).await?;
-    io.sync_dir(&dir).await
+    small_file::write(io, &dir.join(record.session.to_string()), record.encode().into()).await
 }
 
 impl Core {
@@ -184,6 +163,44 @@ impl Core {
         all
     }
 
+    /// The sessions of that side that go by that name: of a volume by itself, or of a group.
+    pub fn sessions_named(&self, unit: &str, side: Side) -> Vec<SessionRecord> {
+        let mut all = self.sessions();
+        all.retain(|record| record.side == side && record.unit == unit);
+        all
+    }
+
+    /// The session that feeds a volume by itself, or a group.
+    pub fn fed_unit(&self, unit: &str) -> Option<SessionRecord> {
+        let mut all = self.sessions_named(unit, Side::Receiver);
+        all.retain(|record| !matches!(record.condition, Condition::Ended | Condition::Turned));
+        all.pop()
+    }
+
+    /// The session that fed a volume by itself, or a group, which takes its sender's place or has
+    /// taken it.
+    pub fn turned_unit(&self, unit: &str) -> Option<SessionRecord> {
+        let mut all = self.sessions_named(unit, Side::Receiver);
+        all.retain(|record| record.condition == Condition::Turned);
+        all.pop()
+    }
+
+    /// Refuses to do with one volume of a replicated group what is done with all of them.
+    ///
+    /// # Errors
+    /// `Conflict`.
+    pub fn check_alone(&self, volume: &str, what: &str) -> Result<()> {
+        let others = |record: &SessionRecord| record.group.is_some() && record.member(volume).is_some();
+        match self.sessions().into_iter().find(others) {
+            None => Ok(()),
+            Some(record) => Err(Error::conflict(format!(
+                "volume {volume} is replicated as a part of group {}",
+                record.unit
+            ))
+            .hint(format!("name the group: snapvol {what} {}", record.unit))),
+        }
+    }
+
     /// The session that feeds a volume.
     pub fn fed_by(&self, volume: &str) -> Option<SessionRecord> {
         let mut all = self.sessions_of(volume, Side::Receiver);
@@ -209,13 +226,13 @@ impl Core {
             return Err(Error::conflict(format!(
                 "a failover to volume {volume} was begun and has not ended"
             ))
-            .hint(format!("'snapvol failover {volume}' goes on with it")));
+            .hint(format!("'snapvol failover {}' goes on with it", turned.unit)));
         }
         match self.fed_by(volume) {
             None => Ok(()),
-            Some(_) => {
+            Some(fed) => {
                 Err(Error::conflict(format!("volume {volume} follows a primary; {what} would part the two"))
-                    .hint(format!("'snapvol unreplicate {volume}' ends that here, for good")))
+                    .hint(format!("'snapvol unreplicate {}' ends that here, for good", fed.unit)))
             }
         }
     }
@@ -229,7 +246,7 @@ impl Core {
             None => Ok(()),
             Some(record) => {
                 Err(Error::conflict(format!("volume {volume} is replicated to {}", record.destination))
-                    .hint(format!("'snapvol unreplicate {volume} {}' ends that", record.destination)))
+                    .hint(format!("'snapvol unreplicate {} {}' ends that", record.unit, record.destination)))
             }
         }
     }

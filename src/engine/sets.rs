@@ -9,6 +9,7 @@ use super::core::Core;
 use super::drill::is_drill;
 use super::receive::EngineTarget;
 use super::send::{self, EngineSource};
+use super::together::GroupName;
 use super::turns::Turn;
 use crate::delta::receiver;
 use crate::delta::token::ResumeToken;
@@ -123,6 +124,34 @@ pub struct Feed {
     pub diverged: Option<Diverged>,
 }
 
+impl Feed {
+    /// Of a volume of which nothing else is said.
+    fn nothing(relation: Relation) -> Self {
+        Self {
+            relation,
+            durable: None,
+            applied: None,
+            newest: None,
+            held: Vec::new(),
+            half: None,
+            lineage: Vec::new(),
+            operation: None,
+            diverged: None,
+        }
+    }
+}
+
+/// A volume that is to follow a sender.
+struct Met {
+    uuid: Uuid,
+    /// Its role epochs, oldest first.
+    lineage: Vec<RoleEpoch>,
+    /// What it has of its own.
+    diverged: Option<Diverged>,
+    /// What is said where it does not follow.
+    refusal: Option<Feed>,
+}
+
 /// What a receiver has of its own, apart from the sender's line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Diverged {
@@ -152,6 +181,9 @@ pub struct HalfSet {
     pub durable: u64,
     /// What a stream is resumed with.
     pub token: String,
+    /// All of it is there, and waits for the other volumes of its group.
+    #[serde(default)]
+    pub arrived: bool,
 }
 
 /// A set on its way into a volume.
@@ -167,6 +199,22 @@ pub struct FeedSet {
     pub set: SetId,
     /// No mark of any session of the origin is older than this number, where it is known.
     pub keep: Option<u64>,
+    /// It is shown only when those of the other volumes of its group are.
+    #[serde(default)]
+    pub together: bool,
+}
+
+/// A volume of a session by which nothing was shipped yet, of the same name on both sides.
+#[must_use]
+pub fn fresh_member(volume: &str, uuid: Uuid) -> MemberRecord {
+    MemberRecord {
+        volume: volume.to_owned(),
+        uuid,
+        far_volume: volume.to_owned(),
+        durable: None,
+        applied: None,
+        target: None,
+    }
 }
 
 /// Compares two lines of role epochs; `theirs` is the sender's.
@@ -433,11 +481,73 @@ impl Core {
         pruned.await
     }
 
-    /// Takes part in a session, or goes on with it: says what is here.
+    /// Takes part in a session, or goes on with it: says what is here. Of a group all volumes take
+    /// part, or none.
     ///
     /// # Errors
-    /// `Conflict` for a primary, another session, or a volume with other content.
+    /// `Conflict` for a primary, another session, a volume with other content, or a group that is
+    /// another one here.
+    pub async fn open_feeds(&self, group: Option<&GroupName>, opens: &[OpenFeed]) -> Result<Vec<Feed>> {
+        if let Some(group) = group {
+            self.check_group_opens(group, opens)?;
+        }
+        let mut met = Vec::new();
+        for open in opens {
+            met.push(self.meet_sender(open).await?);
+        }
+        if met.iter().any(|met| met.refusal.is_some()) {
+            let nothing = |met: Met| Feed { lineage: met.lineage, ..Feed::nothing(Relation::Follows) };
+            return Ok(met.into_iter().map(|mut m| m.refusal.take().unwrap_or_else(|| nothing(m))).collect());
+        }
+        self.join_session(group, opens, &met).await?;
+        for (open, met) in opens.iter().zip(&met) {
+            self.still_opens(open, met.diverged.is_some()).await?;
+            // An earlier opening brings nothing new from here on, but may still be at it: what there
+            // is then is not known before it has ended.
+            if self.with(&open.volume, |volume| async move { Ok(volume.is_receiving()) }).await? {
+                return Err(Error::conflict(format!(
+                    "a set from an earlier connection is still being received into volume {}",
+                    open.volume
+                ))
+                .hint("it is tried again"));
+            }
+        }
+        let mut feeds = Vec::new();
+        for (open, met) in opens.iter().zip(met) {
+            feeds.push(self.begin_feed(open, met, opens.len()).await?);
+        }
+        if let Some(group) = group {
+            self.know_group(group, opens).await?;
+        }
+        Ok(feeds)
+    }
+
+    /// The same of one volume.
+    #[cfg(test)]
     pub async fn open_feed(&self, open: &OpenFeed) -> Result<Feed> {
+        let mut feeds = self.open_feeds(None, std::slice::from_ref(open)).await?;
+        feeds.pop().ok_or_else(|| Error::invalid("the sender names no volume"))
+    }
+
+    /// What a receiver says of a volume that takes part now.
+    async fn begin_feed(&self, open: &OpenFeed, met: Met, members: usize) -> Result<Feed> {
+        let mut feed = self.feed(&open.volume).await?;
+        // All of a group has to fit into one message.
+        feed.held.truncate(OFFERS_MAX / members.max(1));
+        if let Some(diverged) = met.diverged {
+            // What it has of its own is no mark; the line is taken over with the set.
+            let newest = Some(diverged.shown);
+            return Ok(Feed { durable: None, applied: None, newest, diverged: Some(diverged), ..feed });
+        }
+        if met.lineage.last() != open.lineage.last() {
+            let lineage = open.lineage.clone();
+            self.with(&open.volume, |volume| async move { volume.set_lineage(lineage).await }).await?;
+        }
+        Ok(feed)
+    }
+
+    /// Finds the volume that is to follow, or makes it, and tells whether it may.
+    async fn meet_sender(&self, open: &OpenFeed) -> Result<Met> {
         open.volume.parse::<crate::types::Name>()?;
         if open.store == self.identity {
             return Err(Error::conflict("a volume does not follow another one of the same store"));
@@ -457,25 +567,15 @@ impl Core {
         self.finish_resync(&open.volume).await?;
         let (uuid, role, geometry) = self.unit(&open.volume).await?;
         let diverged = self.open_resync(open).await?;
-        let ours = self.with(&open.volume, |volume| async move { Ok(volume.lineage()) }).await?;
-        let relation = relation(&ours, &open.lineage);
+        let lineage = self.lineage_of(&open.volume).await?;
+        let relation = relation(&lineage, &open.lineage);
         if relation != Relation::Follows && diverged.is_none() {
-            let (durable, applied, newest, half) = (None, None, None, None);
             let operation = self.roles(&open.volume).await?.operation;
             if relation == Relation::Split && role == Role::Primary {
                 self.met_split(&open.volume).await?;
             }
-            return Ok(Feed {
-                relation,
-                durable,
-                applied,
-                newest,
-                held: Vec::new(),
-                half,
-                lineage: ours,
-                operation,
-                diverged,
-            });
+            let feed = Feed { lineage: lineage.clone(), operation, ..Feed::nothing(relation) };
+            return Ok(Met { uuid, lineage, diverged: None, refusal: Some(feed) });
         }
         if role == Role::Primary {
             return Err(Error::conflict(format!("volume {} is a primary there", open.volume))
@@ -488,28 +588,7 @@ impl Core {
             ))
             .hint("name another volume"));
         }
-        self.join_session(open, uuid, &self.feed(&open.volume).await?, diverged.is_some()).await?;
-        self.still_opens(open, diverged.is_some()).await?;
-        // An earlier opening brings nothing new from here on, but may still be at it: what there
-        // is then is not known before it has ended.
-        if self.with(&open.volume, |volume| async move { Ok(volume.is_receiving()) }).await? {
-            return Err(Error::conflict(format!(
-                "a set from an earlier connection is still being received into volume {}",
-                open.volume
-            ))
-            .hint("it is tried again"));
-        }
-        let feed = self.feed(&open.volume).await?;
-        if let Some(diverged) = diverged {
-            // What it has of its own is no mark; the line is taken over with the set.
-            let newest = Some(diverged.shown);
-            return Ok(Feed { durable: None, applied: None, newest, diverged: Some(diverged), ..feed });
-        }
-        if ours.last() != open.lineage.last() {
-            let lineage = open.lineage.clone();
-            self.with(&open.volume, |volume| async move { volume.set_lineage(lineage).await }).await?;
-        }
-        Ok(feed)
+        Ok(Met { uuid, lineage, diverged, refusal: None })
     }
 
     /// A resync may have been given up, or a role changed, while the session was recorded.
@@ -527,13 +606,76 @@ impl Core {
 
     /// Records the session at the receiver. A volume with content of its own is left alone,
     /// unless the sender knows what it shows.
-    async fn join_session(&self, open: &OpenFeed, uuid: Uuid, feed: &Feed, resync: bool) -> Result<()> {
-        if let Ok(known) = self.session(open.session)
-            && known.condition == Condition::Ended
-        {
-            return Err(Error::conflict(format!("volume {} was parted from its sender there", open.volume))
+    async fn join_session(&self, group: Option<&GroupName>, opens: &[OpenFeed], met: &[Met]) -> Result<()> {
+        let first = opens.first().ok_or_else(|| Error::invalid("the sender names no volume"))?;
+        let known = self.session(first.session).ok();
+        if known.as_ref().is_some_and(|known| known.condition == Condition::Ended) {
+            return Err(Error::conflict(format!("volume {} was parted from its sender there", first.volume))
                 .hint("end the session here, too, with 'unreplicate'"));
         }
+        let known = known.filter(|record| record.peer_store == Some(first.store));
+        let mut members = Vec::new();
+        for (open, met) in opens.iter().zip(met) {
+            let resync = met.diverged.is_some();
+            self.check_feeders(open, resync).await?;
+            let member = known.as_ref().and_then(|known| known.member(&open.volume)).cloned();
+            members.push(match member {
+                Some(member) => member,
+                None => self.new_member(open, met.uuid, resync).await?,
+            });
+        }
+        let group_id = group.map(|group| group.uuid);
+        if known.is_some() {
+            let opened = self.change_session(first.session, |known| {
+                let mut record = known.ok_or_else(|| Error::not_found("the session is gone"))?;
+                if record.condition == Condition::Turned {
+                    // A turn that nobody is at any more did not come about, and will not.
+                    for open in opens {
+                        self.check_not_turning(&open.volume)?;
+                    }
+                    (record.condition, record.turn) = (Condition::Running, None);
+                }
+                if record.group != group_id {
+                    return Err(Error::conflict("the session is one of other volumes here"));
+                }
+                record.opening = Some(first.opening);
+                record.way_back.clone_from(&first.way_back);
+                record.way_back_command.clone_from(&first.way_back_command);
+                record.members = members;
+                Ok(record)
+            });
+            return opened.await.map(drop);
+        }
+        let record = SessionRecord {
+            session: first.session,
+            side: Side::Receiver,
+            unit: group.map_or(&first.volume, |group| &group.name).clone(),
+            peer_store: Some(first.store),
+            destination: String::new(),
+            remote_command: String::new(),
+            way_back: first.way_back.clone(),
+            way_back_command: first.way_back_command.clone(),
+            opening: Some(first.opening),
+            condition: Condition::Running,
+            policy: SessionPolicy::default(),
+            members,
+            group: group_id,
+            turn: None,
+        };
+        self.change_session(first.session, |_| Ok(record)).await?;
+        // Those that were parted from it before have nothing to say any more.
+        for open in opens {
+            for old in self.sessions_of(&open.volume, Side::Receiver) {
+                if old.session != open.session {
+                    self.forget_session(old.session).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// No other session feeds a volume, and none is fed by it.
+    async fn check_feeders(&self, open: &OpenFeed, resync: bool) -> Result<()> {
         let others = || self.fed_by(&open.volume).filter(|record| record.session != open.session);
         if resync && let Some(other) = others() {
             // It is what an earlier attempt at a resync has left.
@@ -544,26 +686,14 @@ impl Core {
                 "volume {} is fed by another session, {}",
                 open.volume, other.session
             ))
-            .hint(format!("'snapvol unreplicate {}' there ends that one", open.volume)));
+            .hint(format!("'snapvol unreplicate {}' there ends that one", other.unit)));
         }
-        if !resync {
-            self.check_not_followed(&open.volume)?;
-        }
-        if self.session(open.session).is_ok_and(|record| record.peer_store == Some(open.store)) {
-            let opened = self.change_session(open.session, |known| {
-                let mut record = known.ok_or_else(|| Error::not_found("the session is gone"))?;
-                if record.condition == Condition::Turned {
-                    // A turn that nobody is at any more did not come about, and will not.
-                    self.check_not_turning(&open.volume)?;
-                    record.condition = Condition::Running;
-                }
-                record.opening = Some(open.opening);
-                record.way_back.clone_from(&open.way_back);
-                record.way_back_command.clone_from(&open.way_back_command);
-                Ok(record)
-            });
-            return opened.await.map(drop);
-        }
+        if resync { Ok(()) } else { self.check_not_followed(&open.volume) }
+    }
+
+    /// A volume that begins to follow.
+    async fn new_member(&self, open: &OpenFeed, uuid: Uuid, resync: bool) -> Result<MemberRecord> {
+        let feed = self.feed(&open.volume).await?;
         let empty = feed.newest.is_none() && feed.half.is_none() && {
             let in_use = self.with(&open.volume, |volume| async move { Ok(volume.summary().await?.in_use) });
             in_use.await? == 0
@@ -577,36 +707,7 @@ impl Core {
             ))
             .hint("delete it there if it may go, or name another volume"));
         }
-        let member = MemberRecord {
-            volume: open.volume.clone(),
-            uuid,
-            far_volume: open.origin.clone(),
-            durable: None,
-            applied: None,
-            target: None,
-        };
-        let record = SessionRecord {
-            session: open.session,
-            side: Side::Receiver,
-            unit: open.volume.clone(),
-            peer_store: Some(open.store),
-            destination: String::new(),
-            remote_command: String::new(),
-            way_back: open.way_back.clone(),
-            way_back_command: open.way_back_command.clone(),
-            opening: Some(open.opening),
-            condition: Condition::Running,
-            policy: SessionPolicy::default(),
-            members: vec![member],
-        };
-        self.change_session(open.session, |_| Ok(record)).await?;
-        // Those that were parted from it before have nothing to say any more.
-        for old in self.sessions_of(&open.volume, Side::Receiver) {
-            if old.session != open.session {
-                self.forget_session(old.session).await?;
-            }
-        }
-        Ok(())
+        Ok(MemberRecord { far_volume: open.origin.clone(), ..fresh_member(&open.volume, uuid) })
     }
 
     /// What a volume has received.
@@ -624,26 +725,25 @@ impl Core {
         let half = half.map(|(record, _)| HalfSet {
             set: record.set.map(|stamp| SetId { stamp, target: record.target }),
             durable: record.durable,
+            arrived: record.arrived,
             token: ResumeToken { target: record.target, base: record.base, durable: record.durable }
                 .to_string(),
         });
         let mark = cuts.last().map(|cut| cut.set);
         let lineage = self.with(volume, |volume| async move { Ok(volume.lineage()) }).await?;
         Ok(Feed {
-            relation: Relation::Follows,
             durable: mark,
             applied: mark,
             newest,
             held,
             half,
             lineage,
-            operation: None,
-            diverged: None,
+            ..Feed::nothing(Relation::Follows)
         })
     }
 
-    /// Applies a set; it is durable and shown when this returns. States that nobody needs any
-    /// more go.
+    /// Applies a set; it is durable and shown when this returns, or, of a group, durable and waiting
+    /// for the others. States that nobody needs any more go.
     ///
     /// # Errors
     /// `Conflict` for a set of another session or role epoch, and what a receive says.
@@ -664,11 +764,11 @@ impl Core {
         let outcome = receiver::receive(input, &mut target).await;
         target.end().await;
         let outcome = outcome?;
-        if resync.is_some() {
+        if resync.is_some() && !feed.together {
             self.finish_resync(&feed.volume).await?;
         }
         self.take_what_is_due(&feed.volume).await;
-        if let Some(keep) = feed.keep {
+        if let Some(keep) = feed.keep.filter(|_| !feed.together) {
             self.keep_states(feed.session, &feed.volume, keep).await?;
         }
         Ok(Received {

@@ -7,15 +7,28 @@ use super::core::{Admin, Core};
 use super::thread::{Handle, Pending};
 use crate::error::{Error, ErrorKind, Result};
 use crate::snapshot::{TakeRequest, TakeTicket, Volume};
-use crate::types::{Name, SnapName};
+use crate::types::{Name, SetId, SnapName};
 use futures::future::join_all;
 use std::collections::{BTreeMap, BTreeSet};
 use uuid::Uuid;
+
+/// What is taken of one of several volumes.
+#[derive(Clone)]
+pub(super) enum Taken {
+    /// A snapshot of that name.
+    Named(String),
+    /// A cut of that number.
+    Cut(u64),
+    /// What has arrived under that identity.
+    Arrived(Uuid),
+}
 
 /// A take on one of several volumes, between its steps.
 struct Prepared {
     engine: Handle,
     volume: String,
+    /// The set that it ends.
+    set: Option<SetId>,
 }
 
 impl Prepared {
@@ -53,9 +66,10 @@ impl Prepared {
 }
 
 impl Core {
-    /// Takes snapshots, all at one instant: all or none.
+    /// Takes snapshots, all at one instant: all or none. A group stands for its volumes.
     pub async fn snapshot(&self, names: &[SnapName]) -> Result<()> {
-        let _admin = self.admin().await;
+        let admin = self.admin().await;
+        let names = &self.of_volumes(names)?[..];
         let volumes: BTreeSet<&Name> = names.iter().map(|n| &n.volume).collect();
         if volumes.len() < names.len() {
             return Err(
@@ -71,16 +85,28 @@ impl Core {
                 })
                 .await;
         }
-        self.snapshot_batch(names).await
+        let of = |name: &SnapName| (name.volume.to_string(), Taken::Named(name.snapshot.to_string()));
+        let takes: Vec<_> = names.iter().map(of).collect();
+        self.take_together(&admin, &takes).await.map(drop)
     }
 
-    async fn snapshot_batch(&self, names: &[SnapName]) -> Result<()> {
+    /// Takes of several volumes at one instant, which one entry of the store commits: all or none,
+    /// whatever crash comes. It is done in the turn that `_admin` proves. Returns the sets that they
+    /// end, where they end any.
+    ///
+    /// # Errors
+    /// As for each take; `Io` when nobody knows whether it was committed.
+    pub(super) async fn take_together(
+        &self,
+        _admin: &Admin,
+        takes: &[(String, Taken)],
+    ) -> Result<Vec<Option<SetId>>> {
         let (batch, now) =
             self.on_store(|engine, _| async move { Ok((engine.io.identity(), engine.io.now_us())) }).await?;
         let mut prepared = Vec::new();
         let mut result: Result<()> = Ok(());
-        for name in names {
-            match self.prepare(name, now, batch).await {
+        for (volume, taken) in takes {
+            match self.prepare(volume, taken.clone(), now, batch).await {
                 Ok(volume) => prepared.push(volume),
                 Err(error) => {
                     result = Err(error);
@@ -98,7 +124,7 @@ impl Core {
                 result = result.and(raised.await);
             }
         }
-        for Prepared { engine, volume } in &prepared {
+        for Prepared { engine, volume, .. } in &prepared {
             let volume = volume.clone();
             drop(engine.call(move |engine| async move {
                 engine.volume(&volume)?.resume();
@@ -122,32 +148,37 @@ impl Core {
                 .unwrap_or_else(Commit::Unknown),
             Err(error) => Commit::Undone(error),
         };
-        end(prepared, outcome).await
+        let sets = prepared.iter().map(|volume| volume.set).collect();
+        end(prepared, outcome).await.map(|()| sets)
     }
 
     /// First step on one volume of several; its clients' writes wait from here on.
-    async fn prepare(&self, name: &SnapName, now: u64, batch: Uuid) -> Result<Prepared> {
-        let (volume, snapshot) = (name.volume.to_string(), name.snapshot.to_string());
+    async fn prepare(&self, volume: &str, taken: Taken, now: u64, batch: Uuid) -> Result<Prepared> {
+        let (volume, key) = (volume.to_owned(), volume.to_owned());
         let engine = self.engine_of(&volume)?;
-        let key = volume.clone();
         let ready = engine.call(move |engine| async move {
             let found = engine.volume(&key)?;
-            let ticket = found.prepare_take(request(&found, snapshot, now, Some(batch))).await?;
+            let ticket = match taken {
+                Taken::Named(name) => found.prepare_take(request(&found, name, now, Some(batch))).await?,
+                Taken::Cut(number) => found.prepare_cut(number, now, batch).await?,
+                Taken::Arrived(target) => found.receive_arrived(target)?.prepare(batch).await?,
+            };
+            let set = ticket.set();
             found.pause();
             engine.tickets.borrow_mut().insert(key, ticket);
-            Ok(())
+            Ok(set)
         });
-        ready.await?;
-        Ok(Prepared { engine, volume })
+        let set = ready.await?;
+        Ok(Prepared { engine, volume, set })
     }
 
-    /// Deletes snapshots, all or none.
+    /// Deletes snapshots, all or none. A group stands for those of its volumes that have it.
     pub async fn delete_snapshots(&self, names: &[SnapName]) -> Result<()> {
         let mut admin = self.admin().await;
         if let Err(error) = self.carry_out(&mut admin.unfinished).await {
             tracing::warn!("an earlier deletion is still not completed: {error}");
         }
-        let hidden = self.hide(names).await?;
+        let hidden = self.hide(&self.there(names).await?).await?;
         if hidden.values().map(Vec::len).sum::<usize>() <= 1 {
             for (volume, snapshots) in hidden {
                 self.with(&volume, move |volume| async move { volume.delete(&snapshots).await }).await?;
@@ -159,6 +190,34 @@ impl Core {
             return Err(error);
         }
         self.carry_out(&mut admin.unfinished).await
+    }
+
+    /// Snapshots by the names of volumes; a volume that joined its group later may not have one.
+    async fn there(&self, names: &[SnapName]) -> Result<Vec<SnapName>> {
+        let mut all = Vec::new();
+        for name in names {
+            let Some(group) = self.group(name.volume.as_str()) else {
+                all.push(name.clone());
+                continue;
+            };
+            let before = all.len();
+            for of_volume in self.of_volumes(std::slice::from_ref(name))? {
+                let wanted = name.snapshot.to_string();
+                let found = self.with(of_volume.volume.as_str(), |volume| async move {
+                    Ok(volume.snapshots().iter().any(|record| record.name == wanted))
+                });
+                if found.await? {
+                    all.push(of_volume);
+                }
+            }
+            if all.len() == before {
+                return Err(Error::not_found(format!(
+                    "no volume of group {} has a snapshot {}",
+                    group.name, name.snapshot
+                )));
+            }
+        }
+        Ok(all)
     }
 
     /// Hides the snapshots of those names, all or none.

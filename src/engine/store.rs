@@ -374,7 +374,7 @@ impl Store {
     /// Whether a session feeds the volume.
     #[must_use]
     pub fn follows(&self, volume: &str) -> bool {
-        self.core.fed_by(volume).is_some()
+        self.core.fed_unit(volume).is_some()
     }
 
     /// Makes a primary a secondary.

@@ -7,12 +7,12 @@
 use super::api::UpdateSource;
 use super::core::Core;
 use super::store::Store;
-use crate::error::{Error, Result, ResultExt};
+use crate::error::{Error, Result};
 use crate::format::upkeep::{self, Made, VolumeUpkeep};
-use crate::io::{Io, OpenHow};
+use crate::io::Io;
+use crate::store::small_file;
 use futures::executor::block_on;
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::ErrorKind as OsKind;
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock};
 use uuid::Uuid;
@@ -38,16 +38,13 @@ pub(super) async fn read(io: &Io, store: &Path, sync: bool) -> Result<Upkeep> {
     let path = path_of(store);
     let mut found = Upkeep::default();
     if sync {
-        match io.remove(&path.with_extension("new")).await {
-            Err(error) if error.os_kind() != Some(OsKind::NotFound) => return Err(error),
-            _ => io.sync_dir(store).await?,
-        }
+        small_file::tidy(io, &path).await?;
     }
-    let bytes = match read_all(io, &path, sync).await {
-        Err(error) if error.os_kind() == Some(OsKind::NotFound) => return Ok(found),
-        bytes => bytes,
+    let volumes = match small_file::read(io, &path, sync).await {
+        Ok(None) => return Ok(found),
+        Ok(Some(bytes)) => upkeep::decode(&bytes),
+        Err(error) => Err(error),
     };
-    let volumes = bytes.and_then(|bytes| upkeep::decode(&bytes));
     let volumes = volumes.map_err(|error| {
         error.context(path.display().to_string()).hint(
             "restore the file from a copy, or remove it: then schedules and sources are forgotten, \
@@ -64,33 +61,8 @@ pub(super) async fn read(io: &Io, store: &Path, sync: bool) -> Result<Upkeep> {
     Ok(found)
 }
 
-async fn read_all(io: &Io, path: &Path, sync: bool) -> Result<bytes::BytesMut> {
-    let file = io.open(path, OpenHow::Read).await?;
-    let read = async {
-        if sync {
-            io.sync(file).await?;
-        }
-        let size = io.size(file).await?;
-        io.read(file, 0, usize::try_from(size).unwrap_or(usize::MAX)).await
-    };
-    let bytes = read.await;
-    io.close(file);
-    bytes
-}
-
 async fn write(io: &Io, store: &Path, volumes: &[VolumeUpkeep]) -> Result<()> {
-    let path = path_of(store);
-    let new = path.with_extension("new");
-    let file = io.open(&new, OpenHow::CreateEmpty).await?;
-    let written = async {
-        io.write(file, 0, upkeep::encode(volumes).into()).await?;
-        io.sync(file).await
-    }
-    .await;
-    io.close(file);
-    written.context(|| new.display().to_string())?;
-    io.rename(&new, &path).await?;
-    io.sync_dir(store).await
+    small_file::write(io, &path_of(store), upkeep::encode(volumes).into()).await
 }
 
 impl Core {

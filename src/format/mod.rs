@@ -3,6 +3,8 @@
 
 pub mod checkpoint;
 pub mod codec;
+pub mod envelope;
+pub mod group;
 pub mod journal;
 pub mod layer;
 pub mod roles;

@@ -1,20 +1,21 @@
 //! The file of a session: who follows whom, under which policy, and how far it got.
 //!
 //! One file for each session and side, written beside, synced and renamed; so it is always
-//! one whole version of it. A group of volumes will be a session with several members.
+//! one whole version of it. A group of volumes is one session with several members, so what is
+//! decided for all of them is decided in one step.
 
 use super::codec::{Fields, Put};
+use super::envelope::Envelope;
+pub use super::envelope::HEADER_SIZE;
 use super::roles::{put_set_id, take_set_id};
-use crate::error::{Error, ErrorKind, Result};
-use crate::types::SetId;
+use crate::error::{Error, Result};
+use crate::types::{RoleEpoch, SetId};
 use uuid::Uuid;
 
-/// Bytes before the fields.
-pub const HEADER_SIZE: usize = 16;
 /// The version that this program writes, and the newest that it reads.
 pub const VERSION: u32 = 1;
 
-const MAGIC: &[u8; 8] = b"SVSESS01";
+const FILE: Envelope = Envelope { magic: b"SVSESS01", version: VERSION, what: "a session's file" };
 
 /// Which end of a session this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,6 +129,17 @@ pub struct MemberRecord {
     pub target: Option<SetId>,
 }
 
+/// A turn of all volumes of a group that was decided and is carried out, now or at the next open.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TurnIntent {
+    /// What it is part of.
+    pub operation: Uuid,
+    /// The role epoch that all volumes will be in.
+    pub epoch: RoleEpoch,
+    /// The snapshot that they go on from; empty: their newest state.
+    pub snapshot: String,
+}
+
 /// A session, as one side knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SessionRecord {
@@ -154,8 +166,12 @@ pub struct SessionRecord {
     pub condition: Condition,
     /// Its policy; at a receiver the default.
     pub policy: SessionPolicy,
-    /// Its volumes: one, until there are groups.
+    /// Its volumes: one, unless it is of a group.
     pub members: Vec<MemberRecord>,
+    /// The identity of the group, if it is of one.
+    pub group: Option<Uuid>,
+    /// A turn of the group that has not come to its end.
+    pub turn: Option<TurnIntent>,
 }
 
 impl SessionRecord {
@@ -168,10 +184,7 @@ impl SessionRecord {
     /// The file's bytes.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = Put::default();
-        out.0.extend_from_slice(MAGIC);
-        out.u32(VERSION);
-        out.u32(0);
+        let mut out = FILE.begin();
         out.uuid(self.session);
         out.u8(match self.side {
             Side::Sender => 0,
@@ -200,9 +213,15 @@ impl SessionRecord {
             put_set_id(&mut out, member.applied);
             put_set_id(&mut out, member.target);
         }
-        let crc = crc32c::crc32c(&out.0);
-        out.u32(crc);
-        out.0
+        out.maybe_uuid(self.group);
+        out.u8(u8::from(self.turn.is_some()));
+        if let Some(turn) = &self.turn {
+            out.uuid(turn.operation);
+            out.u64(turn.epoch.counter);
+            out.uuid(turn.epoch.identity);
+            out.text(&turn.snapshot);
+        }
+        FILE.seal(out)
     }
 
     /// Reads the file.
@@ -210,21 +229,7 @@ impl SessionRecord {
     /// # Errors
     /// `Corrupt`; `Unsupported` for a newer version.
     pub fn decode(bytes: &[u8]) -> Result<Self> {
-        let damaged = || Error::corrupt("a session's file is damaged");
-        let (body, sum) = bytes.split_at_checked(bytes.len().saturating_sub(4)).ok_or_else(damaged)?;
-        if crc32c::crc32c(body).to_le_bytes() != *sum || body.get(..8) != Some(MAGIC) {
-            return Err(damaged());
-        }
-        let mut from = Fields(&body[8..]);
-        let version = from.u32()?;
-        if version != VERSION {
-            return Err(Error::new(
-                ErrorKind::Unsupported,
-                format!("a session's file has version {version}"),
-            )
-            .hint("use the version of snapvol that wrote it, or a newer one"));
-        }
-        from.u32()?;
+        let (damaged, mut from) = (|| FILE.damaged(), FILE.open(bytes)?);
         let record = Self {
             session: from.uuid()?,
             side: match from.u8()? {
@@ -248,6 +253,15 @@ impl SessionRecord {
             },
             policy: take_policy(&mut from)?,
             members: (0..from.count(27)?).map(|_| take_member(&mut from)).collect::<Result<_>>()?,
+            group: from.maybe_uuid()?,
+            turn: match from.flag()? {
+                false => None,
+                true => Some(TurnIntent {
+                    operation: from.uuid()?,
+                    epoch: RoleEpoch { counter: from.u64()?, identity: from.uuid()? },
+                    snapshot: from.text()?,
+                }),
+            },
         };
         from.end()?;
         Ok(record)
@@ -316,8 +330,9 @@ fn take_member(from: &mut Fields<'_>) -> Result<MemberRecord> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::ErrorKind;
     use crate::format::page_test::{compare, text};
-    use crate::types::{RoleEpoch, SetStamp};
+    use crate::types::SetStamp;
 
     fn record() -> SessionRecord {
         let epoch = RoleEpoch { counter: 2, identity: Uuid::from_u128(5) };
@@ -351,6 +366,8 @@ mod tests {
                 applied: set(7, None),
                 target: set(9, Some(Uuid::from_u128(8))),
             }],
+            group: None,
+            turn: None,
         }
     }
 
@@ -370,9 +387,15 @@ mod tests {
                 };
                 3
             ],
+            group: Some(Uuid::from_u128(20)),
             ..record()
         };
-        let turned = SessionRecord { condition: Condition::Turned, ..bare.clone() };
+        let turn = TurnIntent {
+            operation: Uuid::from_u128(21),
+            epoch: RoleEpoch { counter: 3, identity: Uuid::from_u128(22) },
+            snapshot: "monday".to_owned(),
+        };
+        let turned = SessionRecord { condition: Condition::Turned, turn: Some(turn), ..bare.clone() };
         for record in [record(), bare, turned] {
             let bytes = record.encode();
             assert_eq!(SessionRecord::decode(&bytes).unwrap(), record);
@@ -413,6 +436,7 @@ mod tests {
             "on_backlog",
             "far_volume",
             "remote_command",
+            "turn (operation id, counter u64, identity id, snapshot text)?",
         ] {
             assert!(text().contains(field), "{field}");
         }

@@ -92,6 +92,8 @@ pub struct ReceiveRecord {
     pub durable: u64,
     /// An abort was asked for: the state from before is being restored.
     pub aborting: bool,
+    /// All of it is here and verified; it waits for what is to be committed with it.
+    pub arrived: bool,
     /// It comes from a session.
     pub set: Option<SetStamp>,
     /// When it began, in microseconds since 1970, by the clock here.
@@ -539,23 +541,39 @@ pub(super) fn put_receive(out: &mut Put, receive: &ReceiveRecord) {
     out.maybe_uuid(receive.base);
     out.maybe_uuid(receive.before);
     out.u64(receive.durable);
-    out.u8(u8::from(receive.aborting));
+    out.u8(match (receive.aborting, receive.arrived) {
+        (false, false) => 0,
+        (true, _) => 1,
+        (false, true) => 2,
+    });
     put_set(out, receive.set);
     out.u64(receive.begun_us);
 }
 
 pub(super) fn take_receive(from: &mut Fields<'_>) -> Result<ReceiveRecord> {
+    let (target, name) = (from.uuid()?, from.text()?);
+    let (created_us, size) = (from.u64()?, from.u64()?);
+    let (base, before) = (from.maybe_uuid()?, from.maybe_uuid()?);
+    let durable = from.u64()?;
+    let (aborting, arrived) = match from.u8()? {
+        0 => (false, false),
+        1 => (true, false),
+        2 => (false, true),
+        other => return Err(Error::corrupt(format!("the stage {other} of a receive is unknown"))),
+    };
+    let (set, begun_us) = (take_set(from)?, from.u64()?);
     Ok(ReceiveRecord {
-        target: from.uuid()?,
-        name: from.text()?,
-        created_us: from.u64()?,
-        size: from.u64()?,
-        base: from.maybe_uuid()?,
-        before: from.maybe_uuid()?,
-        durable: from.u64()?,
-        aborting: from.flag()?,
-        set: take_set(from)?,
-        begun_us: from.u64()?,
+        target,
+        name,
+        created_us,
+        size,
+        base,
+        before,
+        durable,
+        aborting,
+        arrived,
+        set,
+        begun_us,
     })
 }
 

@@ -4,19 +4,20 @@
 //! whole version of it. Volumes are named by identity: a volume that is gone leaves an entry that
 //! means nothing, and goes with the next version of the file.
 
-use super::codec::{Fields, Put};
+use super::codec::Fields;
+use super::envelope::Envelope;
+pub use super::envelope::HEADER_SIZE;
 use super::state::{put_set, take_set};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::types::SetStamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-/// Bytes before the fields.
-pub const HEADER_SIZE: usize = 16;
 /// The version that this program writes, and the newest that it reads.
 pub const VERSION: u32 = 1;
 
-const MAGIC: &[u8; 8] = b"SVUPKE01";
+const FILE: Envelope =
+    Envelope { magic: b"SVUPKE01", version: VERSION, what: "the file of schedules and sources" };
 
 /// When snapshots are taken, and which of them are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,10 +70,7 @@ pub struct VolumeUpkeep {
 /// The file's bytes.
 #[must_use]
 pub fn encode(volumes: &[VolumeUpkeep]) -> Vec<u8> {
-    let mut out = Put::default();
-    out.0.extend_from_slice(MAGIC);
-    out.u32(VERSION);
-    out.u32(0);
+    let mut out = FILE.begin();
     out.count(volumes.len());
     for volume in volumes {
         out.uuid(volume.volume);
@@ -92,9 +90,7 @@ pub fn encode(volumes: &[VolumeUpkeep]) -> Vec<u8> {
         out.text(&volume.remote_command);
         out.u64(volume.checked_us);
     }
-    let crc = crc32c::crc32c(&out.0);
-    out.u32(crc);
-    out.0
+    FILE.seal(out)
 }
 
 /// Reads the file.
@@ -102,21 +98,7 @@ pub fn encode(volumes: &[VolumeUpkeep]) -> Vec<u8> {
 /// # Errors
 /// `Corrupt`; `Unsupported` for a newer version.
 pub fn decode(bytes: &[u8]) -> Result<Vec<VolumeUpkeep>> {
-    let damaged = || Error::corrupt("the file of schedules and sources is damaged");
-    let (body, sum) = bytes.split_at_checked(bytes.len().saturating_sub(4)).ok_or_else(damaged)?;
-    if crc32c::crc32c(body).to_le_bytes() != *sum || body.get(..8) != Some(MAGIC) {
-        return Err(damaged());
-    }
-    let mut from = Fields(&body[8..]);
-    let version = from.u32()?;
-    if version != VERSION {
-        return Err(Error::new(
-            ErrorKind::Unsupported,
-            format!("the file of schedules and sources has version {version}"),
-        )
-        .hint("use the version of snapvol that wrote it, or a newer one"));
-    }
-    from.u32()?;
+    let mut from = FILE.open(bytes)?;
     let volumes = (0..from.count(37)?).map(|_| take_volume(&mut from)).collect::<Result<_>>()?;
     from.end()?;
     Ok(volumes)
@@ -146,6 +128,7 @@ fn take_volume(from: &mut Fields<'_>) -> Result<VolumeUpkeep> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::ErrorKind;
     use crate::format::page_test::{compare, text};
     use crate::types::RoleEpoch;
 

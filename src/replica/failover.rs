@@ -93,6 +93,9 @@ pub struct Report {
     pub silence: Option<String>,
     /// The counter of the new role epoch.
     pub epoch: u64,
+    /// It is about a group.
+    #[serde(default)]
+    pub group: bool,
 }
 
 /// What a failover is connected to.
@@ -126,7 +129,7 @@ fn session_of(core: &Core, volume: &str) -> Option<SessionRecord> {
 }
 
 /// Asks how the sender stands.
-async fn look<P: Port>(
+pub(super) async fn look<P: Port>(
     port: &mut P,
     session: &SessionRecord,
     now: bool,
@@ -160,7 +163,7 @@ async fn look<P: Port>(
 ///
 /// # Errors
 /// `Conflict`.
-fn decide(sender: Sender, request: &Request, way_back: &str) -> Result<()> {
+pub(super) fn decide(sender: Sender, request: &Request, way_back: &str) -> Result<()> {
     let volume = &request.volume;
     match sender {
         Sender::Answers if !request.force => Err(Error::conflict(format!(
@@ -184,7 +187,11 @@ fn decide(sender: Sender, request: &Request, way_back: &str) -> Result<()> {
 /// state; `NotFound`; `Io`, `Full`.
 pub(crate) async fn run<P: Port>(core: &Core, port: &mut P, request: &Request) -> Result<Report> {
     let volume = request.volume.as_str();
+    if core.group(volume).is_some() {
+        return super::group_failover::run(core, port, request).await;
+    }
     let (_, role, _) = core.unit(volume).await?;
+    core.check_alone(volume, "failover")?;
     let session = session_of(core, volume);
     if role == Role::Primary {
         return already(core, request, session).await;
@@ -228,7 +235,7 @@ pub(crate) async fn run<P: Port>(core: &Core, port: &mut P, request: &Request) -
         }
     }
     let _turning = core.begin_turning(volume)?;
-    core.stop_feed(session.session, None).await?;
+    core.stop_feed(session.session, None, None).await?;
     let operation = core.new_identity().await?;
     let place = Place { operation, lineage, snapshot: request.snapshot.clone() };
     core.take_place(volume, place).await?;
@@ -328,14 +335,17 @@ impl Port for ProcessPort {
 /// be reached, or it is not known how it ended.
 pub fn ask_for_role(store: &Store, volume: &str, pause_max_ms: u64, force: bool) -> Result<()> {
     let core = store.core();
-    let Some(session) = core.fed_by(volume) else {
+    let Some(session) = core.fed_unit(volume) else {
         return Err(Error::conflict(format!("volume {volume} follows no primary by a session")));
     };
     if session.way_back.is_empty() {
         return Err(Error::conflict(format!("there is no way to ask the primary of volume {volume}"))
             .hint("run 'snapvol failback' there, or say --way-back when it is replicated"));
     }
-    let far = session.members.first().map(|member| member.far_volume.clone()).unwrap_or_default();
+    let far = match session.group {
+        Some(_) => session.unit.clone(),
+        None => session.members.first().map(|member| member.far_volume.clone()).unwrap_or_default(),
+    };
     let request = RoleRequest::HandOver { volume: far, session: session.session, pause_max_ms, force };
     let wait = HANDOVER_WAIT + Duration::from_millis(pause_max_ms);
     ask_role(core.identity(), &session.way_back, &session.way_back_command, request, wait).map(drop)

@@ -10,14 +10,15 @@
 //! - who asked the receiver knows that it did not only from a later opening, which the
 //!   receiver records before it answers: what an earlier one still asks is refused there.
 
-use super::sender::{Answer, Left, Port, Sender, out_of_turn};
+use super::sender::{Answer, Left, Port, Sender, out_of_turn, volumes_of};
 use super::wire::{Body, Message};
 use crate::engine::resync::FeedBack;
 use crate::engine::roles::{TakeOver, next_line};
 use crate::engine::sets::Feed;
+use crate::engine::together::line_to;
 use crate::error::{Error, Result};
-use crate::format::session::{MemberRecord, SessionRecord, Side};
-use crate::types::RoleEpoch;
+use crate::format::session::{SessionRecord, Side};
+use crate::types::{Role, RoleEpoch, Standing};
 use futures::channel::oneshot;
 use std::time::Duration;
 use uuid::Uuid;
@@ -97,7 +98,6 @@ impl<P: Port> Sender<'_, P> {
     pub(super) async fn turn_around(
         &mut self,
         record: &SessionRecord,
-        member: &MemberRecord,
         epoch: RoleEpoch,
         between: Between,
     ) -> Result<Option<Left>> {
@@ -111,45 +111,48 @@ impl<P: Port> Sender<'_, P> {
                 };
                 let (rounds, pause_max, force) = (*rounds, wish.pause_max, wish.force);
                 if !short && rounds >= ROUNDS_MAX {
-                    let error = too_long(&member.volume, pause_max);
+                    let error = too_long(&record.unit, pause_max);
                     self.answer_handover(Err(error));
                     return Ok(None);
                 }
-                if short && let Err(error) = self.hold_writers(record, member, force).await {
+                if short && let Err(error) = self.hold_writers(record, force).await {
                     self.answer_handover(Err(error));
                 }
                 Ok(None)
             }
             (Stage::Held { operation, .. }, Between::Rests) => {
                 let operation = *operation;
-                self.ask_to_take_over(record, member, epoch, operation).await
+                self.ask_to_take_over(record, epoch, operation).await
             }
             _ => Ok(None),
         }
     }
 
     /// From here on no client's write is let in, also after a crash.
-    async fn hold_writers(
-        &mut self,
-        record: &SessionRecord,
-        member: &MemberRecord,
-        force: bool,
-    ) -> Result<()> {
-        let volume = &member.volume;
+    async fn hold_writers(&mut self, record: &SessionRecord, force: bool) -> Result<()> {
+        let unit = &record.unit;
         if record.way_back.is_empty() {
-            return Err(Error::conflict(format!(
-                "{} does not know how to reach volume {volume}",
-                record.destination
-            ))
-            .hint("say it with 'replicate VOL DEST --way-back ssh://HOST/STORE/VOL', as seen from there"));
+            return Err(Error::conflict(format!("{} does not know how to reach {unit}", record.destination))
+                .hint(
+                    "say it with 'replicate VOL DEST --way-back ssh://HOST/STORE/VOL', as seen from there",
+                ));
         }
-        let others = self.core.sessions_of(volume, Side::Sender).len() - 1;
+        let sessions = self.core.sessions();
+        let others = sessions.iter().filter(|o| o.side == Side::Sender && o.unit == *unit).count() - 1;
         if others > 0 && !force {
-            return Err(Error::conflict(format!("volume {volume} is replicated to {others} more places"))
+            return Err(Error::conflict(format!("{unit} is replicated to {others} more places"))
                 .hint("--force goes on; they are to be replicated to from the new primary then"));
         }
         let operation = self.core.new_identity().await?;
-        self.core.hold_writers(volume, operation, force).await?;
+        let volumes = volumes_of(record);
+        for volume in &volumes {
+            if let Err(error) = self.core.hold_writers(volume, operation, force).await {
+                for volume in &volumes {
+                    self.core.let_writers_go(volume).await?;
+                }
+                return Err(error);
+            }
+        }
         self.show("handing-over");
         let since = self.port.now();
         if let Some(handover) = &mut self.handover {
@@ -162,37 +165,36 @@ impl<P: Port> Sender<'_, P> {
     async fn ask_to_take_over(
         &mut self,
         record: &SessionRecord,
-        member: &MemberRecord,
         epoch: RoleEpoch,
         operation: Uuid,
     ) -> Result<Option<Left>> {
         let marked = self.core.session(self.session)?;
-        let applied = marked.member(&member.volume).and_then(|member| member.applied);
-        let Some(restart) = applied else {
+        let applied: Option<Vec<_>> = marked.members.iter().map(|member| member.applied).collect();
+        let (Some(restarts), Some(member)) = (applied, record.members.first()) else {
             let error = Error::conflict("the receiver has no set by this session");
-            return self.let_go(member, error).await.map(|()| None);
+            return self.let_go(&volumes_of(record), error).await.map(|()| None);
         };
         let lineage = self.core.look(&member.volume).await?.lineage;
         let identity = self.core.new_identity().await?;
         let take = TakeOver {
             operation,
             lineage: next_line(&lineage, identity),
-            restart: Some(restart),
-            feed: feed_back(record, member, operation),
+            restart: restarts.first().copied(),
+            feed: feed_back(record, operation)?,
         };
         if let Some(handover) = &mut self.handover {
             handover.stage = Stage::Asked;
         }
-        self.take_over(member, epoch, take).await
+        self.take_over(record, epoch, take).await
     }
 
     async fn take_over(
         &mut self,
-        member: &MemberRecord,
+        record: &SessionRecord,
         epoch: RoleEpoch,
         take: TakeOver,
     ) -> Result<Option<Left>> {
-        let volume = member.far_volume.clone();
+        let volume = take.feed.volume.clone();
         let operation = take.operation;
         let ask = Message::TakeOver { volume, take: Box::new(take) };
         self.port.say(epoch.identity, Body::Message(ask)).await?;
@@ -201,33 +203,44 @@ impl<P: Port> Sender<'_, P> {
             Answer::Message(other) => return Err(out_of_turn(&other)),
             Answer::Left(left) => return Ok(Some(left)),
         };
-        self.core.give_way(&member.volume, operation, lineage).await?;
+        for volume in volumes_of(record) {
+            let seen = self.core.look(&volume).await?;
+            let line = match lineage.last() {
+                Some(last) if record.group.is_some() => line_to(&seen.lineage, *last),
+                _ => lineage.clone(),
+            };
+            // One of a group may have given way before a crash.
+            if record.group.is_none() || seen.role == Role::Primary {
+                self.core.give_way(&volume, operation, line).await?;
+            }
+        }
         self.answer_handover(Ok(()));
         Ok(Some(Left::Changed))
     }
 
     /// The receiver did not take the place, and will not: writers go on.
-    pub(super) async fn let_go(&mut self, member: &MemberRecord, why: Error) -> Result<()> {
-        self.core.let_writers_go(&member.volume).await?;
+    pub(super) async fn let_go(&mut self, volumes: &[String], why: Error) -> Result<()> {
+        for volume in volumes {
+            self.core.let_writers_go(volume).await?;
+        }
         self.answer_handover(Err(why));
         Ok(())
     }
 
     /// Writers waited for too long.
-    pub(super) async fn give_up_late(&mut self, member: &MemberRecord) -> Result<()> {
+    pub(super) async fn give_up_late(&mut self, record: &SessionRecord) -> Result<()> {
         let pause_max = self.handover.as_ref().map_or(Duration::ZERO, |handover| handover.wish.pause_max);
-        self.let_go(member, too_long(&member.volume, pause_max)).await
+        self.let_go(&volumes_of(record), too_long(&record.unit, pause_max)).await
     }
 
     /// The session failed. Before the receiver was asked, writers go on at once.
     pub(super) async fn handover_failed(&mut self, record: &SessionRecord, error: &Error) {
-        let Some(member) = record.members.first() else { return };
         let why = error.duplicate();
         match self.handover.as_ref().map(|handover| &handover.stage) {
             Some(Stage::Shipping { .. }) => self.answer_handover(Err(why)),
             Some(Stage::Held { .. }) => {
-                if let Err(error) = self.let_go(member, why).await {
-                    tracing::error!("volume {} takes no writes: {error}", member.volume);
+                if let Err(error) = self.let_go(&volumes_of(record), why).await {
+                    tracing::error!("{} takes no writes: {error}", record.unit);
                 }
             }
             // It is found out by the next opening.
@@ -240,15 +253,20 @@ impl<P: Port> Sender<'_, P> {
     pub(super) async fn after_handover(
         &mut self,
         record: &SessionRecord,
-        member: &MemberRecord,
         epoch: RoleEpoch,
         feed: &Feed,
     ) -> Result<Option<Left>> {
-        let ours = self.core.roles(&member.volume).await?.operation;
+        let mut ours = None;
+        for member in &record.members {
+            let roles = self.core.roles(&member.volume).await?;
+            if roles.standing == Standing::HandingOver {
+                ours = roles.operation;
+            }
+        }
         if let Some(operation) = ours.filter(|_| ours == feed.operation) {
             let (lineage, restart) = (feed.lineage.clone(), None);
-            let take = TakeOver { operation, lineage, restart, feed: feed_back(record, member, operation) };
-            return self.take_over(member, epoch, take).await;
+            let take = TakeOver { operation, lineage, restart, feed: feed_back(record, operation)? };
+            return self.take_over(record, epoch, take).await;
         }
         Ok(None)
     }
@@ -261,22 +279,27 @@ impl<P: Port> Sender<'_, P> {
     }
 }
 
-/// How the receiver is to feed this volume then.
-fn feed_back(record: &SessionRecord, member: &MemberRecord, operation: Uuid) -> FeedBack {
-    FeedBack {
-        volume: member.far_volume.clone(),
+/// How the receiver is to feed what is here then.
+fn feed_back(record: &SessionRecord, operation: Uuid) -> Result<FeedBack> {
+    let volume = match (record.group, record.members.first()) {
+        (Some(_), _) => record.unit.clone(),
+        (None, Some(member)) => member.far_volume.clone(),
+        (None, None) => return Err(Error::invalid("the session has no volume")),
+    };
+    Ok(FeedBack {
+        volume,
         session: operation,
         destination: record.way_back.clone(),
         remote_command: record.way_back_command.clone(),
         way_back: record.destination.clone(),
         way_back_command: record.remote_command.clone(),
         policy: record.policy.clone(),
-    }
+    })
 }
 
-fn too_long(volume: &str, pause_max: Duration) -> Error {
+fn too_long(unit: &str, pause_max: Duration) -> Error {
     Error::conflict(format!(
-        "what is written to volume {volume} does not arrive within {:.1} s while writers wait; the roles are as before",
+        "what is written to {unit} does not arrive within {:.1} s while writers wait; the roles are as before",
         pause_max.as_secs_f64()
     ))
     .hint("write less, or let writers wait longer with --pause-max")

@@ -129,7 +129,11 @@ impl Hub {
     /// # Errors
     /// `NotFound` when there is no session.
     pub fn cut(&self, volume: &str) -> Result<Vec<(Uuid, u64)>> {
-        let sessions = self.shared.store.core().sessions_of(volume, Side::Sender);
+        let core = self.shared.store.core();
+        let sessions = core.sessions_named(volume, Side::Sender);
+        if sessions.is_empty() {
+            core.check_alone(volume, "cut")?;
+        }
         let mut wishes = Vec::new();
         let mut workers = lock(&self.workers);
         for record in sessions {
@@ -158,7 +162,11 @@ impl Hub {
         pause_max: Duration,
         force: bool,
     ) -> Result<()> {
-        let mut sessions = self.shared.store.core().sessions_of(volume, Side::Sender);
+        let core = self.shared.store.core();
+        let mut sessions = core.sessions_named(volume, Side::Sender);
+        if sessions.is_empty() {
+            core.check_alone(volume, "failback")?;
+        }
         sessions.retain(|record| session.is_none_or(|session| record.session == session));
         let record = match &sessions[..] {
             [] => {

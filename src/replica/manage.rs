@@ -9,7 +9,8 @@ use crate::engine::Store;
 use crate::engine::api::{Received, SessionStatus};
 use crate::engine::core::Core;
 use crate::engine::roles::{RoleAnswer, RoleRequest, TakeOver};
-use crate::engine::sets::{Feed, FeedSet, OpenFeed};
+use crate::engine::sets::{Feed, FeedSet, OpenFeed, fresh_member};
+use crate::engine::together::{CommitSets, GroupName};
 use crate::error::{Error, Result};
 use crate::format::session::{Condition, MemberRecord, OnBacklog, SessionPolicy, SessionRecord, Side, Start};
 use crate::transport::Destination;
@@ -68,9 +69,9 @@ impl PolicyChange {
 /// What `replicate` asks for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Replicate {
-    /// The volume here.
+    /// The volume here, or the group.
     pub volume: String,
-    /// Where to.
+    /// Where to; for a group, a store.
     pub destination: String,
     /// The program to run there.
     pub remote_command: Option<String>,
@@ -85,10 +86,21 @@ pub struct Replicate {
     pub change: PolicyChange,
 }
 
-fn sessions_to(core: &Core, volume: &str, destination: Option<&str>) -> Vec<SessionRecord> {
-    let mut all = core.sessions_of(volume, Side::Sender);
-    all.retain(|record| destination.is_none_or(|there| record.destination == there));
+fn sessions_to(core: &Core, unit: &str, destination: Option<&str>) -> Vec<SessionRecord> {
+    let mut all = core.sessions_named(unit, Side::Sender);
+    let there = destination.map(|there| {
+        destination_of(core, unit, there).map_or_else(|_| there.to_owned(), |there| there.to_string())
+    });
+    all.retain(|record| there.as_ref().is_none_or(|there| record.destination == *there));
     all
+}
+
+/// Where a volume goes, or a group, of which a store is said.
+pub(super) fn destination_of(core: &Core, unit: &str, text: &str) -> Result<Destination> {
+    match core.group(unit) {
+        Some(group) => format!("{}/{}", text.trim_end_matches('/'), group.name).parse(),
+        None => text.parse(),
+    }
 }
 
 /// Begins a session, or changes the policy of the one that there is.
@@ -101,16 +113,15 @@ pub fn replicate(store: &Store, request: Replicate) -> Result<()> {
 
 /// The same, for whoever awaits it.
 pub(crate) async fn replicate_on(core: &Core, request: Replicate) -> Result<()> {
-    let there: Destination = request.destination.parse()?;
     let volume: Name = request.volume.parse()?;
+    let there = destination_of(core, volume.as_str(), &request.destination)?;
     if there.host.is_none() && same_dir(Path::new(&there.store), core.dir()) {
         return Err(Error::conflict("a volume is not replicated into its own store"));
     }
-    let Replicate { remote_command, change, way_back, way_back_command, .. } = request;
-    if let Some(way) = &way_back {
-        way.parse::<Destination>()?;
-    }
-    if let Some(known) = sessions_to(core, volume.as_str(), Some(&there.to_string())).pop() {
+    let Replicate { destination, remote_command, change, way_back, way_back_command, .. } = request;
+    let way_back = way_back.map(|way| destination_of(core, volume.as_str(), &way)).transpose()?;
+    let way_back = way_back.map(|way| way.to_string());
+    if let Some(known) = sessions_to(core, volume.as_str(), Some(&destination)).pop() {
         let changed = core.change_session(known.session, |record| {
             let mut record = record.ok_or_else(|| Error::not_found("the session is gone"))?;
             change.apply(&mut record.policy);
@@ -127,19 +138,11 @@ pub(crate) async fn replicate_on(core: &Core, request: Replicate) -> Result<()> 
         });
         return changed.await.map(drop);
     }
-    let uuid = core.check_sendable(volume.as_str()).await?;
-    core.begin_lineage(volume.as_str()).await?;
+    let group = core.group(volume.as_str());
+    let members = members_of(core, volume.as_str(), &there).await?;
     let session = core.new_identity().await?;
     let mut policy = SessionPolicy::default();
     change.apply(&mut policy);
-    let member = MemberRecord {
-        volume: volume.to_string(),
-        uuid,
-        far_volume: there.volume.to_string(),
-        durable: None,
-        applied: None,
-        target: None,
-    };
     let beside = || way_to(core, volume.as_str()).filter(|_| there.host.is_none());
     let record = SessionRecord {
         session,
@@ -153,10 +156,32 @@ pub(crate) async fn replicate_on(core: &Core, request: Replicate) -> Result<()> 
         opening: None,
         condition: Condition::Running,
         policy,
-        members: vec![member],
+        members,
+        group: group.map(|group| group.uuid),
+        turn: None,
     };
     core.change_session(session, |_| Ok(record)).await?;
     Ok(())
+}
+
+/// The volumes of a session to come, which may be sent, in one role epoch.
+async fn members_of(core: &Core, unit: &str, there: &Destination) -> Result<Vec<MemberRecord>> {
+    let Some(group) = core.group(unit) else {
+        let uuid = core.check_sendable(unit).await?;
+        if let Some(group) = core.group_of(unit)? {
+            return Err(Error::conflict(format!("volume {unit} is in group {}", group.name))
+                .hint(format!("a group is replicated as one: snapvol replicate {} STORE", group.name)));
+        }
+        core.begin_lineage(unit).await?;
+        return Ok(vec![MemberRecord { far_volume: there.volume.to_string(), ..fresh_member(unit, uuid) }]);
+    };
+    let mut members = Vec::new();
+    for member in &group.members {
+        members.push(fresh_member(&member.volume, core.check_sendable(&member.volume).await?));
+    }
+    let volumes: Vec<String> = group.volumes().map(str::to_owned).collect();
+    core.share_epoch(&volumes).await?;
+    Ok(members)
 }
 
 /// The path by which a volume here is a destination on this machine; none where its store's path
@@ -188,6 +213,7 @@ pub fn pause(store: &Store, volume: &str, destination: Option<&str>, paused: boo
     let core = store.core();
     let sessions = sessions_to(core, volume, destination);
     if sessions.is_empty() {
+        core.check_alone(volume, if paused { "pause" } else { "resume" })?;
         return Err(no_session(volume, destination));
     }
     for session in sessions {
@@ -210,7 +236,7 @@ pub fn pause(store: &Store, volume: &str, destination: Option<&str>, paused: boo
 pub fn unreplicate(store: &Store, volume: &str, destination: Option<&str>) -> Result<Option<SessionRecord>> {
     let core = store.core();
     if destination.is_none()
-        && let Some(fed) = core.fed_by(volume)
+        && let Some(fed) = core.fed_unit(volume)
     {
         block_on(core.part_feed(fed.session))?;
         return Ok(None);
@@ -218,25 +244,31 @@ pub fn unreplicate(store: &Store, volume: &str, destination: Option<&str>) -> Re
     let mut sessions = sessions_to(core, volume, destination);
     if sessions.is_empty()
         && destination.is_none()
-        && let Some(turned) = core.turned(volume)
+        && let Some(turned) = core.turned_unit(volume)
     {
         // Nobody comes back for the state from which the volume took its sender's place.
-        block_on(async {
-            core.forget_session(turned.session).await?;
-            core.prune_sent(volume).await
-        })?;
+        block_on(forget(core, &turned))?;
         return Ok(None);
     }
-    let Some(record) = sessions.pop() else { return Err(no_session(volume, destination)) };
+    let Some(record) = sessions.pop() else {
+        core.check_alone(volume, "unreplicate")?;
+        return Err(no_session(volume, destination));
+    };
     if !sessions.is_empty() {
         return Err(Error::invalid(format!("volume {volume} has several sessions"))
             .hint("name the destination of the one to end"));
     }
-    block_on(async {
-        core.forget_session(record.session).await?;
-        core.prune_sent(volume).await
-    })?;
+    block_on(forget(core, &record))?;
     Ok(Some(record))
+}
+
+/// A session goes, and with it what was kept for it alone.
+async fn forget(core: &Core, record: &SessionRecord) -> Result<()> {
+    core.forget_session(record.session).await?;
+    for member in &record.members {
+        core.prune_sent(&member.volume).await?;
+    }
+    Ok(())
 }
 
 /// Deletes cuts that no session needs: what the end of a session, or a crash amid it, left.
@@ -321,8 +353,11 @@ pub fn idle_statuses(store: &Store, running: bool) -> Vec<SessionStatus> {
 }
 
 impl FarStore for Core {
-    async fn open_feed(&self, open: &OpenFeed) -> Result<Feed> {
-        Self::open_feed(self, open).await
+    async fn open_feeds(&self, group: Option<&GroupName>, opens: &[OpenFeed]) -> Result<Vec<Feed>> {
+        Self::open_feeds(self, group, opens).await
+    }
+    async fn commit_sets(&self, commit: &CommitSets) -> Result<()> {
+        Self::commit_sets(self, commit).await
     }
     async fn receive_set(&self, feed: &FeedSet, input: &mut (dyn Read + Send)) -> Result<Received> {
         Self::receive_set(self, feed, input).await
@@ -362,7 +397,10 @@ pub fn ask(store: &Store, request: &FarRequest) -> Result<FarAnswer> {
     block_on(async {
         match request {
             FarRequest::Identity => Ok(FarAnswer::Identity(core.identity())),
-            FarRequest::Open(open) => core.open_feed(open).await.map(|feed| FarAnswer::Feed(Box::new(feed))),
+            FarRequest::Open { group, members } => {
+                core.open_feeds(group.as_ref(), members).await.map(FarAnswer::Feeds)
+            }
+            FarRequest::Commit(commit) => core.commit_sets(commit).await.map(|()| FarAnswer::Done),
             FarRequest::Abort { session, volume } => {
                 core.abort_feed(*session, volume).await.map(|()| FarAnswer::Done)
             }
@@ -396,7 +434,8 @@ pub fn receive_set(store: &Store, feed: &FeedSet, input: &mut (dyn Read + Send))
 #[allow(missing_docs, reason = "as the methods of FarStore")]
 pub enum FarRequest {
     Identity,
-    Open(OpenFeed),
+    Open { group: Option<GroupName>, members: Vec<OpenFeed> },
+    Commit(CommitSets),
     Abort { session: Uuid, volume: String },
     Keep { session: Uuid, volume: String, keep: u64 },
     Close { session: Uuid },
@@ -411,7 +450,7 @@ pub enum FarRequest {
 #[allow(missing_docs, reason = "as the methods of FarStore")]
 pub enum FarAnswer {
     Identity(Uuid),
-    Feed(Box<Feed>),
+    Feeds(Vec<Feed>),
     Lineage(Vec<RoleEpoch>),
     Changes { ranges: Vec<(u64, u64)>, next: Option<u64> },
     Role(RoleAnswer),

@@ -13,6 +13,7 @@
 pub mod ask;
 pub mod compare;
 pub mod failover;
+mod group_failover;
 pub mod handover;
 pub mod hub;
 pub mod manage;

@@ -63,10 +63,77 @@ pub enum Step {
     Rest,
 }
 
+/// What the volumes of a session do next: one thing, all of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Joint {
+    /// The receiver drops what it has half.
+    Abort,
+    /// A cut is taken of each, and shipped from these bases.
+    Cut {
+        /// None: whole.
+        bases: Vec<Option<Uuid>>,
+    },
+    /// A set of each is shipped, or goes on by the token that says what has arrived.
+    Ship(Vec<(SetId, Option<String>)>),
+    /// Nothing, for now.
+    Rest,
+}
+
 /// The set that leads from a base to a cut.
 #[must_use]
 pub fn set_to(cut: &SetId, base: Option<Uuid>) -> SetId {
     SetId { stamp: SetStamp { base, ..cut.stamp }, target: cut.target }
+}
+
+/// What the receiver shows, where a delta can start from it.
+fn base_of(facts: &Facts<'_>) -> Option<Uuid> {
+    let stands = facts.common.or(facts.shown).filter(|state| facts.queue.contains(state));
+    facts.shown.filter(|_| stands.is_some())
+}
+
+/// The set that leads to the cut of that number, if there is one ahead.
+fn to_number(facts: &Facts<'_>, number: u64) -> Option<SetId> {
+    let place = |uuid: Uuid| facts.queue.iter().position(|known| *known == uuid);
+    let stands = facts.common.or(facts.shown).and_then(place);
+    let wanted = |cut: &&Cut| cut.set.stamp.number == number && cut.set.stamp.epoch == facts.epoch;
+    let cut = facts.cuts.iter().find(wanted).filter(|cut| place(cut.set.target) > stands)?;
+    Some(set_to(&cut.set, base_of(facts)))
+}
+
+/// Decides for all volumes of a session together. Cuts of one number belong together: what one
+/// of them has half, all go on with; no volume ever gets another number than the others.
+#[must_use]
+pub fn joint(all: &[Facts<'_>]) -> Joint {
+    let steps: Vec<Step> = all.iter().map(next).collect();
+    if steps.contains(&Step::Abort) {
+        return Joint::Abort;
+    }
+    let ships = |resumed: bool| {
+        let number = |step: &Step| match step {
+            Step::Ship { set, resume } if resume.is_some() == resumed => Some(set.stamp.number),
+            _ => None,
+        };
+        steps.iter().filter_map(number).min()
+    };
+    let to = |number: u64| {
+        let set = |(facts, step): (&Facts<'_>, &Step)| match step {
+            Step::Ship { set, resume: Some(token) } => {
+                (set.stamp.number == number).then(|| (*set, Some(token.clone())))
+            }
+            _ => to_number(facts, number).map(|set| (set, None)),
+        };
+        all.iter().zip(&steps).map(set).collect::<Option<Vec<_>>>()
+    };
+    if let Some(number) = ships(true) {
+        return to(number).map_or(Joint::Abort, Joint::Ship);
+    }
+    if steps.iter().all(|step| *step == Step::Rest) {
+        return Joint::Rest;
+    }
+    if let Some(sets) = ships(false).and_then(to) {
+        return Joint::Ship(sets);
+    }
+    Joint::Cut { bases: all.iter().map(base_of).collect() }
 }
 
 /// Decides.
@@ -230,7 +297,8 @@ mod tests {
     fn a_receiver_with_something_of_its_own_gets_a_delta_above_that() {
         let cuts: Vec<Cut> = (5..=9).map(cut).collect();
         let queue: Vec<Uuid> = [5, 6, 7, 8, 9].map(id).to_vec();
-        let half = HalfSet { set: Some(set(Some(700), 9)), durable: 0, token: "token".to_owned() };
+        let half =
+            HalfSet { set: Some(set(Some(700), 9)), durable: 0, token: "token".to_owned(), arrived: false };
         let facts = Facts {
             epoch: EPOCH,
             shown: Some(id(700)),
@@ -280,7 +348,7 @@ mod tests {
 
     #[test]
     fn what_is_half_received_goes_on_or_is_dropped() {
-        let half = |set| Some(HalfSet { set, durable: 4096, token: "token".to_owned() });
+        let half = |set| Some(HalfSet { set, durable: 4096, token: "token".to_owned(), arrived: false });
         let resumed = |set| Step::Ship { set, resume: Some("token".to_owned()) };
         for due in [false, true] {
             assert_eq!(step(Some(5), &[6], due, true, half(Some(set(Some(5), 8)))), resumed(set(Some(5), 8)));

@@ -8,6 +8,7 @@ use super::wire::{Body, Message};
 use crate::engine::api::Received;
 use crate::engine::roles::{RoleAnswer, RoleRequest, TakeOver};
 use crate::engine::sets::{Feed, FeedSet, OpenFeed};
+use crate::engine::together::{CommitSets, GroupName};
 use crate::error::{Error, Result};
 use crate::types::RoleEpoch;
 use std::io::Read;
@@ -18,11 +19,15 @@ pub type Changes = (Vec<(u64, u64)>, Option<u64>);
 
 /// A store that takes part in sessions: open in this process, served by another, or simulated.
 pub trait FarStore {
-    /// As `Core::open_feed`.
+    /// As `Core::open_feeds`.
     ///
     /// # Errors
     /// As there.
-    fn open_feed(&self, open: &OpenFeed) -> impl Future<Output = Result<Feed>>;
+    fn open_feeds(
+        &self,
+        group: Option<&GroupName>,
+        opens: &[OpenFeed],
+    ) -> impl Future<Output = Result<Vec<Feed>>>;
     /// As `Core::receive_set`.
     ///
     /// # Errors
@@ -32,6 +37,11 @@ pub trait FarStore {
         feed: &FeedSet,
         input: &mut (dyn Read + Send),
     ) -> impl Future<Output = Result<Received>>;
+    /// As `Core::commit_sets`.
+    ///
+    /// # Errors
+    /// As there.
+    fn commit_sets(&self, commit: &CommitSets) -> impl Future<Output = Result<()>>;
     /// As `Core::abort_feed`.
     ///
     /// # Errors
@@ -90,9 +100,27 @@ pub trait Port {
 struct Opened {
     session: Uuid,
     opening: Uuid,
-    volume: String,
+    /// Its volumes.
+    volumes: Vec<String>,
+    /// The name of the group that they are, if they are one.
+    group: Option<String>,
     /// The last entry of the sender's line.
     epoch: Uuid,
+}
+
+impl Opened {
+    fn has(&self, volume: &str) -> bool {
+        self.volumes.iter().any(|known| known == volume)
+    }
+
+    /// Whether all of it goes by that name.
+    fn is(&self, unit: &str) -> bool {
+        match (&self.group, &self.volumes[..]) {
+            (Some(group), _) => group == unit,
+            (None, [volume]) => volume == unit,
+            (None, _) => false,
+        }
+    }
 }
 
 /// Serves a channel until its sender leaves. What fails is told to the sender.
@@ -116,39 +144,49 @@ pub async fn run<S: FarStore, P: Port>(store: &S, port: &mut P) -> Result<()> {
             (Message::Leave, _) => return Ok(()),
             // Of a stream that failed before its end.
             (Message::End { .. }, Some(_)) => continue,
-            (Message::Open { members }, None) => open(store, epoch, members).await.map(|(of, feed)| {
-                opened = Some(of);
-                Some(Message::Opened { members: vec![feed] })
-            }),
-            (Message::Set { volume, set, keep }, Some(of)) if *volume == of.volume => {
+            (Message::Open { members, group }, None) => {
+                open(store, epoch, group.as_ref(), members).await.map(|(of, members)| {
+                    opened = Some(of);
+                    Some(Message::Opened { members })
+                })
+            }
+            (Message::Set { volume, set, keep }, Some(of)) if of.has(volume) => {
                 let feed = FeedSet {
                     session: of.session,
                     opening: of.opening,
                     volume: volume.clone(),
                     set: *set,
                     keep: *keep,
+                    together: of.group.is_some(),
                 };
                 let received = {
                     let mut stream = port.stream(epoch).await;
                     store.receive_set(&feed, &mut *stream).await
                 };
-                let mark = Some(*set);
-                received
-                    .map(|_| Some(Message::Marks { volume: volume.clone(), durable: mark, applied: mark }))
+                let (mark, volume) = (Some(*set), volume.clone());
+                received.map(|_| match feed.together {
+                    true => Some(Message::Arrived { volume }),
+                    false => Some(Message::Marks { volume, durable: mark, applied: mark }),
+                })
             }
-            (Message::Abort { volume }, Some(of)) if *volume == of.volume => {
+            (Message::Commit { sets }, Some(of)) if of.group.is_some() => {
+                let (session, opening, sets) = (of.session, of.opening, sets.clone());
+                let committed = store.commit_sets(&CommitSets { session, opening, sets }).await;
+                committed.map(|()| Some(Message::Committed))
+            }
+            (Message::Abort { volume }, Some(of)) if of.has(volume) => {
                 let aborted = store.abort_feed(of.session, volume).await;
                 aborted.map(|()| Some(Message::Aborted { volume: volume.clone() }))
             }
-            (Message::TakeOver { volume, take }, Some(of)) if *volume == of.volume => {
+            (Message::TakeOver { volume, take }, Some(of)) if of.is(volume) => {
                 let taken = store.take_over(of.session, of.opening, volume, take).await;
                 taken.map(|lineage| Some(Message::TookOver { lineage }))
             }
-            (Message::Changes { volume, from }, Some(of)) if *volume == of.volume => {
+            (Message::Changes { volume, from }, Some(of)) if of.has(volume) => {
                 let changes = store.changes(of.session, volume, *from).await;
                 changes.map(|(ranges, next)| Some(Message::Changed { ranges, next }))
             }
-            (Message::Keep { volume, number }, Some(of)) if *volume == of.volume => {
+            (Message::Keep { volume, number }, Some(of)) if of.has(volume) => {
                 // What can't go now goes with a later one; nobody waits for it.
                 if let Err(error) = store.keep_states(of.session, volume, *number).await {
                     tracing::warn!("older states of volume {volume} stay for now: {error}");
@@ -173,19 +211,31 @@ pub async fn run<S: FarStore, P: Port>(store: &S, port: &mut P) -> Result<()> {
     Ok(())
 }
 
-async fn open<S: FarStore>(store: &S, epoch: Uuid, members: &[OpenFeed]) -> Result<(Opened, Feed)> {
-    let [member] = members else {
-        return Err(Error::new(
-            crate::ErrorKind::Unsupported,
-            "a session of several volumes is not known here",
-        ));
+async fn open<S: FarStore>(
+    store: &S,
+    epoch: Uuid,
+    group: Option<&GroupName>,
+    members: &[OpenFeed],
+) -> Result<(Opened, Vec<Feed>)> {
+    let first = match (members, group) {
+        ([one], None) => one,
+        ([first, ..], Some(_)) => first,
+        _ => {
+            return Err(Error::invalid(
+                "the sender opens a session of no volume, or of several without a group",
+            ));
+        }
     };
-    if member.lineage.last().map(|last| last.identity) != Some(epoch) {
+    if members.iter().any(|member| member.lineage.last().map(|last| last.identity) != Some(epoch)) {
         return Err(Error::invalid("the sender speaks in another role epoch than its line ends with"));
     }
-    let feed = store.open_feed(member).await?;
-    Ok((
-        Opened { session: member.session, opening: member.opening, volume: member.volume.clone(), epoch },
-        feed,
-    ))
+    let feeds = store.open_feeds(group, members).await?;
+    let opened = Opened {
+        session: first.session,
+        opening: first.opening,
+        volumes: members.iter().map(|member| member.volume.clone()).collect(),
+        group: group.map(|group| group.name.clone()),
+        epoch,
+    };
+    Ok((opened, feeds))
 }

@@ -5,12 +5,13 @@
 //! the business of the session that the other side makes.
 
 use super::failover::Port;
-use super::manage::way_to;
+use super::manage::{destination_of, way_to};
 use crate::engine::Store;
 use crate::engine::core::Core;
 use crate::engine::resync::{FeedBack, ResyncPlan};
 use crate::engine::roles::{RoleAnswer, RoleRequest, Seen};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::roles::ResyncRecord;
 use crate::format::session::{SessionPolicy, SessionRecord, Side};
 use crate::transport::Destination;
 use futures::executor::block_on;
@@ -69,8 +70,10 @@ struct Ways {
 
 fn ways(core: &Core, request: &Request) -> Result<Ways> {
     let volume = request.volume.as_str();
-    let mut sessions: Vec<SessionRecord> = core.sessions_of(volume, Side::Sender);
-    sessions.retain(|record| request.from.as_ref().is_none_or(|from| record.destination == *from));
+    let mut sessions: Vec<SessionRecord> = core.sessions_named(volume, Side::Sender);
+    let said = request.from.as_ref().map(|from| destination_of(core, volume, from)).transpose()?;
+    let said = said.map(|said| said.to_string());
+    sessions.retain(|record| said.as_ref().is_none_or(|from| record.destination == *from));
     // An attempt that was given up may have left another one that leads to the same place.
     sessions.sort_by(|a, b| a.destination.cmp(&b.destination));
     sessions.dedup_by(|a, b| a.destination == b.destination);
@@ -86,11 +89,11 @@ fn ways(core: &Core, request: &Request) -> Result<Ways> {
                 .hint("name the one that is the primary now"));
         }
     };
-    let from = request.from.clone().or_else(|| known.as_ref().map(|known| known.destination.clone()));
+    let from = said.or_else(|| known.as_ref().map(|known| known.destination.clone()));
     let from: Destination = from.unwrap_or_default().parse()?;
     let text = |text: fn(&SessionRecord) -> &String| known.as_ref().map(text).cloned().unwrap_or_default();
     let way_back = match &request.way_back {
-        Some(way) => way.parse::<Destination>()?.to_string(),
+        Some(way) => destination_of(core, volume, way)?.to_string(),
         None if known.as_ref().is_some_and(|known| !known.way_back.is_empty()) => {
             text(|known| &known.way_back)
         }
@@ -113,8 +116,8 @@ fn ways(core: &Core, request: &Request) -> Result<Ways> {
     })
 }
 
-async fn look<P: Port>(port: &mut P, ways: &Ways) -> Result<Seen> {
-    let look = RoleRequest::Look { volume: ways.from.volume.to_string() };
+async fn look<P: Port>(port: &mut P, ways: &Ways, volume: &str) -> Result<Seen> {
+    let look = RoleRequest::Look { volume: volume.to_owned() };
     match port.ask(&ways.from.to_string(), &ways.command, look).await {
         Ok(RoleAnswer::Seen(seen)) => Ok(*seen),
         Ok(RoleAnswer::Done) => Err(Error::invalid("the other side says something else than was asked")),
@@ -131,34 +134,50 @@ async fn look<P: Port>(port: &mut P, ways: &Ways) -> Result<Seen> {
 /// `Conflict` when the other side is not ahead, when writers are connected, or when there is no
 /// state in common; `Interrupted` when the other side can't be reached; `Io`, `Full`.
 pub(crate) async fn run<P: Port>(core: &Core, port: &mut P, request: &Request) -> Result<Report> {
-    let volume = request.volume.as_str();
-    if let Some(way) = &request.from {
-        way.parse::<Destination>()?;
+    let unit = request.volume.as_str();
+    let group = core.group(unit);
+    if group.is_none() {
+        core.check_alone(unit, "resync")?;
     }
-    let known = core.resync_of(volume).await?;
+    let volumes = core.volumes_of(unit);
+    let mut known = Vec::new();
+    for volume in &volumes {
+        known.push(core.resync_of(volume).await?);
+    }
     let ways = ways(core, request)?;
-    let theirs = look(port, &ways).await?;
-    let resync = match known {
-        Some(known) if known.peer == theirs.store => known,
-        Some(_) => {
-            return Err(Error::conflict(format!("volume {volume} is in a resync from another store"))
-                .hint(format!("'snapvol resync {volume} --abort' ends that one")));
-        }
-        None => {
-            let session = core.new_identity().await?;
-            let plan = ResyncPlan {
-                peer: theirs.store,
-                session,
-                theirs: &theirs,
-                full: request.full,
-                force: request.force,
-            };
-            core.begin_resync(volume, &plan).await?
-        }
+    let mut seen = Vec::new();
+    for volume in &volumes {
+        // Those of a group have the same names on both sides.
+        let there = if group.is_some() { volume.as_str() } else { ways.from.volume.as_str() };
+        seen.push(look(port, &ways, there).await?);
+    }
+    let peer = seen.first().map(|seen| seen.store).unwrap_or_default();
+    if known.iter().flatten().any(|known| known.peer != peer) {
+        return Err(Error::conflict(format!("{unit} is in a resync from another store"))
+            .hint(format!("'snapvol resync {unit} --abort' ends that one")));
+    }
+    // What an interrupted attempt has begun goes on, under its session.
+    let session = match known.iter().flatten().next() {
+        Some(known) => known.session,
+        None => core.new_identity().await?,
+    };
+    if group.is_some() {
+        stop_all(core, &volumes, &known, &seen, request).await?;
+    }
+    let mut begun = Vec::new();
+    for ((volume, known), theirs) in volumes.iter().zip(known).zip(&seen) {
+        let plan = ResyncPlan { peer, session, theirs, full: request.full, force: request.force };
+        begun.push(match known {
+            Some(known) => known,
+            None => core.begin_resync(volume, &plan).await?,
+        });
+    }
+    let (Some(resync), Some(volume)) = (begun.first(), volumes.first()) else {
+        return Err(Error::invalid("a group has one volume at least"));
     };
     let asked = FeedBack {
         volume: ways.from.volume.to_string(),
-        session: resync.session,
+        session,
         destination: ways.way_back,
         remote_command: ways.way_back_command,
         way_back: ways.from.to_string(),
@@ -170,14 +189,36 @@ pub(crate) async fn run<P: Port>(core: &Core, port: &mut P, request: &Request) -
     let listed = core.list(Some(volume)).await?.volumes.into_iter().next();
     let kept = listed.and_then(|info| info.snapshots.into_iter().find(|snap| snap.uuid == resync.diverged));
     Ok(Report {
-        volume: volume.to_owned(),
-        session: resync.session,
+        volume: unit.to_owned(),
+        session,
         kept: kept.map(|snapshot| snapshot.name),
-        delta: resync.common.is_some(),
+        delta: begun.iter().all(|resync| resync.common.is_some()),
         from,
-        served: theirs.served,
+        served: seen.iter().all(|seen| seen.served),
         note: None,
     })
+}
+
+/// Before the first of a group's volumes is kept as it is, no client writes to any of them. What
+/// forbids the resync of one of them is found before that.
+async fn stop_all(
+    core: &Core,
+    volumes: &[String],
+    known: &[Option<ResyncRecord>],
+    seen: &[Seen],
+    request: &Request,
+) -> Result<()> {
+    for ((volume, known), theirs) in volumes.iter().zip(known).zip(seen) {
+        if known.is_none() {
+            core.check_resync(volume, theirs, request.full, request.force).await?;
+        }
+    }
+    for (volume, known) in volumes.iter().zip(known) {
+        if known.is_none() {
+            core.stop_writers(volume, request.force).await?;
+        }
+    }
+    Ok(())
 }
 
 /// Gives a resync up.
@@ -185,10 +226,24 @@ pub(crate) async fn run<P: Port>(core: &Core, port: &mut P, request: &Request) -
 /// # Errors
 /// `NotFound` when none is under way; `Conflict`; `Io`.
 pub(crate) async fn abort<P: Port>(core: &Core, port: &mut P, request: &Request) -> Result<Report> {
-    let volume = request.volume.as_str();
+    let unit = request.volume.as_str();
+    if core.group(unit).is_none() {
+        core.check_alone(unit, "resync")?;
+    }
     let ways = ways(core, request);
-    let session = core.abort_resync(volume).await?;
-    let mut report = Report { volume: volume.to_owned(), session, ..Report::default() };
+    let (mut session, mut nothing) = (None, None);
+    for volume in core.volumes_of(unit) {
+        match core.abort_resync(&volume).await {
+            Ok(ended) => session = Some(ended),
+            // Of a group, an earlier attempt may have come that far.
+            Err(error) if error.kind() == ErrorKind::NotFound => nothing = Some(error),
+            Err(error) => return Err(error),
+        }
+    }
+    let Some(session) = session else {
+        return Err(nothing.unwrap_or_else(|| Error::not_found(format!("no resync of {unit} is under way"))));
+    };
+    let mut report = Report { volume: unit.to_owned(), session, ..Report::default() };
     let told = match ways {
         Ok(ways) => {
             let stop = RoleRequest::StopFeedBack { session };

@@ -14,12 +14,13 @@ mod ship;
 
 use self::ship::Shipped;
 use super::handover::{Between, HandOver, Wish};
-use super::plan::{self, Facts, Step, back_off, set_to};
+use super::plan::{self, Facts, Joint, back_off, set_to};
 use super::wire::{Body, Message, far_failure};
 use crate::engine::api::{OutstandingSet, SessionStatus};
 
 use crate::engine::core::Core;
-use crate::engine::sets::{Diverged, Feed, HalfSet, Mark, OpenFeed, OwnChanges, Relation};
+use crate::engine::sets::{Cut, Diverged, Feed, HalfSet, Mark, OFFERS_MAX, OpenFeed, OwnChanges, Relation};
+use crate::engine::together::{GroupName, line_to};
 use crate::engine::turns::Turn;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::session::{Condition, MemberRecord, OnBacklog, SessionRecord, Side};
@@ -101,11 +102,47 @@ pub(super) enum Left {
     Late,
 }
 
-/// What a receiver that follows has.
+/// What a receiver that follows has of each volume.
 struct Meeting {
-    member: MemberRecord,
     epoch: RoleEpoch,
-    feed: Feed,
+    feeds: Vec<(MemberRecord, Feed)>,
+}
+
+/// A volume of the session, and where its receiver stands.
+pub(super) struct Following {
+    pub member: MemberRecord,
+    /// What it shows.
+    shown: Option<Uuid>,
+    /// What it has half received.
+    half: Option<HalfSet>,
+    /// What it has of its own.
+    own: Option<OwnChanges>,
+}
+
+impl Following {
+    /// Of a receiver with something of its own, the state that both have.
+    fn common(&self) -> Option<Uuid> {
+        self.own.as_ref().and_then(|own| own.diverged.common)
+    }
+}
+
+/// What is here of a volume when the next step is decided.
+struct Here {
+    cuts: Vec<Cut>,
+    marks: Vec<Mark>,
+    /// What deltas can start from, oldest first.
+    queue: Vec<Uuid>,
+    /// Bytes that changed since the youngest mark.
+    changed: u64,
+    /// That mark has nothing that could be shipped, and the receiver needs something.
+    passed: bool,
+    others: BTreeSet<Uuid>,
+}
+
+impl Here {
+    fn newest(&self) -> Option<Uuid> {
+        self.marks.last().map(|mark| mark.cut.set.target)
+    }
 }
 
 /// How meeting the receiver ended.
@@ -135,8 +172,8 @@ pub(super) struct Sender<'a, P> {
     sent: Vec<(Duration, u64)>,
     /// When what piles up was looked at last while nothing is shipped.
     looked: Option<Duration>,
-    /// What becomes of writes for this session's sake, and of which volume.
-    brake: Option<(Brake, String)>,
+    /// What becomes of writes for this session's sake, and of which volumes.
+    brake: Option<(Brake, Vec<String>)>,
 }
 
 /// Runs a session until it is stopped or forgotten.
@@ -162,11 +199,14 @@ pub(crate) async fn run<P: Port>(core: &Core, port: &mut P, session: Uuid) {
     sender.release_brake().await;
 }
 
-fn only_member(record: &SessionRecord) -> Result<&MemberRecord> {
-    match &record.members[..] {
-        [member] => Ok(member),
-        _ => Err(Error::new(ErrorKind::Unsupported, "a session of several volumes is not known")),
-    }
+/// The names of a session's volumes here.
+pub(super) fn volumes_of(record: &SessionRecord) -> Vec<String> {
+    record.members.iter().map(|member| member.volume.clone()).collect()
+}
+
+/// Why a session of no volume does nothing.
+fn no_volumes() -> Error {
+    Error::invalid("the session has no volume")
 }
 
 impl<P: Port> Sender<'_, P> {
@@ -224,10 +264,12 @@ impl<P: Port> Sender<'_, P> {
 
     /// Whether the volume's writers wait until a receiver has confirmed it.
     async fn wants_word(&self, record: &SessionRecord) -> bool {
-        match record.members.first() {
-            Some(member) => self.core.is_unconfirmed(&member.volume).await.unwrap_or(false),
-            None => false,
+        for member in &record.members {
+            if self.core.is_unconfirmed(&member.volume).await.unwrap_or(false) {
+                return true;
+            }
         }
+        false
     }
 
     pub(super) fn show(&mut self, state: &str) {
@@ -273,9 +315,11 @@ impl<P: Port> Sender<'_, P> {
 
     /// Ends a session for which too much piled up.
     async fn bound_backlog(&mut self, record: &SessionRecord) -> Result<()> {
-        let (policy, member) = (&record.policy, only_member(record)?);
-        let Some(applied) = member.applied else { return self.brake_writers(record, false).await };
-        let Some(behind) = self.apart(&member.volume, applied.target).await? else { return Ok(()) };
+        let policy = &record.policy;
+        if record.members.iter().all(|member| member.applied.is_none()) {
+            return self.brake_writers(record, false).await;
+        }
+        let Some(behind) = self.apart(&record.members).await? else { return Ok(()) };
         let age = self.port.now().saturating_sub(self.mark_cut).as_millis();
         let passed = (policy.backlog_ms > 0 && age > u128::from(policy.backlog_ms))
             || (policy.backlog_bytes > 0 && behind > policy.backlog_bytes);
@@ -299,42 +343,90 @@ impl<P: Port> Sender<'_, P> {
             Ok(record)
         });
         ended.await?;
-        self.core.prune_sent(&member.volume).await
+        for member in &record.members {
+            self.core.prune_sent(&member.volume).await?;
+        }
+        Ok(())
     }
 
     /// Connects, hears what the receiver has, and follows until something changes.
     async fn converse(&mut self, record: &SessionRecord) -> Result<Left> {
         match self.meet(record).await? {
             Met::Left(left) => Ok(left),
-            Met::Follows(meeting) => {
-                let Meeting { member, epoch, feed } = *meeting;
-                self.follow(&member, epoch, feed).await
-            }
+            Met::Follows(meeting) => self.follow(record, *meeting).await,
         }
+    }
+
+    /// Checks that the volumes are those of the session, and may be sent; tells how they stand.
+    async fn check_here(&mut self, record: &SessionRecord) -> Result<Standing> {
+        let mut standings = Vec::new();
+        for member in &record.members {
+            let (uuid, role, _) = self.core.unit(&member.volume).await?;
+            if uuid != member.uuid {
+                return Err(Error::conflict(format!(
+                    "volume {} is another one than the session was made for",
+                    member.volume
+                )));
+            }
+            let roles = self.core.roles(&member.volume).await?;
+            let standing = roles.standing;
+            if role != Role::Primary {
+                // A crash may have come amid a group's giving way.
+                standings.push((None, roles.operation));
+                continue;
+            }
+            if standing == Standing::Fenced {
+                self.show("fenced");
+                return Err(Error::conflict(format!("volume {} is fenced", member.volume)).hint(format!(
+                    "'snapvol resync {}' has it follow the volume that is the primary",
+                    record.unit
+                )));
+            }
+            standings.push((Some(standing), roles.operation));
+        }
+        let handing = standings.iter().find(|(standing, _)| *standing == Some(Standing::HandingOver));
+        let operation = handing.and_then(|(_, operation)| *operation);
+        let gave = |(standing, of): &(Option<Standing>, Option<Uuid>)| standing.is_none() && *of != operation;
+        if standings.iter().any(|of| gave(of) || (of.0.is_none() && operation.is_none())) {
+            self.show("given-way");
+            return Err(Error::conflict(format!("{} is no primary", record.unit)));
+        }
+        if operation.is_some() {
+            return Ok(Standing::HandingOver);
+        }
+        standings.first().and_then(|(standing, _)| *standing).ok_or_else(no_volumes)
+    }
+
+    /// What the receiver is told of each volume.
+    async fn opening(&self, record: &SessionRecord) -> Result<Vec<OpenFeed>> {
+        let (opening, mut opens) = (self.core.new_identity().await?, Vec::new());
+        for member in &record.members {
+            let (_, _, geometry) = self.core.unit(&member.volume).await?;
+            let mut offers = self.core.offers(&member.volume).await?;
+            // All of a group has to fit into one message.
+            offers.truncate(OFFERS_MAX / record.members.len());
+            opens.push(OpenFeed {
+                session: self.session,
+                store: self.core.identity(),
+                opening,
+                volume: member.far_volume.clone(),
+                origin: member.volume.clone(),
+                size: geometry.size,
+                block_size: geometry.block_size,
+                granularity: geometry.granularity,
+                lineage: self.core.begin_lineage(&member.volume).await?,
+                offers,
+                way_back: record.way_back.clone(),
+                way_back_command: record.way_back_command.clone(),
+            });
+        }
+        Ok(opens)
     }
 
     /// Connects and hears what the receiver has, and whether this side is still the primary.
     async fn meet(&mut self, record: &SessionRecord) -> Result<Met> {
-        let member = only_member(record)?.clone();
-        let (uuid, role, geometry) = self.core.unit(&member.volume).await?;
-        if uuid != member.uuid {
-            return Err(Error::conflict(format!(
-                "volume {} is another one than the session was made for",
-                member.volume
-            )));
-        }
-        if role != Role::Primary {
-            self.show("given-way");
-            return Err(Error::conflict(format!("volume {} is no primary", member.volume)));
-        }
-        let standing = self.core.roles(&member.volume).await?.standing;
-        if standing == Standing::Fenced {
-            self.show("fenced");
-            return Err(Error::conflict(format!("volume {} is fenced", member.volume)).hint(format!(
-                "'snapvol resync {}' has it follow the volume that is the primary",
-                member.volume
-            )));
-        }
+        let standing = self.check_here(record).await?;
+        let volumes = volumes_of(record);
         if !["error", "split", "fenced", "given-way"].contains(&self.status.state.as_str()) {
             self.show("connecting");
         }
@@ -350,64 +442,75 @@ impl<P: Port> Sender<'_, P> {
             }
             Some(_) => {}
         }
-        // Whoever hears this volume's line may go on from it without being heard again.
-        self.core.end_alone(&member.volume).await?;
-        let lineage = self.core.begin_lineage(&member.volume).await?;
-        let epoch = lineage.last().copied().unwrap_or_default();
-        let open = OpenFeed {
-            session: self.session,
-            store: self.core.identity(),
-            opening: self.core.new_identity().await?,
-            volume: member.far_volume.clone(),
-            origin: member.volume.clone(),
-            size: geometry.size,
-            block_size: geometry.block_size,
-            granularity: geometry.granularity,
-            lineage,
-            offers: self.core.offers(&member.volume).await?,
-            way_back: record.way_back.clone(),
-            way_back_command: record.way_back_command.clone(),
-        };
-        self.port.say(epoch.identity, Body::Message(Message::Open { members: vec![open] })).await?;
-        let feed = match self.answer().await? {
-            Answer::Message(Message::Opened { members }) if members.len() == 1 => members.into_iter().next(),
+        let handing_over = standing == Standing::HandingOver;
+        for volume in &volumes {
+            // Whoever hears this volume's line may go on from it without being heard again.
+            self.core.end_alone(volume).await?;
+        }
+        if record.group.is_some() && !handing_over {
+            self.core.share_epoch(&volumes).await?;
+        }
+        let members = self.opening(record).await?;
+        let last = |open: &OpenFeed| open.lineage.last().copied().unwrap_or_default();
+        // One that gave way amid a handover is in the younger line already.
+        let epoch = members.iter().map(last).min_by_key(|epoch| epoch.counter).ok_or_else(no_volumes)?;
+        let members: Vec<OpenFeed> = members
+            .into_iter()
+            .map(|mut open| {
+                while open.lineage.last().is_some_and(|last| *last != epoch) {
+                    open.lineage.pop();
+                }
+                open
+            })
+            .collect();
+        let count = members.len();
+        let group = record.group.map(|uuid| GroupName { name: record.unit.clone(), uuid });
+        self.port.say(epoch.identity, Body::Message(Message::Open { members, group })).await?;
+        let feeds = match self.answer().await? {
+            Answer::Message(Message::Opened { members }) if members.len() == count => members,
             Answer::Message(other) => return Err(out_of_turn(&other)),
             Answer::Left(left) => return Ok(Met::Left(left)),
         };
-        let feed = feed.ok_or_else(|| Error::invalid("the other side says nothing of the volume"))?;
-        let handing_over = standing == Standing::HandingOver;
-        match feed.relation {
-            Relation::Follows if handing_over => {
-                // What the receiver was asked by an earlier opening, it refuses from here on.
-                let why = Error::new(
-                    ErrorKind::Interrupted,
-                    "the handover was interrupted; the roles are as before",
-                );
-                self.let_go(&member, why.hint("run the command again")).await?;
+        if feeds.iter().any(|feed| feed.relation == Relation::Split) {
+            self.show("split");
+            for volume in &volumes {
+                self.core.met_split(volume).await?;
             }
-            Relation::Follows => self.core.confirm(&member.volume).await?,
-            Relation::Fenced => {
-                if handing_over && let Some(left) = self.after_handover(record, &member, epoch, &feed).await?
-                {
-                    return Ok(Met::Left(left));
-                }
-                self.show("fenced");
-                self.core.fence(&member.volume, &feed.lineage).await?;
-                return Err(Error::conflict(format!("{} has become the primary", record.destination)).hint(
-                    format!("'snapvol resync {}' keeps this volume's own changes aside", member.volume),
-                ));
+            return Err(Error::conflict(format!(
+                "{} here and {} were changed apart from each other",
+                record.unit, record.destination
+            ))
+            .hint("nothing is shipped in either direction until one of them is given up"));
+        }
+        if let Some(fenced) = feeds.iter().find(|feed| feed.relation == Relation::Fenced) {
+            if handing_over && let Some(left) = self.after_handover(record, epoch, fenced).await? {
+                return Ok(Met::Left(left));
             }
-            Relation::Split => {
-                self.show("split");
-                self.core.met_split(&member.volume).await?;
-                return Err(Error::conflict(format!(
-                    "volume {} here and the one at {} were changed apart from each other",
-                    member.volume, record.destination
-                ))
-                .hint("nothing is shipped in either direction until one of them is given up"));
+            self.show("fenced");
+            for volume in &volumes {
+                let theirs = match fenced.lineage.last() {
+                    Some(last) if record.group.is_some() => {
+                        line_to(&self.core.look(volume).await?.lineage, *last)
+                    }
+                    _ => fenced.lineage.clone(),
+                };
+                self.core.fence(volume, &theirs).await?;
+            }
+            return Err(Error::conflict(format!("{} has become the primary", record.destination))
+                .hint(format!("'snapvol resync {}' keeps its own changes aside", record.unit)));
+        }
+        if handing_over {
+            // What the receiver was asked by an earlier opening, it refuses from here on.
+            let why =
+                Error::new(ErrorKind::Interrupted, "the handover was interrupted; the roles are as before");
+            self.let_go(&volumes, why.hint("run the command again")).await?;
+        } else {
+            for volume in &volumes {
+                self.core.confirm(volume).await?;
             }
         }
-        Ok(Met::Follows(Box::new(Meeting { member, epoch, feed })))
+        let feeds = record.members.iter().cloned().zip(feeds).collect();
+        Ok(Met::Follows(Box::new(Meeting { epoch, feeds })))
     }
 
     /// The next message; owners' wishes are remembered.
@@ -434,46 +537,53 @@ impl<P: Port> Sender<'_, P> {
     }
 
     /// Follows: one step after the other.
-    async fn follow(&mut self, member: &MemberRecord, epoch: RoleEpoch, feed: Feed) -> Result<Left> {
-        // What a receiver applied last is what it shows; a snapshot taken there is a second
-        // name for it.
-        let mut shown = feed.applied.map(|set| set.target).or(feed.newest);
-        let mut half = feed.half;
-        let mut own = None;
-        if let Some(diverged) = feed.diverged {
-            match self.own_changes(member, epoch, diverged).await? {
-                Answer::Message(changes) => own = Some(changes),
-                Answer::Left(left) => return Ok(left),
+    async fn follow(&mut self, opened: &SessionRecord, meeting: Meeting) -> Result<Left> {
+        let Meeting { epoch, feeds } = meeting;
+        let (mut all, mut marks) = (Vec::new(), Vec::new());
+        for (member, feed) in feeds {
+            let mut own = None;
+            if let Some(diverged) = feed.diverged {
+                match self.own_changes(&member, epoch, diverged).await? {
+                    Answer::Message(changes) => own = Some(changes),
+                    Answer::Left(left) => return Ok(left),
+                }
             }
+            if let Some(applied) = feed.applied {
+                self.check_ahead(&member, &applied).await?;
+                marks.push((member.volume.clone(), feed.durable, Some(applied)));
+            }
+            // What a receiver applied last is what it shows; a snapshot taken there is a second
+            // name for it.
+            let shown = feed.applied.map(|set| set.target).or(feed.newest);
+            all.push(Following { member, shown, half: feed.half, own });
         }
-        if let Some(applied) = feed.applied {
-            self.check_ahead(member, &applied).await?;
-            self.mark(member, feed.durable, Some(applied)).await?;
+        if !marks.is_empty() {
+            self.mark(&marks).await?;
         }
         loop {
             let record = self.core.session(self.session)?;
-            if record.condition != Condition::Running {
+            if record.condition != Condition::Running || volumes_of(&record) != volumes_of(opened) {
                 return Ok(Left::Changed);
             }
-            if !self.core.is_primary_in(&member.volume, epoch).await? {
-                // Its role changed beside the session: what that means, an opening tells.
-                return Ok(Left::Changed);
+            for of in &all {
+                if !self.core.is_primary_in(&of.member.volume, epoch).await? {
+                    // Its role changed beside the session: what that means, an opening tells.
+                    return Ok(Left::Changed);
+                }
             }
             let asked = self.status.cuts_asked;
-            let common = own.as_ref().and_then(|own: &OwnChanges| own.diverged.common);
-            let step = self.step(&record, member, epoch, (shown, common), half.as_ref()).await?;
-            match step {
-                Step::Rest => {
+            match self.step(&record, &all, epoch).await? {
+                Joint::Rest => {
                     // A wish does not rest while anything has changed.
                     self.status.cuts_done = asked;
                     self.status.failures = 0;
                     self.status.last_error = None;
-                    if let Some(left) = self.turn_around(&record, member, epoch, Between::Rests).await? {
+                    if let Some(left) = self.turn_around(&record, epoch, Between::Rests).await? {
                         return Ok(left);
                     }
                     if self.handover.is_some() {
                         if self.is_late() {
-                            self.give_up_late(member).await?;
+                            self.give_up_late(&record).await?;
                         }
                         continue;
                     }
@@ -494,44 +604,46 @@ impl<P: Port> Sender<'_, P> {
                         Event::Changed | Event::Timeout => {}
                     }
                 }
-                Step::Abort => {
-                    let volume = member.far_volume.clone();
-                    self.port.say(epoch.identity, Body::Message(Message::Abort { volume })).await?;
-                    match self.answer().await? {
-                        Answer::Message(Message::Aborted { .. }) => half = None,
-                        Answer::Message(other) => return Err(out_of_turn(&other)),
-                        Answer::Left(left) => return Ok(left),
+                Joint::Abort => {
+                    for of in all.iter_mut().filter(|of| of.half.is_some()) {
+                        let volume = of.member.far_volume.clone();
+                        self.port.say(epoch.identity, Body::Message(Message::Abort { volume })).await?;
+                        match self.answer().await? {
+                            Answer::Message(Message::Aborted { .. }) => of.half = None,
+                            Answer::Message(other) => return Err(out_of_turn(&other)),
+                            Answer::Left(left) => return Ok(left),
+                        }
                     }
                 }
-                Step::Ship { set, resume } => {
+                Joint::Ship(sets) => {
                     let cut_at = self.last.unwrap_or(self.mark_cut);
                     let covers = self.covers;
-                    self.show(if set.stamp.base.is_none() { "copying" } else { "following" });
-                    let above = own.clone().filter(|own| set.stamp.base == Some(own.diverged.shown));
+                    let whole = sets.iter().any(|(set, _)| set.stamp.base.is_none());
+                    self.show(if whole { "copying" } else { "following" });
                     let begun = self.port.now();
-                    let shipped = self.ship(member, set, resume, above).await;
+                    let shipped = self.ship(&record, &all, &sets).await;
                     self.status.set = None;
                     if let Shipped::Left(left) = shipped? {
                         if matches!(left, Left::Late) {
-                            self.give_up_late(member).await?;
+                            self.give_up_late(&record).await?;
                         }
                         return Ok(left);
                     }
                     let took = self.port.now().saturating_sub(begun);
-                    if let Some(left) =
-                        self.turn_around(&record, member, epoch, Between::Shipped(took)).await?
-                    {
+                    if let Some(left) = self.turn_around(&record, epoch, Between::Shipped(took)).await? {
                         return Ok(left);
                     }
                     self.mark_cut = cut_at;
-                    (shown, half, own) = (Some(set.target), None, None);
+                    for (of, (set, _)) in all.iter_mut().zip(&sets) {
+                        (of.shown, of.half, of.own) = (Some(set.target), None, None);
+                    }
                     if covers {
                         self.status.cuts_done = asked;
                     }
                     self.status.failures = 0;
                     self.status.last_error = None;
                 }
-                Step::Cut { .. } => unreachable!("a cut becomes a set to ship"),
+                Joint::Cut { .. } => unreachable!("a cut becomes sets to ship"),
             }
         }
     }
@@ -589,18 +701,9 @@ impl<P: Port> Sender<'_, P> {
         .hint("this store was restored from an older copy: the newer state is at the receiver"))
     }
 
-    /// Decides what is next. What is to be shipped is recorded before anybody could delete it.
-    async fn step(
-        &mut self,
-        record: &SessionRecord,
-        member: &MemberRecord,
-        epoch: RoleEpoch,
-        (shown, common): (Option<Uuid>, Option<Uuid>),
-        half: Option<&HalfSet>,
-    ) -> Result<Step> {
-        let volume = &member.volume;
-        self.guard().await;
-        let turn = self.core.sets_turn(volume).await;
+    /// What is here of a volume.
+    async fn here(&self, of: &Following) -> Result<Here> {
+        let volume = &of.member.volume;
         let (cuts, marks) = (self.core.cuts(volume).await?, self.core.marks(volume).await?);
         let mut queue = self.core.offers(volume).await?;
         queue.reverse();
@@ -612,53 +715,84 @@ impl<P: Port> Sender<'_, P> {
         // A bookmark can't be shipped: who is behind it needs a cut of what is here now. So does who
         // compares what is here with what is there.
         let bookmark = newest.filter(|(_, is_bookmark)| *is_bookmark).map(|(newest, _)| newest);
-        let passed = bookmark.is_some() && (bookmark != shown || self.core.is_kept_readable(volume).await?);
+        let passed =
+            bookmark.is_some() && (bookmark != of.shown || self.core.is_kept_readable(volume).await?);
+        Ok(Here { cuts, marks, queue, changed, passed, others: self.others(volume) })
+    }
+
+    /// Decides what is next. What is to be shipped is recorded before anybody could delete it.
+    async fn step(&mut self, record: &SessionRecord, all: &[Following], epoch: RoleEpoch) -> Result<Joint> {
+        self.guard().await;
+        let (mut turns, mut here) = (Vec::new(), Vec::new());
+        // In the order of their names, so that nobody waits for a turn in a circle.
+        for of in all {
+            turns.push(self.core.sets_turn(&of.member.volume).await);
+        }
+        for of in all {
+            here.push(self.here(of).await?);
+        }
+        let changed = here.iter().fold(0u64, |sum, here| sum.saturating_add(here.changed));
         let now = self.port.now();
         let timeout = Duration::from_millis(record.policy.timeout_ms);
         let waited = self.last.is_none_or(|last| now.saturating_sub(last) >= timeout);
-        let facts = Facts {
-            epoch,
-            shown,
-            common,
-            half,
-            queue: &queue,
-            cuts: &cuts,
-            others: &self.others(volume),
-            due: self.status.cuts_asked > self.status.cuts_done
-                || waited
-                || self.handover.is_some()
-                || changed >= record.policy.high_water,
-            changed: changed > 0 || passed,
-        };
-        let mut step = plan::next(&facts);
-        self.outline(&marks, common.or(shown), changed, now).await?;
-        self.covers = matches!(step, Step::Cut { .. });
-        if let Step::Cut { base } = step {
-            let cut = self.cut(record, &turn, volume).await?;
-            step = Step::Ship { set: set_to(&cut, base), resume: None };
+        let due = self.status.cuts_asked > self.status.cuts_done
+            || waited
+            || self.handover.is_some()
+            || changed >= record.policy.high_water;
+        let is_changed = changed > 0 || here.iter().any(|here| here.passed);
+        let facts: Vec<Facts<'_>> = all
+            .iter()
+            .zip(&here)
+            .map(|(of, here)| Facts {
+                epoch,
+                shown: of.shown,
+                common: of.common(),
+                half: of.half.as_ref(),
+                queue: &here.queue,
+                cuts: &here.cuts,
+                others: &here.others,
+                due,
+                changed: is_changed,
+            })
+            .collect();
+        let mut step = plan::joint(&facts);
+        self.outline(all, &here, now).await?;
+        self.covers = matches!(step, Joint::Cut { .. });
+        if let Joint::Cut { bases } = step {
+            let cuts = self.cut(record, &turns).await?;
+            let sets = cuts.iter().zip(bases).map(|(cut, base)| (set_to(cut, base), None));
+            step = Joint::Ship(sets.collect());
         }
-        if let Step::Ship { set, resume } = &step {
-            let is_newest = newest.is_some_and(|(newest, _)| newest == set.target);
-            self.covers |= is_newest && changed == 0;
-            if resume.is_none() {
+        if let Joint::Ship(sets) = &step {
+            let is_newest = |(here, (set, _)): (&Here, &(SetId, _))| here.newest() == Some(set.target);
+            self.covers |= here.iter().zip(sets).all(is_newest) && changed == 0;
+            if sets.iter().all(|(_, resume)| resume.is_none()) {
                 self.last = Some(now);
             }
-            if record.members[0].target != Some(*set) {
-                let set = *set;
-                self.change(move |record| record.members[0].target = Some(set)).await?;
+            let targets: Vec<_> = sets.iter().map(|(set, _)| Some(*set)).collect();
+            if !record.members.iter().map(|member| member.target).eq(targets.iter().copied()) {
+                self.change(move |record| {
+                    for (member, target) in record.members.iter_mut().zip(targets) {
+                        member.target = target;
+                    }
+                })
+                .await?;
             }
         }
-        drop(turn);
+        drop(turns);
         Ok(step)
     }
 
-    /// Takes a cut between the owner's hooks.
-    async fn cut(&mut self, record: &SessionRecord, turn: &Turn, volume: &str) -> Result<SetId> {
+    /// Takes a cut of each volume between the owner's hooks.
+    async fn cut(&mut self, record: &SessionRecord, turns: &[Turn]) -> Result<Vec<SetId>> {
         let policy = &record.policy;
         if !policy.before_cut.is_empty() {
             self.port.hook("before-cut", &policy.before_cut, record).await?;
         }
-        let cut = self.core.cut(turn, volume).await;
+        let cut = match (turns, &record.members[..], record.group) {
+            ([turn], [member], None) => self.core.cut(turn, &member.volume).await.map(|cut| vec![cut]),
+            _ => self.core.cut_together(turns, &volumes_of(record)).await,
+        };
         if !policy.after_cut.is_empty()
             && let Err(error) = self.port.hook("after-cut", &policy.after_cut, record).await
         {
@@ -696,63 +830,68 @@ impl<P: Port> Sender<'_, P> {
         changed.await.map(drop)
     }
 
-    /// Records what the receiver told; then cuts that nobody needs go, on both sides, and what
-    /// every receiver has shrinks to a bookmark here.
-    async fn mark(
-        &mut self,
-        member: &MemberRecord,
-        durable: Option<SetId>,
-        applied: Option<SetId>,
-    ) -> Result<()> {
+    /// Records what the receiver told of volumes; then cuts that nobody needs go, on both sides, and
+    /// what every receiver has shrinks to a bookmark here.
+    async fn mark(&mut self, marks: &[Told]) -> Result<()> {
         let known = self.core.session(self.session)?;
-        let known = only_member(&known)?;
-        if (known.durable, known.applied) != (durable, applied) {
-            self.change(|record| {
-                let member = &mut record.members[0];
-                (member.durable, member.applied) = (durable, applied);
-                if member.target.map(|set| set.target) == applied.map(|set| set.target) {
-                    member.target = None;
+        let is_new = |(volume, durable, applied): &Told| {
+            known.member(volume).is_some_and(|known| (known.durable, known.applied) != (*durable, *applied))
+        };
+        if marks.iter().any(is_new) {
+            let marks = marks.to_vec();
+            self.change(move |record| {
+                for (volume, durable, applied) in marks {
+                    let Some(member) = record.members.iter_mut().find(|m| m.volume == volume) else {
+                        continue;
+                    };
+                    (member.durable, member.applied) = (durable, applied);
+                    if member.target.map(|set| set.target) == applied.map(|set| set.target) {
+                        member.target = None;
+                    }
                 }
             })
             .await?;
         }
-        if let Some(peer) = self.core.session(self.session)?.peer_store.filter(|_| applied.is_some()) {
-            self.core.forget_earlier(self.session, &member.volume, peer).await?;
-        }
-        self.status.durable = durable.map(|set| set.stamp.number);
-        self.status.applied = applied.map(|set| set.stamp.number);
-        if let Err(error) = self.core.prune_sent(&member.volume).await {
-            tracing::warn!("cuts of volume {} stay for now: {error}", member.volume);
+        let peer = self.core.session(self.session)?.peer_store;
+        for (volume, durable, applied) in marks {
+            if let Some(peer) = peer.filter(|_| applied.is_some()) {
+                self.core.forget_earlier(self.session, volume, peer).await?;
+            }
+            self.status.durable = durable.map(|set| set.stamp.number);
+            self.status.applied = applied.map(|set| set.stamp.number);
+            if let Err(error) = self.core.prune_sent(volume).await {
+                tracing::warn!("cuts of volume {volume} stay for now: {error}");
+            }
         }
         Ok(())
     }
 
     /// What the owner is told: sets that are not applied, and how far behind that is.
-    async fn outline(
-        &mut self,
-        marks: &[Mark],
-        shown: Option<Uuid>,
-        changed: u64,
-        now: Duration,
-    ) -> Result<()> {
-        let after = shown.and_then(|shown| marks.iter().position(|mark| mark.cut.set.target == shown));
-        let ahead = &marks[after.map_or(0, |at| at + 1)..];
-        let shippable = ahead.iter().filter(|mark| !mark.is_bookmark);
-        self.status.outstanding = shippable
-            .map(|Mark { cut, .. }| OutstandingSet {
-                number: cut.set.stamp.number,
-                created: crate::engine::rfc3339(cut.created_us),
-            })
-            .collect();
-        let member = only_member(&self.core.session(self.session)?)?.clone();
-        let (_, _, geometry) = self.core.unit(&member.volume).await?;
-        let behind = match (after, ahead.is_empty()) {
-            (Some(_), true) => changed,
-            (Some(at), false) => self.core.changed_since(&member.volume, marks[at].cut.set.target).await?,
-            (None, _) => geometry.size,
-        };
-        self.status.lag_bytes = behind;
-        self.status.lag_blocks = behind.div_ceil(u64::from(geometry.block_size));
+    async fn outline(&mut self, all: &[Following], here: &[Here], now: Duration) -> Result<()> {
+        (self.status.lag_bytes, self.status.lag_blocks) = (0, 0);
+        for (of, here) in all.iter().zip(here) {
+            let (marks, shown) = (&here.marks, of.common().or(of.shown));
+            let after = shown.and_then(|shown| marks.iter().position(|mark| mark.cut.set.target == shown));
+            let ahead = &marks[after.map_or(0, |at| at + 1)..];
+            let shippable = ahead.iter().filter(|mark| !mark.is_bookmark);
+            // Those of a group are the same for all of its volumes.
+            self.status.outstanding = shippable
+                .map(|Mark { cut, .. }| OutstandingSet {
+                    number: cut.set.stamp.number,
+                    created: crate::engine::rfc3339(cut.created_us),
+                })
+                .collect();
+            let volume = &of.member.volume;
+            let (_, _, geometry) = self.core.unit(volume).await?;
+            let behind = match (after, ahead.is_empty()) {
+                (Some(_), true) => here.changed,
+                (Some(at), false) => self.core.changed_since(volume, marks[at].cut.set.target).await?,
+                (None, _) => geometry.size,
+            };
+            self.status.lag_bytes = self.status.lag_bytes.saturating_add(behind);
+            self.status.lag_blocks += behind.div_ceil(u64::from(geometry.block_size));
+        }
+        let behind = self.status.lag_bytes;
         let lag = if behind == 0 { Duration::ZERO } else { now.saturating_sub(self.mark_cut) };
         if behind == 0 {
             // What is shown there is what is here, as of now.
@@ -762,6 +901,9 @@ impl<P: Port> Sender<'_, P> {
         Ok(())
     }
 }
+
+/// The marks of a volume: the last set that is durable there, and the last that is shown.
+type Told = (String, Option<SetId>, Option<SetId>);
 
 /// An answer, or why there is none to wait for.
 pub(super) enum Answer<M = Message> {

@@ -7,6 +7,7 @@
 
 use crate::engine::roles::{RoleAnswer, RoleRequest, TakeOver};
 use crate::engine::sets::{Feed, OpenFeed};
+use crate::engine::together::GroupName;
 use crate::error::{Error, ErrorKind, Result};
 use crate::transport::one_line;
 use crate::types::{RoleEpoch, SetId};
@@ -38,6 +39,9 @@ pub enum Message {
     Open {
         /// Its volumes.
         members: Vec<OpenFeed>,
+        /// The group that they are, if they are one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        group: Option<GroupName>,
     },
     /// What the receiver has, member by member.
     Opened {
@@ -94,6 +98,18 @@ pub enum Message {
         /// It is not complete and will not be.
         broken: bool,
     },
+    /// All of a set of a volume of a group is here, and waits for the others.
+    Arrived {
+        /// The volume at the receiver.
+        volume: String,
+    },
+    /// The sets of a group's volumes are to be shown, all or none.
+    Commit {
+        /// By volume at the receiver.
+        sets: Vec<(String, SetId)>,
+    },
+    /// They are durable and shown.
+    Committed,
     /// Bytes of data that the receiver has consumed since it said so last.
     Taken {
         /// How many.
@@ -217,6 +233,9 @@ impl Message {
             Self::Changed { .. } => "changed",
             Self::Set { .. } => "set",
             Self::End { .. } => "end",
+            Self::Arrived { .. } => "arrived",
+            Self::Commit { .. } => "commit",
+            Self::Committed => "committed",
             Self::Taken { .. } => "taken",
             Self::Marks { .. } => "marks",
             Self::Keep { .. } => "keep",

@@ -7,13 +7,14 @@
 
 use super::read::Piece;
 use super::reader::SnapshotReader;
-use super::take::TakeRequest;
+use super::take::{TakeRequest, TakeTicket};
 use super::volume::{Volume, Who};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::journal::Record;
+use crate::format::roles::{RoleState, TurnRecord};
 use crate::format::state::ReceiveRecord;
 use crate::io::buffers::Buffers;
-use crate::types::{Role, SetStamp};
+use crate::types::{Role, RoleEpoch, SetStamp};
 use bytes::Bytes;
 use futures::future::{join, join_all};
 use std::rc::Rc;
@@ -117,6 +118,7 @@ impl Volume {
             before,
             durable: 0,
             aborting: false,
+            arrived: false,
             set: incoming.set,
             begun_us: self.io.now_us(),
         };
@@ -229,6 +231,47 @@ impl Volume {
         }
     }
 
+    /// Takes up a receive that has arrived as a whole, to commit it.
+    ///
+    /// # Errors
+    /// `Conflict` when it is another one, or while something is received.
+    pub fn receive_arrived(self: &Rc<Self>, target: Uuid) -> Result<Receiving> {
+        let is_it =
+            |receive: &ReceiveRecord| receive.target == target && receive.arrived && !receive.aborting;
+        if !self.s.borrow().durable.receive.as_ref().is_some_and(is_it) {
+            return Err(Error::conflict(format!("a set of volume {} has not arrived", self.name())));
+        }
+        if self.receiving.replace(true) {
+            return Err(Error::conflict(format!("a receive into volume {} is running", self.name())));
+        }
+        Ok(Receiving { volume: Rc::clone(self) })
+    }
+
+    /// A receive that was ended by a take which never was is under way again, as it was.
+    pub(super) async fn receive_again(&self, before: BeforeEnd) -> Result<()> {
+        let BeforeEnd { receive, size, roles, lineage } = before;
+        self.record(Record::Receive(Some(receive)));
+        self.record(Record::Resize { size });
+        if roles.resync.is_some() {
+            let RoleState { standing, restart, operation, resync, .. } = roles;
+            let role = Role::Secondary;
+            let turn = TurnRecord { role, standing, lineage, restart, operation, rollback: None, resync };
+            self.record(Record::Turn(Box::new(turn)));
+        }
+        self.journal_synced().await
+    }
+
+    /// What the end of a receive changes.
+    pub(super) fn before_end(&self) -> Option<BeforeEnd> {
+        let s = self.s.borrow();
+        Some(BeforeEnd {
+            receive: s.durable.receive.clone()?,
+            size: s.durable.geometry.size,
+            roles: s.durable.roles.clone(),
+            lineage: s.durable.lineage.clone(),
+        })
+    }
+
     /// Restores the state from before and forgets the receive.
     ///
     /// # Errors
@@ -245,7 +288,7 @@ impl Volume {
         let Some(mut receive) = receive else {
             return Err(Error::not_found(format!("nothing is half received in volume {}", self.name())));
         };
-        receive.aborting = true;
+        (receive.aborting, receive.arrived) = (true, false);
         self.record_durably(Record::Receive(Some(receive))).await?;
         self.restore_before_receive().await
     }
@@ -269,6 +312,26 @@ impl Volume {
             self.delete_one(hidden, false).await?;
         }
         Ok(())
+    }
+}
+
+/// What a volume was before a take ended its receive.
+pub(super) struct BeforeEnd {
+    receive: ReceiveRecord,
+    size: u64,
+    roles: RoleState,
+    lineage: Vec<RoleEpoch>,
+}
+
+/// The take that ends a receive.
+fn take_of(receive: &ReceiveRecord, batch: Option<Uuid>) -> TakeRequest {
+    TakeRequest {
+        uuid: receive.target,
+        name: receive.name.clone(),
+        created_us: receive.created_us,
+        batch,
+        received: true,
+        set: receive.set,
     }
 }
 
@@ -336,29 +399,57 @@ impl Receiving {
         Ok(())
     }
 
+    /// All of it is here, verified and durable when this returns; a commit together with other
+    /// volumes may follow at any time, also after a crash.
+    ///
+    /// # Errors
+    /// `Io`, `Full`.
+    pub async fn arrived(&self) -> Result<()> {
+        self.volume.flush().await?;
+        let mut receive = self.under_way()?;
+        (receive.durable, receive.arrived) = (receive.size, true);
+        self.volume.record_durably(Record::Receive(Some(receive))).await?;
+        Ok(())
+    }
+
+    fn under_way(&self) -> Result<ReceiveRecord> {
+        let receive = self.volume.s.borrow().durable.receive.clone();
+        receive.ok_or_else(|| Error::new(ErrorKind::Interrupted, "the receive was dropped"))
+    }
+
+    /// What is beyond the size to come goes.
+    async fn shorten(&self, receive: &ReceiveRecord) -> Result<()> {
+        let now = self.volume.geometry().size;
+        if receive.size < now {
+            self.volume.trim(Who::Store, receive.size, now - receive.size, false).await?;
+        }
+        Ok(())
+    }
+
+    /// First step of a commit together with other volumes, of a receive that has arrived. The other
+    /// steps are those of a take.
+    ///
+    /// # Errors
+    /// `Conflict` when it has not; as for a take.
+    pub async fn prepare(self, batch: Uuid) -> Result<TakeTicket> {
+        let receive = self.under_way()?;
+        if !receive.arrived {
+            return Err(Error::conflict(format!("snapshot {} has not arrived as a whole", receive.name)));
+        }
+        self.shorten(&receive).await?;
+        let ticket = self.volume.prepare_take(take_of(&receive, Some(batch))).await?;
+        Ok(ticket.ending(self))
+    }
+
     /// The new snapshot appears.
     ///
     /// # Errors
     /// `Io`, `Full`; it can be tried again.
     pub async fn commit(&self) -> Result<()> {
         let volume = &self.volume;
-        let receive = volume.s.borrow().durable.receive.clone();
-        let Some(receive) = receive else {
-            return Err(Error::new(ErrorKind::Interrupted, "the receive was dropped"));
-        };
-        let now = volume.geometry().size;
-        if receive.size < now {
-            volume.trim(Who::Store, receive.size, now - receive.size, false).await?;
-        }
-        let request = TakeRequest {
-            uuid: receive.target,
-            name: receive.name.clone(),
-            created_us: receive.created_us,
-            batch: None,
-            received: true,
-            set: receive.set,
-        };
-        volume.take(request).await?;
+        let receive = self.under_way()?;
+        self.shorten(&receive).await?;
+        volume.take(take_of(&receive, None)).await?;
         if let Some(hidden) = receive.before.filter(|_| receive.base.is_none()) {
             // The receive is done; a hidden snapshot that is left goes at the next open.
             if let Err(error) = volume.delete(&[hidden]).await {

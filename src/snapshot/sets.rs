@@ -5,7 +5,7 @@
 //! open, and only whoever runs the sessions deletes it. A bookmark is what is left of a cut that
 //! need not be read any more, and is the base of a delta yet to come: see `touched`.
 
-use super::take::TakeRequest;
+use super::take::{TakeRequest, TakeTicket};
 use super::volume::{Volume, Who};
 use crate::error::{Error, Result};
 use crate::format::journal::Record;
@@ -138,7 +138,24 @@ impl Volume {
     /// # Errors
     /// `Conflict` when a receive or roll-back forbids it; `Io`, `Full`.
     pub async fn take_cut(self: &Rc<Self>) -> Result<SetId> {
-        let (epoch, number, base) = {
+        let request = self.cut_request(self.last_cut() + 1, self.io().now_us(), None)?;
+        let (uuid, set) = (request.uuid, request.set);
+        self.take(request).await?;
+        let stamp = set.ok_or_else(|| Error::invalid("a cut has a stamp"))?;
+        Ok(SetId { stamp, target: uuid })
+    }
+
+    /// First step of a cut together with other volumes, under a number that is larger than all
+    /// before. The other steps are those of a take.
+    ///
+    /// # Errors
+    /// As for [`Self::take_cut`].
+    pub async fn prepare_cut(self: &Rc<Self>, number: u64, now_us: u64, batch: Uuid) -> Result<TakeTicket> {
+        self.prepare_take(self.cut_request(number, now_us, Some(batch))?).await
+    }
+
+    fn cut_request(&self, number: u64, created_us: u64, batch: Option<Uuid>) -> Result<TakeRequest> {
+        let (epoch, base) = {
             let s = self.s.borrow();
             if s.durable.receive.is_some() || s.durable.rollback.is_some() {
                 return Err(Error::conflict(format!(
@@ -150,19 +167,13 @@ impl Volume {
             let cuts = s.durable.snapshots.iter().filter(|r| r.set.is_some()).map(|r| (r.epoch, r.uuid));
             let marks = cuts.chain(s.durable.bookmarks.iter().map(|b| (b.epoch, b.uuid)));
             let base = marks.max().map(|(_, uuid)| uuid);
-            (epoch, s.durable.last_cut + 1, base)
+            if number <= s.durable.last_cut {
+                return Err(Error::invalid(format!("cut {number} of volume {} was taken", self.name())));
+            }
+            (epoch, base)
         };
-        let (uuid, stamp) = (self.io().identity(), SetStamp { epoch, number, base });
-        self.take(TakeRequest {
-            uuid,
-            name: cut_name(number, uuid),
-            created_us: self.io().now_us(),
-            batch: None,
-            received: false,
-            set: Some(stamp),
-        })
-        .await?;
-        Ok(SetId { stamp, target: uuid })
+        let (uuid, set) = (self.io().identity(), Some(SetStamp { epoch, number, base }));
+        Ok(TakeRequest { uuid, name: cut_name(number, uuid), created_us, batch, received: false, set })
     }
 
     /// Whether a stream is being applied at this moment.

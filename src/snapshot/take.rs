@@ -5,6 +5,7 @@
 //! one record makes the snapshot exist. Without the record, groups saved in the new epoch
 //! belong to the snapshot before it, which needs just those images.
 
+use super::receive::{BeforeEnd, Receiving};
 use super::slots::Slots;
 use super::volume::{Exclusive, Volume, Who};
 use crate::error::{Error, Result};
@@ -13,7 +14,7 @@ use crate::format::state::SnapshotRecord;
 use crate::io::OpenHow;
 use crate::store::room::Room;
 use crate::store::stage::Stage;
-use crate::types::{Epoch, SetStamp};
+use crate::types::{Epoch, SetId, SetStamp};
 use std::rc::Rc;
 use uuid::Uuid;
 
@@ -45,6 +46,8 @@ pub struct TakeTicket {
     size: u64,
     /// Nobody knows whether the batch was committed.
     undecided: bool,
+    /// The receive that it ends, and what was before.
+    ends: Option<(Receiving, Option<BeforeEnd>)>,
     _room: Room,
     _exclusive: Exclusive,
 }
@@ -96,8 +99,16 @@ impl Volume {
         self.space_for_take().await;
         let room = self.journal.reserve(TAKE_BYTES).await?;
         let volume = Rc::clone(self);
-        let undecided = false;
-        Ok(TakeTicket { volume, request, epoch: None, size, undecided, _room: room, _exclusive: exclusive })
+        Ok(TakeTicket {
+            volume,
+            request,
+            epoch: None,
+            size,
+            undecided: false,
+            ends: None,
+            _room: room,
+            _exclusive: exclusive,
+        })
     }
 
     /// Maps the stage, which a volume without snapshots does not need.
@@ -140,6 +151,19 @@ impl Volume {
 }
 
 impl TakeTicket {
+    /// It ends a receive, which nobody else touches as long.
+    pub(super) fn ending(mut self, receiving: Receiving) -> Self {
+        let before = self.volume.before_end();
+        self.ends = Some((receiving, before));
+        self
+    }
+
+    /// The set that it ends, if it belongs to one.
+    #[must_use]
+    pub fn set(&self) -> Option<SetId> {
+        Some(SetId { stamp: self.request.set?, target: self.request.uuid })
+    }
+
     /// Second step: the instant of the snapshot. Not an await in it, so that several
     /// volumes of one thread, or paused ones of several, have one instant.
     pub fn raise(&mut self) {
@@ -202,11 +226,16 @@ impl TakeTicket {
     ///
     /// # Errors
     /// `Io`.
-    pub async fn undo(self) -> Result<()> {
+    pub async fn undo(mut self) -> Result<()> {
+        let before = self.ends.as_mut().and_then(|(_, before)| before.take());
         let volume = &self.volume;
         let uuid = self.request.uuid;
-        if volume.s.borrow().durable.snapshot(uuid).is_some() {
+        let taken = volume.s.borrow().durable.snapshot(uuid).is_some();
+        if taken {
             volume.forget_snapshot(uuid).await?;
+            if let Some(before) = before {
+                volume.receive_again(before).await?;
+            }
         }
         volume.s.borrow_mut().hidden.remove(&uuid);
         Ok(())

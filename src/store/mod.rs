@@ -11,6 +11,7 @@ pub mod replay;
 pub mod reserve;
 pub mod room;
 pub mod save;
+pub mod small_file;
 pub mod stage;
 
 /// Sizes that a volume works with; tests make them small.

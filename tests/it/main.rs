@@ -14,6 +14,7 @@ mod drill;
 mod failures;
 mod follow;
 mod full;
+mod groups;
 mod hostile;
 mod layers;
 mod measuring;

@@ -6,6 +6,7 @@ use snapvol::delta::digest::{Answer, CHUNK, Digest, Span};
 use snapvol::delta::{Encoder, PlainChunk, SnapshotId, StreamHeader};
 use snapvol::engine::sets::OpenFeed;
 use snapvol::format::checkpoint as stored;
+use snapvol::format::group::{self, GroupMember, GroupRecord};
 use snapvol::format::journal::{FileHeader, Frame, Record, encode_frame};
 use snapvol::format::segment::{GroupEntry, GroupHeader, SegmentHeader};
 use snapvol::format::session::{Condition, MemberRecord, SessionPolicy, SessionRecord, Side};
@@ -267,7 +268,7 @@ fn connection() -> Seeds {
     let greet = Greet { program: "1".to_owned(), ..Greet::of(VOLUME) };
     let messages = [
         Message::Greet(greet),
-        Message::Open { members: vec![open] },
+        Message::Open { members: vec![open], group: None },
         Message::Set { volume: "v".to_owned(), set, keep: Some(2) },
         Message::Marks { volume: "v".to_owned(), durable: Some(set), applied: Some(set) },
     ];
@@ -306,6 +307,8 @@ fn session_files() -> Seeds {
             applied: None,
             target: None,
         }],
+        group: None,
+        turn: None,
     };
     let mut all = Vec::new();
     for side in [Side::Sender, Side::Receiver] {
@@ -330,6 +333,17 @@ fn upkeep_file() -> Seeds {
         remote_command: String::new(),
         checked_us: 5,
     }]);
+    vec![
+        ("as-is".to_owned(), [&[0], &bytes[..]].concat()),
+        ("mended".to_owned(), [&[1], &bytes[..bytes.len() - 4]].concat()),
+    ]
+}
+
+/// The file of groups.
+fn groups_file() -> Seeds {
+    let member = |name: &str, uuid| GroupMember { volume: name.to_owned(), uuid: Uuid::from_u128(uuid) };
+    let members = vec![member("data", 2), member("log", 3)];
+    let bytes = group::encode(&[GroupRecord { name: "db".to_owned(), uuid: VOLUME, members }]);
     vec![
         ("as-is".to_owned(), [&[0], &bytes[..]].concat()),
         ("mended".to_owned(), [&[1], &bytes[..bytes.len() - 4]].concat()),
@@ -396,6 +410,7 @@ fn all() -> Vec<(&'static str, Seeds)> {
         ("frames", connection()),
         ("sessions", session_files()),
         ("upkeep", upkeep_file()),
+        ("groups", groups_file()),
         ("compare", digests()),
     ]
 }

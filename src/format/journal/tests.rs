@@ -66,6 +66,7 @@ fn receive() -> ReceiveRecord {
         before: None,
         durable: 4096,
         aborting: true,
+        arrived: false,
         set: Some(stamp()),
         begun_us: 6,
     }

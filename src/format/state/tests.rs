@@ -75,6 +75,7 @@ pub(in crate::format) fn receive() -> ReceiveRecord {
         before: None,
         durable: 1 << 20,
         aborting: true,
+        arrived: false,
         set: Some(stamp()),
         begun_us: 6,
     }

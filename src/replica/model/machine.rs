@@ -244,8 +244,13 @@ pub(super) fn stamps(pieces: Vec<Piece>, block_size: u32) -> Image {
 
 /// What a snapshot holds.
 pub(super) async fn image_of(process: &Rc<Process>, snapshot: Uuid) -> Image {
+    image_in(process, VOLUME, snapshot).await
+}
+
+/// What a snapshot of a volume holds.
+pub(super) async fn image_in(process: &Rc<Process>, volume: &str, snapshot: Uuid) -> Image {
     let core = process.core();
-    let read = core.with(VOLUME, move |volume| async move {
+    let read = core.with(volume, move |volume| async move {
         let reader = volume.open_snapshot_by_id(snapshot)?;
         reader.read(0, reader.size()).await
     });
@@ -257,8 +262,13 @@ pub(super) async fn image_of(process: &Rc<Process>, snapshot: Uuid) -> Image {
 
 /// What production holds.
 pub(super) async fn production(process: &Rc<Process>) -> Image {
+    production_of(process, VOLUME).await
+}
+
+/// What production of a volume holds.
+pub(super) async fn production_of(process: &Rc<Process>, volume: &str) -> Image {
     let core = process.core();
-    let read = core.with(VOLUME, |volume| async move { volume.read(0, volume.geometry().size).await });
+    let read = core.with(volume, |volume| async move { volume.read(0, volume.geometry().size).await });
     let read = read.await;
     process.alive().await;
     stamps(read.expect("a volume that is read"), process.shared.block_size)
@@ -271,6 +281,8 @@ async fn live(process: Rc<Process>, store: Opening, spawner: impl LocalSpawn + C
     *process.core.borrow_mut() = Some(Rc::new(core.expect("a store that opens")));
     if process.shared.options.roles {
         super::roles::live(process, spawner).await;
+    } else if process.shared.options.group {
+        super::groups::live(process, spawner).await;
     } else if process.index == 0 {
         primary(process, spawner).await;
     } else {
@@ -419,14 +431,14 @@ async fn owner(process: &Rc<Process>) {
     shared.content.set(true);
 }
 
-fn wish(process: &Process, wishes: &Cell<u64>) {
+pub(super) fn wish(process: &Process, wishes: &Cell<u64>) {
     wishes.set(wishes.get() + 1);
     for (owner, _) in process.sessions.borrow().iter() {
         owner.borrow_mut().push_back(Event::Cut(wishes.get()));
     }
 }
 
-async fn change(process: &Rc<Process>, session: Uuid, condition: Condition, timeout_ms: u64) {
+pub(super) async fn change(process: &Rc<Process>, session: Uuid, condition: Condition, timeout_ms: u64) {
     let core = process.core();
     let changed = core.change_session(session, |record| {
         let mut record = record.expect("a session");
@@ -456,20 +468,25 @@ async fn secondary(process: Rc<Process>, spawner: impl LocalSpawn + Clone + 'sta
     process.shared.up[process.index].set(true);
     loop {
         process.rest().await;
-        let calls = std::mem::take(&mut *process.shared.calls[process.index].borrow_mut());
-        for wire in calls {
-            process.wires.borrow_mut().push(Rc::clone(&wire));
-            let (core, mut port) = (Rc::clone(&core), FarPort { process: Rc::clone(&process), wire });
-            let serve = async move {
-                // What goes wrong on a channel was told to its sender, or nobody is there.
-                let _ = receiver::run(&*core, &mut port).await;
-                port.wire.borrow_mut().break_off();
-            };
-            spawner.spawn_local(serve).expect("a pool that runs");
-        }
+        serve_calls(&process, &core, &spawner);
         if process.shared.chance(300) {
             look_at_states(&process, false).await;
         }
+    }
+}
+
+/// Serves whoever has called meanwhile.
+pub(super) fn serve_calls(process: &Rc<Process>, core: &Rc<Core>, spawner: &impl LocalSpawn) {
+    let calls = std::mem::take(&mut *process.shared.calls[process.index].borrow_mut());
+    for wire in calls {
+        process.wires.borrow_mut().push(Rc::clone(&wire));
+        let (core, mut port) = (Rc::clone(core), FarPort { process: Rc::clone(process), wire });
+        let serve = async move {
+            // What goes wrong on a channel was told to its sender, or nobody is there.
+            let _ = receiver::run(&*core, &mut port).await;
+            port.wire.borrow_mut().break_off();
+        };
+        spawner.spawn_local(serve).expect("a pool that runs");
     }
 }
 

@@ -7,6 +7,7 @@
 
 #![allow(clippy::missing_panics_doc, reason = "a panic is how a violation is told")]
 
+mod groups;
 mod machine;
 mod oracle;
 mod ports;
@@ -35,6 +36,11 @@ pub const KINDS: &[Kind] = &[
         run: |of| {
             simulate(of, Options { deaths: false, power_cuts: false, cuts: false, ..Options::default() })
         },
+    },
+    Kind {
+        name: "groups",
+        what: "a group of three volumes follows as one; links break, processes die, the power fails",
+        run: |of| simulate(of, Options { group: true, lives: 8, writes: 1200, ..Options::default() }),
     },
     Kind {
         name: "roles",
@@ -72,11 +78,13 @@ pub struct Options {
     pub cuts: bool,
     /// Two machines change roles.
     pub roles: bool,
+    /// The volumes are a group of three.
+    pub group: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { lives: 5, writes: 400, deaths: true, power_cuts: true, cuts: true, roles: false }
+        Self { lives: 5, writes: 400, deaths: true, power_cuts: true, cuts: true, roles: false, group: false }
     }
 }
 
@@ -194,7 +202,7 @@ impl Drop for Seed {
 pub fn run(seed: u64, options: Options) -> Counts {
     let _seed = Seed(seed);
     let mut rng = fastrand::Rng::with_seed(seed);
-    let secondaries = if options.roles { 1 } else { [1, 1, 2, 3][rng.usize(0..4)] };
+    let secondaries = if options.roles || options.group { 1 } else { [1, 1, 2, 3][rng.usize(0..4)] };
     let block_size = [512, 4096][rng.usize(0..2)];
     let shared = Rc::new(Shared {
         oracle: RefCell::new(Oracle::new(secondaries)),

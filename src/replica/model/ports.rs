@@ -91,7 +91,9 @@ impl sender::Port for NearPort {
 
     async fn say(&mut self, epoch: Uuid, body: Body) -> Result<()> {
         self.process.pause().await;
-        if let Body::Message(Message::Set { set, .. }) = &body {
+        if self.process.shared.options.group {
+            super::groups::leaves(&self.process, &body).await;
+        } else if let Body::Message(Message::Set { set, .. }) = &body {
             // What leaves is what the primary has under that identity.
             let image = image_of(&self.process, set.target).await;
             let shared = &self.process.shared;
@@ -189,7 +191,9 @@ impl receiver::Port for FarPort {
 
     async fn say(&mut self, _: Uuid, message: Message) -> Result<()> {
         let shared = &self.process.shared;
-        if let Message::Marks { applied: Some(set), durable, .. } = &message {
+        if shared.options.group {
+            super::groups::answers(&self.process, &message).await;
+        } else if let Message::Marks { applied: Some(set), durable, .. } = &message {
             assert_eq!(Some(set), durable.as_ref());
             shared.oracle.borrow_mut().confirms(self.process.index, set);
             shared.count(|counts| counts.confirmed += 1);

@@ -49,6 +49,16 @@ fn model_sessions_survive_crashes_of_either_side() {
 }
 
 #[test]
+fn model_groups_are_shown_as_one_whatever_breaks() {
+    let calm = Options { deaths: false, power_cuts: false, cuts: false, group: true, ..Options::default() };
+    let total = runs(500, 3, calm);
+    assert!(total.confirmed > 8 && total.confirmed * 3 <= total.sets, "{total:?}");
+    let total = runs(510, 10, Options { group: true, lives: 8, writes: 1200, ..Options::default() });
+    assert!(total.deaths > 10 && total.power_cuts > 10 && total.confirmed > 15, "{total:?}");
+    assert!(total.resumed > 10, "{total:?}");
+}
+
+#[test]
 fn model_roles_change_and_nothing_is_lost() {
     let total = runs(300, 12, Options { roles: true, writes: 800, lives: 8, ..Options::default() });
     assert!(total.failovers > 4 && total.resyncs > 4 && total.refused > 10, "{total:?}");
@@ -125,7 +135,7 @@ fn model_an_earlier_opening_is_heard_no_more() {
         let set = SetId { stamp, target: Uuid::from_u128(5) };
         let of = |opening: u128| {
             let (session, opening) = (Uuid::from_u128(3), Uuid::from_u128(opening));
-            FeedSet { session, opening, volume: "v".to_owned(), set, keep: None }
+            FeedSet { session, opening, volume: "v".to_owned(), set, keep: None, together: false }
         };
         let mut stream = a_stream(&set);
         core.open_feed(&open(10)).await.unwrap();

@@ -1,32 +1,37 @@
 //! What a sender knows of its lag while it ships nothing, and what it does to writers when too much
 //! piles up.
 
-use super::{Port, Sender, only_member};
+use super::{Port, Sender, volumes_of};
 use crate::error::Result;
-use crate::format::session::{OnBacklog, SessionRecord};
+use crate::format::session::{MemberRecord, OnBacklog, SessionRecord};
 use crate::snapshot::Brake;
 use std::time::Duration;
-use uuid::Uuid;
 
 /// How often it is looked at: it takes a walk over what has changed.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 impl<P: Port> Sender<'_, P> {
-    /// Shows the owner what has piled up since the receiver's last state, and returns it in bytes;
+    /// Shows the owner what has piled up since the receiver's last states, and returns it in bytes;
     /// none if it was looked at a moment ago.
-    pub(super) async fn apart(&mut self, volume: &str, applied: Uuid) -> Result<Option<u64>> {
+    pub(super) async fn apart(&mut self, members: &[MemberRecord]) -> Result<Option<u64>> {
         let now = self.port.now();
         if self.looked.is_some_and(|at| now.saturating_sub(at) < LOOK_EVERY) {
             return Ok(None);
         }
         self.looked = Some(now);
-        let behind = self.core.changed_since(volume, applied).await?;
-        let (_, _, geometry) = self.core.unit(volume).await?;
+        let (mut behind, mut blocks) = (0u64, 0);
+        for member in members {
+            let Some(applied) = member.applied else { continue };
+            let apart = self.core.changed_since(&member.volume, applied.target).await?;
+            let (_, _, geometry) = self.core.unit(&member.volume).await?;
+            behind = behind.saturating_add(apart);
+            blocks += apart.div_ceil(u64::from(geometry.block_size));
+        }
         if behind == 0 {
             self.mark_cut = now;
         }
         self.status.lag_bytes = behind;
-        self.status.lag_blocks = behind.div_ceil(u64::from(geometry.block_size));
+        self.status.lag_blocks = blocks;
         self.status.lag_seconds = now.saturating_sub(self.mark_cut).as_secs_f64();
         self.port.show(&self.status);
         Ok(Some(behind))
@@ -43,7 +48,7 @@ impl<P: Port> Sender<'_, P> {
         }
     }
 
-    /// Keeps the volume's writers back while its backlog is past the bound.
+    /// Keeps the volumes' writers back while their backlog is past the bound.
     pub(super) async fn brake_writers(&mut self, record: &SessionRecord, passed: bool) -> Result<()> {
         let brake = match record.policy.on_backlog {
             OnBacklog::Freeze if passed => Some(Brake::Wait),
@@ -53,9 +58,11 @@ impl<P: Port> Sender<'_, P> {
         if brake == self.brake.as_ref().map(|(brake, _)| *brake) {
             return Ok(());
         }
-        let volume = only_member(record)?.volume.clone();
-        self.core.set_brake(&volume, self.session, brake).await?;
-        self.brake = brake.map(|brake| (brake, volume));
+        let volumes = volumes_of(record);
+        for volume in &volumes {
+            self.core.set_brake(volume, self.session, brake).await?;
+        }
+        self.brake = brake.map(|brake| (brake, volumes));
         let (unit, there) = (&record.unit, &record.destination);
         match brake {
             Some(Brake::Wait) => {
@@ -76,9 +83,11 @@ impl<P: Port> Sender<'_, P> {
     /// The session is not run any more. Where it is forgotten, nobody waits for it; where the daemon
     /// stops, its writers are kept back to the end.
     pub(super) async fn release_brake(&mut self) {
-        if let (Some((_, volume)), Err(_)) = (self.brake.take(), self.core.session(self.session)) {
-            // It may be gone, too.
-            let _ = self.core.set_brake(&volume, self.session, None).await;
+        if let (Some((_, volumes)), Err(_)) = (self.brake.take(), self.core.session(self.session)) {
+            for volume in volumes {
+                // It may be gone, too.
+                let _ = self.core.set_brake(&volume, self.session, None).await;
+            }
         }
     }
 }

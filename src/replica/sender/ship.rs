@@ -1,13 +1,12 @@
-//! Shipping a set: its stream goes out as fast as the receiver takes it and the owner allows, and
+//! Shipping a set, or those of a group's volumes one after the other: its stream goes out as fast as the receiver takes it and the owner allows, and
 //! it is shipped when the receiver says that it is applied.
 
 use super::super::wire::{Body, Message, WINDOW, far_failure};
-use super::{Event, IDLE, Left, Port, Sender, out_of_turn};
+use super::{Event, Following, IDLE, Left, Port, Sender, no_volumes, out_of_turn};
 use crate::delta::{FrameMaker, Source};
 use crate::engine::api::{SetHistory, SetProgress};
-use crate::engine::sets::OwnChanges;
 use crate::error::{Error, Result};
-use crate::format::session::{Condition, MemberRecord};
+use crate::format::session::{Condition, SessionRecord};
 use crate::types::SetId;
 use std::time::Duration;
 
@@ -22,33 +21,88 @@ pub(super) enum Shipped {
     Left(Left),
 }
 
-/// What was heard while a set is on its way.
-enum Heard {
-    Nothing,
+/// How shipping the set of a volume ended.
+enum Sent {
     Marks((Option<SetId>, Option<SetId>)),
     Left(Left),
 }
 
+/// What was heard while a set is on its way.
+enum Heard {
+    Nothing,
+    Marks(Option<SetId>, Option<SetId>),
+    Arrived(String),
+    Committed,
+    Left(Left),
+}
+
 impl<P: Port> Sender<'_, P> {
-    /// Ships a set and waits until it is applied.
+    /// Ships the sets of all volumes and waits until they are applied.
     pub(super) async fn ship(
         &mut self,
-        member: &MemberRecord,
-        set: SetId,
-        resume: Option<String>,
-        own: Option<OwnChanges>,
+        record: &SessionRecord,
+        all: &[Following],
+        sets: &[(SetId, Option<String>)],
     ) -> Result<Shipped> {
-        let epoch = set.stamp.epoch.identity;
         let begun = self.port.now();
+        let Some((first, _)) = sets.first() else { return Err(no_volumes()) };
+        let (epoch, number) = (first.stamp.epoch.identity, first.stamp.number);
+        let whole = sets.iter().any(|(set, _)| set.stamp.base.is_none());
+        self.status.set = Some(SetProgress { number, whole, sent_bytes: 0, total_bytes: 0 });
+        let mut marks = Vec::new();
+        for (of, (set, resume)) in all.iter().zip(sets) {
+            let (durable, applied) = match &of.half {
+                // It waits for the others there.
+                Some(half) if half.arrived && resume.is_some() => (Some(*set), Some(*set)),
+                _ => match self.ship_one(of, *set, resume.clone()).await? {
+                    Sent::Marks(marks) => marks,
+                    Sent::Left(left) => return Ok(Shipped::Left(left)),
+                },
+            };
+            marks.push((of.member.volume.clone(), durable, applied));
+        }
+        if record.group.is_some() {
+            let far = all.iter().map(|of| of.member.far_volume.clone());
+            let sets: Vec<_> = far.zip(sets.iter().map(|(set, _)| *set)).collect();
+            self.port.say(epoch, Body::Message(Message::Commit { sets })).await?;
+            loop {
+                if self.is_late() {
+                    return Ok(Shipped::Left(Left::Late));
+                }
+                match self.hear(IDLE).await? {
+                    Heard::Committed => break,
+                    Heard::Left(left) => return Ok(Shipped::Left(left)),
+                    Heard::Nothing => {}
+                    Heard::Marks(..) | Heard::Arrived(_) => {
+                        return Err(Error::invalid("a set is confirmed that is not on its way"));
+                    }
+                }
+            }
+        }
+        let sent = self.status.set.as_ref().map_or(0, |progress| progress.sent_bytes);
+        self.remember(number, whole, sent, self.port.now().saturating_sub(begun));
+        self.mark(&marks).await?;
+        for of in all {
+            if let Some(number) = self.keep(&of.member.volume) {
+                let volume = of.member.far_volume.clone();
+                self.port.say(epoch, Body::Message(Message::Keep { volume, number })).await?;
+            }
+        }
+        Ok(Shipped::Done)
+    }
+
+    /// Ships the set of a volume and waits until it is there: applied, or, of a group, waiting for
+    /// the others.
+    async fn ship_one(&mut self, of: &Following, set: SetId, resume: Option<String>) -> Result<Sent> {
+        let epoch = set.stamp.epoch.identity;
+        let own = of.own.clone().filter(|own| set.stamp.base == Some(own.diverged.shown));
         let base = own.as_ref().map_or(set.stamp.base, |own| own.diverged.common);
+        let member = &of.member;
         let source = self.core.set_source(&member.volume, base, set.target, resume, own).await?;
         let total = source.header().data_bytes.unwrap_or(0) + source.header().discard_bytes.unwrap_or(0);
-        self.status.set = Some(SetProgress {
-            number: set.stamp.number,
-            whole: set.stamp.base.is_none(),
-            sent_bytes: 0,
-            total_bytes: total,
-        });
+        if let Some(progress) = &mut self.status.set {
+            progress.total_bytes += total;
+        }
         let mut frames = FrameMaker::new(Box::new(source))?;
         let volume = member.far_volume.clone();
         let head = Message::Set { volume, set, keep: self.keep(&member.volume) };
@@ -66,17 +120,19 @@ impl<P: Port> Sender<'_, P> {
             loop {
                 if self.is_late() {
                     self.port.say(epoch, Body::Message(Message::End { broken: true })).await?;
-                    return Ok(Shipped::Left(Left::Late));
+                    return Ok(Sent::Left(Left::Late));
                 }
                 let now = self.port.now();
                 let paced = self.allowed_at.saturating_sub(now);
                 let full = self.under_way > 0 && self.under_way + len > WINDOW;
                 let wait = if full { IDLE } else { paced };
-                match self.hear(wait, set).await? {
-                    Heard::Marks(_) => return Err(Error::invalid("a set is confirmed before its end")),
+                match self.hear(wait).await? {
+                    Heard::Marks(..) | Heard::Arrived(_) | Heard::Committed => {
+                        return Err(Error::invalid("a set is confirmed before its end"));
+                    }
                     Heard::Left(left) => {
                         self.port.say(epoch, Body::Message(Message::End { broken: true })).await?;
-                        return Ok(Shipped::Left(left));
+                        return Ok(Sent::Left(left));
                     }
                     Heard::Nothing if !full && self.port.now() >= self.allowed_at => break,
                     Heard::Nothing => {}
@@ -89,40 +145,40 @@ impl<P: Port> Sender<'_, P> {
         // Lets go of base and target, so that what is not needed any more can go.
         drop(frames);
         self.port.say(epoch, Body::Message(Message::End { broken: false })).await?;
-        let (durable, applied) = loop {
+        loop {
             if self.is_late() {
-                return Ok(Shipped::Left(Left::Late));
+                return Ok(Sent::Left(Left::Late));
             }
-            match self.hear(IDLE, set).await? {
-                Heard::Marks(marks) => break marks,
-                Heard::Left(left) => return Ok(Shipped::Left(left)),
+            match self.hear(IDLE).await? {
+                Heard::Marks(durable, applied) => {
+                    if applied.map(|mark| mark.target) != Some(set.target) {
+                        return Err(Error::invalid("the other side confirms another set"));
+                    }
+                    return Ok(Sent::Marks((durable, applied)));
+                }
+                Heard::Arrived(volume) if volume == member.far_volume => {
+                    return Ok(Sent::Marks((Some(set), Some(set))));
+                }
+                Heard::Arrived(_) | Heard::Committed => {
+                    return Err(Error::invalid("the other side confirms another set"));
+                }
+                Heard::Left(left) => return Ok(Sent::Left(left)),
                 Heard::Nothing => {}
             }
-        };
-        let sent = self.status.set.as_ref().map_or(0, |progress| progress.sent_bytes);
-        self.remember(set, sent, self.port.now().saturating_sub(begun));
-        self.mark(member, durable, applied).await?;
-        if let Some(number) = self.keep(&member.volume) {
-            let volume = member.far_volume.clone();
-            self.port.say(epoch, Body::Message(Message::Keep { volume, number })).await?;
         }
-        Ok(Shipped::Done)
     }
 
     /// What comes while a set is on its way.
-    async fn hear(&mut self, wait: Duration, set: SetId) -> Result<Heard> {
+    async fn hear(&mut self, wait: Duration) -> Result<Heard> {
         let wait = self.time_left().map_or(wait, |left| wait.min(left));
         match self.port.next(wait).await {
             Event::Message(Message::Taken { bytes }) => {
                 self.under_way = self.under_way.saturating_sub(bytes);
                 Ok(Heard::Nothing)
             }
-            Event::Message(Message::Marks { durable, applied, .. }) => {
-                if applied.map(|mark| mark.target) != Some(set.target) {
-                    return Err(Error::invalid("the other side confirms another set"));
-                }
-                Ok(Heard::Marks((durable, applied)))
-            }
+            Event::Message(Message::Marks { durable, applied, .. }) => Ok(Heard::Marks(durable, applied)),
+            Event::Message(Message::Arrived { volume }) => Ok(Heard::Arrived(volume)),
+            Event::Message(Message::Committed) => Ok(Heard::Committed),
             Event::Message(Message::Failed { kind, message, hint }) => {
                 Err(far_failure(&kind, &message, hint.as_deref()))
             }
@@ -174,10 +230,9 @@ impl<P: Port> Sender<'_, P> {
     }
 
     /// A set was applied.
-    fn remember(&mut self, set: SetId, bytes: u64, time: Duration) {
-        let whole = set.stamp.base.is_none();
+    fn remember(&mut self, number: u64, whole: bool, bytes: u64, time: Duration) {
         let seconds = time.as_secs_f64();
-        self.status.history.insert(0, SetHistory { number: set.stamp.number, whole, bytes, seconds });
+        self.status.history.insert(0, SetHistory { number, whole, bytes, seconds });
         self.status.history.truncate(HISTORY_MAX);
         self.status.shipped_sets += 1;
         let all: u64 = self.status.history.iter().map(|set| set.bytes).sum();
