@@ -43,6 +43,20 @@ pub(super) fn read_appending(
     }
 }
 
+/// Appends pieces, offset and length, as far as the page cache has them; returns the numbers
+/// of the others, in whose places there are zeros.
+pub(super) fn read_each(handle: &Handle, pieces: &[(u64, usize)], buffer: &mut BytesMut) -> Vec<usize> {
+    let mut missing = Vec::new();
+    for (number, (offset, len)) in pieces.iter().enumerate() {
+        // What fails here is read again by whoever asked, who hears the error then.
+        if !read_appending(handle, *offset, *len, buffer).unwrap_or(false) {
+            buffer.resize(buffer.len() + len, 0);
+            missing.push(number);
+        }
+    }
+    missing
+}
+
 /// Has the kernel begin to write what is dirty.
 pub(super) fn write_back(handle: &Handle) -> io::Result<()> {
     // SAFETY: the call takes numbers only.

@@ -220,6 +220,19 @@ impl Files {
                 disk::write_all(&handle, offset, &data, 0)?;
                 Output::None
             }
+            Op::ReadEach { file, pieces, mut into } => {
+                let handle = handle(file)?;
+                return Ok(Start::Job(Box::new(move || {
+                    let missing = cached::read_each(&handle, &pieces, &mut into);
+                    Ok(Finished::Pieces(into, missing))
+                })));
+            }
+            Op::WriteEach { file, pieces } => {
+                let handle = handle(file)?;
+                return Ok(job(move || {
+                    pieces.iter().try_for_each(|(offset, data)| disk::write_one(&handle, *offset, data))
+                }));
+            }
             Op::Sync { file } => return Ok(Start::Sync { handle: handle(file)? }),
             Op::WriteBack { file } => return Ok(Start::WriteBack { handle: handle(file)? }),
             Op::Punch { len: 0, .. } | Op::Allocate { len: 0, .. } => Output::None,

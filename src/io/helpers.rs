@@ -28,6 +28,7 @@ pub(super) type Job = Box<dyn FnOnce() -> io::Result<Finished> + Send>;
 pub(super) enum Finished {
     None,
     Bytes(BytesMut),
+    Pieces(BytesMut, Vec<usize>),
     Names(Vec<String>),
     Region(SharedMemory),
 }
@@ -37,6 +38,7 @@ impl From<Finished> for Output {
         match finished {
             Finished::None => Self::None,
             Finished::Bytes(bytes) => Self::Bytes(bytes),
+            Finished::Pieces(bytes, missing) => Self::Pieces(bytes, missing),
             Finished::Names(names) => Self::Names(names),
             Finished::Region(memory) => Self::Region(Rc::new(memory)),
         }

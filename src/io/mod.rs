@@ -86,6 +86,25 @@ pub enum Op {
         /// What.
         data: Vec<Bytes>,
     },
+    /// Reads pieces of a file, offset and length, one behind the other behind what is in
+    /// `into`, beside the reactor's thread; one that is not at hand is zeros, and named.
+    /// Output: `Pieces`.
+    ReadEach {
+        /// The file.
+        file: FileId,
+        /// Where, and how much, in bytes.
+        pieces: Vec<(u64, usize)>,
+        /// What is read goes behind these.
+        into: BytesMut,
+    },
+    /// Writes pieces, each at its offset, in any order, beside the reactor's thread; after an
+    /// error any of them may have been written. Output: `None`.
+    WriteEach {
+        /// The file.
+        file: FileId,
+        /// Where, in bytes, and what.
+        pieces: Vec<(u64, Bytes)>,
+    },
     /// Makes what was written durable: data and the metadata needed to read it back
     /// (`fdatasync`). Output: `None`.
     Sync {
@@ -250,6 +269,8 @@ pub enum Output {
     None,
     /// What was read or received.
     Bytes(BytesMut),
+    /// What was read, and the numbers of the pieces that were not.
+    Pieces(BytesMut, Vec<usize>),
     /// The file opened.
     File(FileId),
     /// A size in bytes.

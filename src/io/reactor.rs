@@ -250,6 +250,31 @@ impl Io {
         nothing("write", self.submit(Op::Write { file, offset, data }).await)
     }
 
+    /// Appends pieces of a file, offset and length, to `into` beside this thread; returns it,
+    /// and the numbers of the pieces that were not at hand: zeros are in their places.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub async fn read_each(
+        &self,
+        file: FileId,
+        pieces: Vec<(u64, usize)>,
+        into: BytesMut,
+    ) -> Result<(BytesMut, Vec<usize>)> {
+        match self.submit(Op::ReadEach { file, pieces, into }).await {
+            Ok(Output::Pieces(bytes, missing)) => Ok((bytes, missing)),
+            other => Err(wrong("read", other)),
+        }
+    }
+
+    /// Writes pieces, each at its offset, beside this thread.
+    ///
+    /// # Errors
+    /// `Io`, `Full`: any of them may have been written.
+    pub async fn write_each(&self, file: FileId, pieces: Vec<(u64, Bytes)>) -> Result<()> {
+        nothing("write", self.submit(Op::WriteEach { file, pieces }).await)
+    }
+
     /// Makes the file's data durable.
     ///
     /// # Errors

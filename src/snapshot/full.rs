@@ -245,9 +245,13 @@ impl Volume {
             if !self.space.told.replace(true) {
                 tracing::warn!("volume {}: writers wait for space: {error}", self.name());
             }
+            // What was settled leaves space for a little more.
+            select(pin!(self.io.sleep(RETRY)), pin!(self.space.freed.wait())).await;
+            return Ok(());
         }
-        // What was settled leaves space for a little more.
-        select(pin!(self.io.sleep(RETRY)), pin!(self.space.freed.wait())).await;
+        // It has staged a part of itself before it met the full disk again: that settles, too,
+        // and whoever took it for a sign would go round and round.
+        self.io.sleep(RETRY).await;
         Ok(())
     }
 

@@ -24,22 +24,28 @@ impl Volume {
         let mut buffer = self.bulk.buffers.borrow_mut().take();
         buffer.clear();
         buffer.reserve(needed.len() * size);
-        let mut missing = Vec::new();
-        let mut at = 0;
-        for (number, part) in needed.chunks(self.tuning.steps_at_once).enumerate() {
-            if number > 0 {
-                self.io.step_aside().await;
-            }
-            for (first, count) in runs(part) {
-                let len = usize::try_from(count).unwrap_or(usize::MAX) * size;
+        let runs = runs(needed);
+        let mut absent = Vec::new();
+        if needed.len() >= self.tuning.beside_blocks_min {
+            (buffer, absent) = self.clone_volume.read_runs(&runs, buffer).await?;
+        } else {
+            for (number, (first, count)) in runs.iter().enumerate() {
+                let len = usize::try_from(*count).unwrap_or(usize::MAX) * size;
                 // What can't be read now is read again, and its error told, below.
                 let read = self.clone_volume.read_now(first.0 * size as u64, len, &mut buffer);
                 if !read.unwrap_or(false) {
-                    buffer.resize(at + len, 0);
-                    missing.push((at, first, count));
+                    buffer.resize(buffer.len() + len, 0);
+                    absent.push(number);
                 }
-                at += len;
             }
+        }
+        let mut at = 0;
+        let mut missing = Vec::new();
+        for (number, (first, count)) in runs.into_iter().enumerate() {
+            if absent.binary_search(&number).is_ok() {
+                missing.push((at, first, count));
+            }
+            at += usize::try_from(count).unwrap_or(usize::MAX) * size;
         }
         let reads = missing.iter().map(|(_, first, count)| self.clone_volume.read(*first, *count));
         let mut failed = Vec::new();

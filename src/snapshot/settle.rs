@@ -123,10 +123,13 @@ impl Volume {
             }
         }
         let mut data = self.bulk.buffers.borrow_mut().share(buffer);
-        let writes = runs(&blocks).into_iter().map(|(first, count)| {
-            let run = data.split_to(usize::try_from(count).unwrap_or(usize::MAX) * size);
-            self.clone_volume.write(first, vec![run])
+        let runs = runs(&blocks).into_iter().map(|(first, count)| {
+            (first, data.split_to(usize::try_from(count).unwrap_or(usize::MAX) * size))
         });
+        if indices.len() >= self.tuning.beside_blocks_min {
+            return self.clone_volume.write_runs(runs).await;
+        }
+        let writes = runs.map(|(first, run)| self.clone_volume.write(first, vec![run]));
         join_all(writes).await.into_iter().collect()
     }
 

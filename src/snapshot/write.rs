@@ -104,7 +104,7 @@ impl Volume {
         let parts = self.whole_blocks(offset, data).await?;
         let asked: Vec<Range<u64>> = parts.iter().map(|part| self.blocks_of(part)).collect();
         self.touch(std::slice::from_ref(&range), &asked, admitted.epoch).await?;
-        self.write_parts(&admitted, &range, parts).await
+        self.write_parts(&admitted, &range, parts, &asked).await
     }
 
     /// Completes the first and the last block from what is there.
@@ -189,9 +189,9 @@ impl Volume {
         admitted: &Admitted,
         range: &Range<u64>,
         mut parts: Vec<Part>,
+        asked: &[Range<u64>],
     ) -> Result<u64> {
         let epoch = admitted.epoch;
-        let asked: Vec<Range<u64>> = parts.iter().map(|p| self.blocks_of(p)).collect();
         self.clear_rest(range, &mut parts).await?;
         let size = self.geometry().block_size as usize;
         let mut straight: Vec<Part> = Vec::new();
@@ -230,7 +230,7 @@ impl Volume {
             self.note_failed(range);
             return Err(error);
         }
-        self.bring_into_use(&asked, epoch).await?;
+        self.bring_into_use(asked, epoch).await?;
         if needs_space {
             self.found_space();
         }

@@ -58,6 +58,17 @@ impl CloneVolume {
             .map_err(|e| e.context(format!("clone volume, block {block}")))
     }
 
+    /// Appends runs of blocks to `into` beside this thread; returns it, and the numbers of the
+    /// runs that were not at hand: zeros are in their places.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub async fn read_runs(&self, runs: &[(Block, u64)], into: BytesMut) -> Result<(BytesMut, Vec<usize>)> {
+        let bytes = |count: u64| usize::try_from(count * self.block_size).unwrap_or(usize::MAX);
+        let pieces = runs.iter().map(|(first, count)| (first.0 * self.block_size, bytes(*count))).collect();
+        self.io.read_each(self.file, pieces, into).await.map_err(|e| e.context("clone volume"))
+    }
+
     /// Appends bytes to `buffer` if they are at hand (true); else it stays as it was.
     ///
     /// # Errors
@@ -88,6 +99,18 @@ impl CloneVolume {
         // A write that failed may have changed something all the same.
         self.syncer.wrote();
         result.map_err(|e| e.context(format!("clone volume, block {block}")))
+    }
+
+    /// Writes runs of whole blocks, disjoint, beside this thread.
+    ///
+    /// # Errors
+    /// `Io`, `Full`: any of them may have been written.
+    pub async fn write_runs(&self, runs: impl Iterator<Item = (Block, Bytes)>) -> Result<()> {
+        let pieces = runs.map(|(first, data)| (first.0 * self.block_size, data)).collect();
+        let result = self.io.write_each(self.file, pieces).await;
+        // Some may have been written all the same.
+        self.syncer.wrote();
+        result.map_err(|e| e.context("clone volume"))
     }
 
     /// Allocates space for blocks; what they hold stays.

@@ -37,6 +37,9 @@ pub struct Tuning {
     /// Steps of long work after which the requests of clients get their turn: a map asked for
     /// a page, a staged block put into the journal.
     pub steps_at_once: usize,
+    /// So many blocks at least are read, summed up or written beside the engine's thread; what
+    /// is less is done sooner than handed over.
+    pub beside_blocks_min: usize,
     /// Bytes that a volume with snapshots keeps allocated beside what its stage holds, so
     /// that a deletion works on a full disk.
     pub reserve_bytes: u64,
@@ -55,11 +58,12 @@ impl Default for Tuning {
             stage_bytes: 16 << 20,
             journal_bytes_max: 64 << 20,
             journal_step_bytes: 1 << 20,
-            group_bytes_max: 1 << 20,
-            groups_in_flight_max: 2,
+            group_bytes_max: 2 << 20,
+            groups_in_flight_max: 3,
             // As many as a hash table of 2^18 places takes before it grows.
             layer_entries_max: 7 << 15,
             steps_at_once: 64,
+            beside_blocks_min: 24,
             reserve_bytes: 4 << 20,
             region_bytes: 4 << 20,
             active_regions: 256,

@@ -454,6 +454,7 @@ impl SaveVolume {
         epoch: Epoch,
         images: &[Image],
     ) -> Result<Vec<(SaveAddr, u32)>> {
+        let crcs = self.checksums(images).await?;
         let size = group_size(images.len(), self.block_size);
         let (number, at, generation) = self.place(journal, size, epoch, images.len() as u64).await?;
         let header = GroupHeader {
@@ -464,7 +465,8 @@ impl SaveVolume {
             block_size: self.block_size,
             entries: images
                 .iter()
-                .map(|i| GroupEntry { block: i.block, crc: crc32c::crc32c(&i.data), damaged: i.damaged })
+                .zip(crcs)
+                .map(|(i, crc)| GroupEntry { block: i.block, crc, damaged: i.damaged })
                 .collect(),
         };
         let mut data = vec![Bytes::from(header.encode())];
@@ -504,6 +506,15 @@ impl SaveVolume {
         let step = u64::from(self.block_size);
         let addrs = (0..).map(|i| addr(number, first + i * step));
         Ok(addrs.zip(&header.entries).map(|(addr, entry)| (addr, entry.crc)).collect())
+    }
+
+    /// The checksums of images; those of many are made beside this thread.
+    async fn checksums(&self, images: &[Image]) -> Result<Vec<u32>> {
+        if images.len() < self.tuning.beside_blocks_min {
+            return Ok(images.iter().map(|image| crc32c::crc32c(&image.data)).collect());
+        }
+        let data: Vec<Bytes> = images.iter().map(|image| image.data.clone()).collect();
+        self.io.compute(move || data.iter().map(|data| crc32c::crc32c(data)).collect()).await
     }
 
     /// Finds a place for `size` bytes, in the next segment if this one has no room.

@@ -65,6 +65,7 @@ fn in_full(world: &mut World, op: Op, submitted: u64) {
     let changes = matches!(
         op,
         Op::Write { .. }
+            | Op::WriteEach { .. }
             | Op::Punch { .. }
             | Op::Allocate { .. }
             | Op::Truncate { .. }
@@ -88,6 +89,16 @@ pub(super) fn fail(world: &mut World, op: Op, submitted: u64) {
     let (file, change) = match op {
         Op::Write { file, offset, data } => {
             (file, Change::Write { offset, data: Bytes::from(data.concat()) })
+        }
+        Op::WriteEach { file, pieces } => {
+            for (offset, data) in pieces {
+                match world.rng.u8(0..3) {
+                    0 => {}
+                    1 => fail(world, Op::Write { file, offset, data: vec![data] }, submitted),
+                    _ => drop(world.change(file, Change::Write { offset, data })),
+                }
+            }
+            return;
         }
         Op::Punch { file, offset, len } => (file, Change::Punch { offset, len }),
         Op::Allocate { file, offset, len } => (file, Change::Allocate { offset, len }),

@@ -30,7 +30,7 @@ impl World {
         let faults = self.faults?;
         let (odds, takes_space) = match op {
             Op::Read { .. } | Op::Map { .. } => (faults.reads, false),
-            Op::Write { .. } | Op::Allocate { .. } => (faults.writes, true),
+            Op::Write { .. } | Op::WriteEach { .. } | Op::Allocate { .. } => (faults.writes, true),
             Op::Punch { .. } | Op::Truncate { .. } => (faults.writes, false),
             Op::Sync { .. } | Op::SyncDir { .. } => (faults.syncs, false),
             Op::Open { how, .. } => (faults.names, matches!(how, OpenHow::CreateNew | OpenHow::CreateEmpty)),

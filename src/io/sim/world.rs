@@ -340,6 +340,13 @@ impl World {
                 let data = Bytes::from(data.concat());
                 self.change(file, Change::Write { offset, data })
             }
+            Op::ReadEach { file, pieces, into } => self.read_each(file, &pieces, into),
+            Op::WriteEach { file, pieces } => {
+                for (offset, data) in pieces {
+                    self.change(file, Change::Write { offset, data })?;
+                }
+                Ok(Output::None)
+            }
             Op::Punch { file, offset, len } => self.change(file, Change::Punch { offset, len }),
             Op::Allocate { file, offset, len } => self.change(file, Change::Allocate { offset, len }),
             Op::Truncate { file, len } => self.change(file, Change::Truncate { len }),
@@ -394,6 +401,21 @@ impl World {
         let mut bytes = BytesMut::zeroed(len);
         self.file(file)?.live.read(offset, &mut bytes);
         Ok(Output::Bytes(bytes))
+    }
+
+    /// Chance says what is at hand.
+    fn read_each(&mut self, file: FileId, pieces: &[(u64, usize)], mut into: BytesMut) -> Outcome {
+        let mut missing = Vec::new();
+        for (number, (offset, len)) in pieces.iter().enumerate() {
+            match self.read(file, *offset, *len) {
+                Ok(Output::Bytes(bytes)) if self.rng.u8(0..4) > 0 => into.extend_from_slice(&bytes),
+                _ => {
+                    into.resize(into.len() + len, 0);
+                    missing.push(number);
+                }
+            }
+        }
+        Ok(Output::Pieces(into, missing))
     }
 
     /// Changes a file; a full disk takes a part of a write, by chance.
@@ -687,6 +709,8 @@ fn file_of(op: &Op) -> Option<FileId> {
     match op {
         Op::Read { file, .. }
         | Op::Write { file, .. }
+        | Op::ReadEach { file, .. }
+        | Op::WriteEach { file, .. }
         | Op::Sync { file }
         | Op::Punch { file, .. }
         | Op::Allocate { file, .. }

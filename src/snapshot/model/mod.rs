@@ -69,6 +69,7 @@ pub(crate) fn tuning(block_size: u32) -> Tuning {
         groups_in_flight_max: 2,
         layer_entries_max: 9,
         steps_at_once: 2,
+        beside_blocks_min: 2,
         reserve_bytes: 1 << 20,
         region_bytes: block * 4,
         active_regions: 6,
