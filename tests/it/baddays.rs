@@ -228,6 +228,9 @@ fn a_failback_that_does_not_fit_its_pause_is_refused() {
 /// back is slow. The bytes are what the new primary wrote since.
 fn taken_over() -> (Pair, Server, Server, u64) {
     let (pair, a, b, stamper) = following(None);
+    let there = pair.b().join("v");
+    // The session back begins with the policy of this one.
+    ok(&pair.a(), &["replicate", "v", there.to_str().unwrap(), "--limit", "2M"]);
     ok(&pair.a(), &["pause", "v"]);
     stamper.more(100);
     let own = stamper.end();
