@@ -138,7 +138,8 @@ impl<P: Port> Sender<'_, P> {
                 ));
         }
         let sessions = self.core.sessions();
-        let others = sessions.iter().filter(|o| o.side == Side::Sender && o.unit == *unit).count() - 1;
+        let others =
+            sessions.iter().filter(|o| o.side == Side::Sender && o.unit == *unit).count().saturating_sub(1);
         if others > 0 && !force {
             return Err(Error::conflict(format!("{unit} is replicated to {others} more places"))
                 .hint("--force goes on; they are to be replicated to from the new primary then"));
